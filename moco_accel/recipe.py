@@ -1,0 +1,289 @@
+"""The recipe: the one contract between planner and trainer.
+
+A recipe is strict and typed; unknown keys are refused, and every error names the field, its value, the rule and a
+value that works. This module imports no torch, so that `--help` and error messages come at once.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from moco_accel.recipe_text import RecipeError, dump_yaml, explain, parse_yaml, set_fields
+
+VIT_NAMES = tuple(f"vit_{size}_patch{p}" for size in ("tiny", "small", "base", "large") for p in (8, 16))
+RESNET_NAMES = ("resnet18", "resnet34", "resnet50", "resnet101")
+ENCODER_NAMES = VIT_NAMES + RESNET_NAMES
+
+_LINEAR_SCALING_BASE = 256  # lr = base_lr * global_batch_size / 256 (Goyal et al. 2017; MoCo v3 section 4)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Encoder(Section):
+    name: str
+    image_size: int = Field(224, ge=8, le=2048)
+    bands: int = Field(3, ge=1, le=64)
+    freeze_patch_projection: bool = True
+
+
+class Moco(Section):
+    projector_hidden_dim: int = Field(4096, ge=1)
+    output_dim: int = Field(256, ge=1)
+    predictor_output_norm: bool = True
+    temperature: float = Field(0.2, gt=0)
+    momentum_coefficient: float = Field(0.99, ge=0, le=1)
+    momentum_schedule: Literal["constant", "cosine"] = "constant"
+    queue_size: int = Field(0, ge=0)
+
+
+class Batch(Section):
+    global_batch_size: int = Field(ge=2)
+    micro_batch_size: int = Field(ge=1)
+    accumulation_steps: int = Field(ge=1)
+    contrast_over: Literal["global_batch", "micro_batch"] = "global_batch"
+
+
+class Optimizer(Section):
+    name: str = "adamw"
+    base_lr: float = Field(1.5e-4, ge=0)
+    lr: float = Field(ge=0)
+    weight_decay: float = Field(0.1, ge=0)
+
+
+class Schedule(Section):
+    epochs: int = Field(300, ge=1)
+    warmup_epochs: int = Field(40, ge=0)
+
+
+class Memory(Section):
+    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    activation_checkpointing: bool = False
+
+
+class Hardware(Section):
+    """`vram_gib: null` means the recipe was made for no GPU in particular and may run on a CPU."""
+
+    num_devices: int = Field(1, ge=1)
+    vram_gib: float | None = Field(None, gt=0)
+    gpu: str | None = None
+
+
+class Augment(Section):
+    """Both views' augmentation. A pair holds (view 1, view 2)."""
+
+    crop_min_scale: float = Field(0.2, gt=0, le=1)
+    jitter_probability: float = Field(0.8, ge=0, le=1)
+    brightness: float = Field(0.2, ge=0, le=1)
+    contrast: float = Field(0.2, ge=0, le=1)
+    saturation: float = Field(0.1, ge=0, le=1)
+    hue: float = Field(0.05, ge=0, le=0.5)
+    greyscale_probability: float = Field(0.2, ge=0, le=1)
+    blur_probability: list[float] = Field([1.0, 0.1], min_length=2, max_length=2)
+    solarize_probability: list[float] = Field([0.0, 0.2], min_length=2, max_length=2)
+    horizontal_flip_probability: float = Field(0.5, ge=0, le=1)
+    vertical_flip_probability: float = Field(0.5, ge=0, le=1)
+    rotate_quarter_turns: bool = True
+    noise_std: float = Field(0.01, ge=0, le=1, description="of the pixel range [0, 1], before normalisation")
+
+
+class Data(Section):
+    source: str = "data/tiles"
+    image_column: str = "image"
+    num_workers: int = Field(2, ge=0)
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+class Evaluation(Section):
+    """Labelled shards on which frozen features are judged; `null` sources mean none."""
+
+    train_source: str | None = None
+    test_source: str | None = None
+    label_column: str = "label"
+    neighbours: int = Field(20, ge=1)
+    temperature: float = Field(0.07, gt=0)
+
+
+class Run(Section):
+    seed: int = Field(0, ge=0)
+    log_every_steps: int = Field(10, ge=1)
+    checkpoint_every_steps: int = Field(200, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class Planned(Section):
+    """What the planner expected. `measured_on` names the card once the figure was measured on one."""
+
+    peak_reserved_mib: int
+    headroom_mib: int
+    breakdown_mib: dict[str, int]
+    torch: str
+    measured_on: str | None = None
+
+
+class Recipe(Section):
+    encoder: Encoder
+    moco: Moco = Moco()
+    batch: Batch
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    memory: Memory = Memory()
+    hardware: Hardware = Hardware()
+    augment: Augment = Augment()
+    data: Data = Data()
+    evaluation: Evaluation = Evaluation()
+    run: Run = Run()
+    planned: Planned | None = None
+
+    @property
+    def per_device_batch_size(self) -> int:
+        return self.batch.micro_batch_size * self.batch.accumulation_steps
+
+    @property
+    def keys_per_query(self) -> int:
+        """Keys in one softmax: the positive, the other keys of the batch, and the queue."""
+        if self.batch.contrast_over == "global_batch":
+            in_batch = self.batch.global_batch_size
+        else:
+            in_batch = self.batch.micro_batch_size * self.hardware.num_devices
+        return in_batch + self.moco.queue_size
+
+    @property
+    def negatives_per_query(self) -> int:
+        return self.keys_per_query - 1
+
+    @property
+    def chance_loss(self) -> float:
+        """The loss of features that tell nothing apart: 4 T ln(keys), two views of 2 T ln(keys) each."""
+        return 4 * self.moco.temperature * math.log(self.keys_per_query)
+
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Per-band mean and standard deviation in units of the pixel range [0, 1]."""
+        mean = IMAGENET_MEAN if self.data.mean is None else self.data.mean
+        std = IMAGENET_STD if self.data.std is None else self.data.std
+        return list(mean), list(std)
+
+
+def recipe_from_dict(fields: object) -> Recipe:
+    """Validate plain data. Raises RecipeError (one line) on the first thing that is wrong."""
+    if not isinstance(fields, dict):
+        raise RecipeError(f"a recipe is a mapping of sections, not {type(fields).__name__}; start with 'encoder:'")
+    try:
+        recipe = Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise RecipeError(explain(error, Recipe)) from None
+    for check in (_check_encoder, _check_batch, _check_optimizer, _check_schedule, _check_queue, _check_data):
+        check(recipe)
+    return recipe
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a YAML recipe, apply `section.field=value` overrides, validate. Raises RecipeError."""
+    return recipe_from_dict(set_fields(parse_yaml(Path(path)), overrides or []))
+
+
+def save_recipe(recipe: Recipe, path: str | Path, comment: str = "") -> None:
+    """Write `recipe` as YAML, every field spelled out, under a `# comment` of one or more lines."""
+    fields = recipe.model_dump(exclude={"planned"} if recipe.planned is None else None)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(dump_yaml(fields, comment))
+
+
+def divisible_batches(global_batch_size: int, unit: int) -> str:
+    """The batch sizes nearest to `global_batch_size` that are multiples of `unit`, for error messages."""
+    below = global_batch_size // unit * unit
+    return ", ".join(str(n) for n in (below, below + unit) if n >= 2)
+
+
+def scaled_lr(base_lr: float, global_batch_size: int) -> float:
+    """Linear scaling rule. Rounded to 10 digits, so that a person can write the product down."""
+    return float(f"{base_lr * global_batch_size / _LINEAR_SCALING_BASE:.10g}")
+
+
+def _check_encoder(recipe: Recipe) -> None:
+    name, size = recipe.encoder.name, recipe.encoder.image_size
+    if name not in ENCODER_NAMES:
+        raise RecipeError(f"encoder.name={name!r} is not known; one of: {', '.join(ENCODER_NAMES)}")
+    if name in VIT_NAMES and size % (patch := int(name.rpartition("patch")[2])):
+        raise RecipeError(
+            f"encoder.image_size={size} is not a multiple of {name}'s patch of {patch}; "
+            f"nearest: {divisible_batches(size, patch)}"
+        )
+
+
+def _check_batch(recipe: Recipe) -> None:
+    batch, devices = recipe.batch, recipe.hardware.num_devices
+    total = batch.global_batch_size
+    if total % devices:
+        raise RecipeError(
+            f"batch.global_batch_size={total} does not divide over {devices} devices; "
+            f"nearest: {divisible_batches(total, devices)}"
+        )
+    if batch.micro_batch_size * batch.accumulation_steps * devices == total:
+        return
+    rule = (
+        f"batch.global_batch_size={total} is not micro_batch_size {batch.micro_batch_size} x accumulation_steps "
+        f"{batch.accumulation_steps} x num_devices {devices} = "
+        f"{batch.micro_batch_size * batch.accumulation_steps * devices}"
+    )
+    per_device = total // devices
+    if per_device % batch.micro_batch_size == 0:
+        raise RecipeError(f"{rule}; batch.accumulation_steps={per_device // batch.micro_batch_size} works")
+    works = divisible_batches(total, batch.micro_batch_size * devices)
+    raise RecipeError(f"{rule}; nearest global batches for this micro-batch: {works}")
+
+
+def _check_optimizer(recipe: Recipe) -> None:
+    name, base_lr, lr = recipe.optimizer.name, recipe.optimizer.base_lr, recipe.optimizer.lr
+    if name == "lars_8bit":
+        raise RecipeError(
+            "optimizer.name='lars_8bit' is refused: bitsandbytes' 8-bit LARS drops the trust ratio; use lars "
+            "(32-bit) or adamw_8bit"
+        )
+    if name not in (known := ("adamw", "adamw_8bit", "lars")):
+        raise RecipeError(f"optimizer.name={name!r} is not known; one of: {', '.join(known)}")
+    expected = scaled_lr(base_lr, recipe.batch.global_batch_size)
+    if not math.isclose(lr, expected, rel_tol=1e-6):
+        raise RecipeError(
+            f"optimizer.lr={lr:g} is not base_lr {base_lr:g} x global_batch_size "
+            f"{recipe.batch.global_batch_size} / {_LINEAR_SCALING_BASE}; optimizer.lr={expected:.10g} works"
+        )
+
+
+def _check_schedule(recipe: Recipe) -> None:
+    warmup, epochs = recipe.schedule.warmup_epochs, recipe.schedule.epochs
+    if warmup > epochs:
+        raise RecipeError(
+            f"schedule.warmup_epochs={warmup} is longer than schedule.epochs={epochs}; "
+            f"schedule.warmup_epochs={epochs // 10} works"
+        )
+
+
+def _check_queue(recipe: Recipe) -> None:
+    size, enqueued = recipe.moco.queue_size, recipe.batch.global_batch_size
+    if size % enqueued:
+        raise RecipeError(
+            f"moco.queue_size={size} is not a multiple of the {enqueued} keys enqueued per optimizer step; "
+            f"nearest: {size // enqueued * enqueued}, {(size // enqueued + 1) * enqueued}"
+        )
+
+
+def _check_data(recipe: Recipe) -> None:
+    bands = recipe.encoder.bands
+    for field, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        values = getattr(recipe.data, field)
+        if values is None and bands != len(default):
+            raise RecipeError(f"data.{field}=null has a default for 3 bands only; write one number per band ({bands})")
+        if values is not None and len(values) != bands:
+            raise RecipeError(f"data.{field}={values} has {len(values)} numbers; encoder.bands={bands} wants {bands}")
+        if field == "std" and values is not None and min(values) <= 0:
+            raise RecipeError(f"data.std={values} must be above 0 in every band; e.g. 0.2")
