@@ -1,0 +1,168 @@
+"""Encoders: ViT from transformers, ResNet from torchvision, for any number of bands, initialised as MoCo v3 does.
+
+Every encoder maps pixels `[tiles, bands, height, width]` to features `[tiles, feature_dim]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from moco_accel.recipe import RESNET_NAMES
+from moco_accel.recipe import Encoder as EncoderConfig
+
+# hidden size, layers, heads. ViT-S and ViT-B have 12 heads in MoCo v3; tiny and large as in DeiT and ViT.
+_VIT_SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
+_RESNET_DIMS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
+
+
+def feature_dim(name: str) -> int:
+    """Width of the encoder's features."""
+    return _RESNET_DIMS[name] if name in _RESNET_DIMS else _VIT_SIZES[name.split("_")[1]][0]
+
+
+def build_encoder(config: EncoderConfig, activation_checkpointing: bool = False) -> nn.Module:
+    """The encoder a recipe names, freshly initialised from torch's global random state.
+
+    With `activation_checkpointing` only the inputs of its blocks are kept for backward; the gradient is the same.
+    """
+    build = _build_resnet if config.name in RESNET_NAMES else _build_vit
+    encoder = build(config, activation_checkpointing)
+    if config.freeze_patch_projection:
+        patch_projection(encoder).requires_grad_(False)
+    return encoder
+
+
+def patch_projection(encoder: nn.Module) -> nn.Conv2d:
+    """The layer that first sees the pixels: a ViT's patch projection, a ResNet's conv1. Raises LookupError."""
+    for path in ("vit.embeddings.patch_embeddings.projection", "conv1"):
+        try:
+            layer = encoder.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(layer, nn.Conv2d):
+            return layer
+    raise LookupError(f"{type(encoder).__name__} has no patch projection to freeze")
+
+
+def recomputed(function: Callable[..., Tensor], module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    """`function(*args, **kwargs)`, its activations recomputed in backward instead of kept.
+
+    `module` holds the BatchNorm layers that `function` runs: recomputation leaves their running statistics alone.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _frozen_running_statistics(module)
+
+    return cast(Tensor, checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs))
+
+
+def _recompute_blocks(encoder: nn.Module, block_type: type[nn.Module] | tuple[type[nn.Module], ...]) -> None:
+    for block in encoder.modules():
+        if isinstance(block, block_type):
+            block.forward = partial(recomputed, block.forward, block)
+
+
+@contextmanager
+def _frozen_running_statistics(module: nn.Module) -> Iterator[None]:
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False  # still normalises by the batch's own statistics in train mode
+    try:
+        yield
+    finally:
+        for norm, tracked in zip(norms, before, strict=True):
+            norm.track_running_stats = tracked
+
+
+class VisionTransformer(nn.Module):
+    """transformers' ViT, reduced to its CLS token after the final norm."""
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return cast(Tensor, self.vit(pixels).last_hidden_state[:, 0])
+
+
+def _build_vit(config: EncoderConfig, activation_checkpointing: bool) -> nn.Module:
+    from transformers import ViTConfig, ViTModel
+    from transformers.initialization import no_init_weights
+    from transformers.models.vit.modeling_vit import ViTLayer
+
+    size, patch = config.name.split("_")[1:]
+    hidden, layers, heads = _VIT_SIZES[size]
+    settings = ViTConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        image_size=config.image_size,
+        patch_size=int(patch.removeprefix("patch")),
+        num_channels=config.bands,
+        layer_norm_eps=1e-6,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    # transformers' own initialisation is data-dependent (fake tensors refuse it) and not MoCo v3's
+    with no_init_weights():
+        vit = ViTModel(settings, add_pooling_layer=False)
+    _initialise_vit(vit)
+    if activation_checkpointing:
+        _recompute_blocks(vit, ViTLayer)
+    return VisionTransformer(vit)
+
+
+@torch.no_grad()
+def _initialise_vit(vit: Any) -> None:
+    """MoCo v3's initialisation: Xavier-uniform Linears (q, k, v each on its own fan), fixed sin-cos positions."""
+    for module in vit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(vit.embeddings.cls_token, std=1e-6)
+    projection = vit.embeddings.patch_embeddings.projection
+    bands, patch = projection.in_channels, projection.kernel_size[0]
+    bound = math.sqrt(6 / (bands * patch**2 + projection.out_channels))
+    nn.init.uniform_(projection.weight, -bound, bound)
+    nn.init.zeros_(projection.bias)
+    positions = vit.embeddings.position_embeddings
+    side = vit.config.image_size // vit.config.patch_size
+    positions.copy_(sin_cos_positions(side, positions.shape[-1]))
+    positions.requires_grad_(False)
+
+
+def sin_cos_positions(side: int, dim: int, temperature: float = 10_000.0) -> Tensor:
+    """Fixed 2-D position embedding `[1, 1 + side², dim]`: sin w, cos w, sin h, cos h; zero for the CLS token."""
+    # built from plain numbers in float64, so that it is the same under any default dtype
+    frequencies = temperature ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    rows = angles[:, None].expand(side, side, -1).flatten(0, 1)
+    columns = angles[None, :].expand(side, side, -1).flatten(0, 1)
+    patches = torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], dim=1)
+    return torch.cat([torch.zeros(1, dim, dtype=torch.float64), patches])[None].to(torch.get_default_dtype())
+
+
+def _build_resnet(config: EncoderConfig, activation_checkpointing: bool) -> nn.Module:
+    resnet: Any = torchvision.models.get_model(config.name, weights=None, zero_init_residual=True)
+    resnet.fc = nn.Identity()
+    if config.bands != 3:
+        resnet.conv1 = nn.Conv2d(config.bands, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if activation_checkpointing:
+        _recompute_blocks(resnet, (BasicBlock, Bottleneck))
+    return cast(nn.Module, resnet)

@@ -1,0 +1,116 @@
+"""MoCo v3's networks: encoder, projector and predictor, and the momentum side that makes the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moco_accel.collectives import GlobalBatchNorm1d, rank, world_size
+from moco_accel.encoders import build_encoder, feature_dim, recomputed
+from moco_accel.loss import contrastive_loss, feature_std
+from moco_accel.recipe import RESNET_NAMES, Recipe
+
+View = Sequence[Tensor]
+"""One view of a device's tiles, as micro-batches of pixels `[tiles, bands, height, width]`.
+
+A list of tensors is one; so is `augment.AugmentedView`, which makes a micro-batch anew each time it is asked for.
+"""
+
+
+def build_moco(recipe: Recipe) -> MoCo:
+    """The networks a recipe names, freshly initialised from torch's global random state."""
+    return MoCo(recipe)
+
+
+class MoCo(nn.Module):
+    """Query side (encoder, projector, predictor) and momentum side (momentum encoder, momentum projector)."""
+
+    queue: Tensor
+    queue_start: Tensor
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.temperature = recipe.moco.temperature
+        self.encoder = build_encoder(recipe.encoder, recipe.memory.activation_checkpointing)
+        self.projector = _build_projector(recipe)
+        self.predictor = _build_predictor(recipe)
+        self.momentum_encoder = build_encoder(recipe.encoder)
+        self.momentum_projector = _build_projector(recipe)
+        self.momentum_encoder.load_state_dict(self.encoder.state_dict())
+        self.momentum_projector.load_state_dict(self.projector.state_dict())
+        self.momentum_encoder.requires_grad_(False)
+        self.momentum_projector.requires_grad_(False)
+        queue = functional.normalize(torch.randn(recipe.moco.queue_size, recipe.moco.output_dim), dim=1)
+        self.register_buffer("queue", queue)
+        self.register_buffer("queue_start", torch.zeros((), dtype=torch.long))
+
+    def forward(self, view: View, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of one view's queries against the gathered `keys` of the other; and the features' spread."""
+        features = encode(self.encoder, view)
+        queries = self.predictor(self.projector(features))
+        assert len(keys) == len(queries) * world_size(), f"{len(keys)} keys for {len(queries)} queries"
+        loss = contrastive_loss(queries, keys, self.temperature, len(queries) * rank(), self.queue)
+        return loss, feature_std(features.detach())
+
+    @torch.no_grad()
+    def keys(self, view: View) -> Tensor:
+        """Keys `[tiles, output_dim]` of one view from the momentum side, in train mode, without gradient."""
+        return self.momentum_projector(encode(self.momentum_encoder, view))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def update_momentum_side(self, coefficient: float) -> None:
+        """p_k = m p_k + (1 - m) p_q over parameters. BatchNorm buffers of the momentum side are its own."""
+        for momentum_module, module in (
+            (self.momentum_encoder, self.encoder),
+            (self.momentum_projector, self.projector),
+        ):
+            torch._foreach_lerp_(list(momentum_module.parameters()), list(module.parameters()), 1 - coefficient)
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        """Replace the oldest of the queue by `keys` (all processes'), normalised."""
+        if not len(self.queue):
+            return
+        places = (self.queue_start + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue[places] = functional.normalize(keys.to(self.queue.dtype), dim=1)
+        self.queue_start.copy_((self.queue_start + len(keys)) % len(self.queue))
+
+
+def encode(encoder: nn.Module, view: View) -> Tensor:
+    """Features of a whole view, micro-batch by micro-batch.
+
+    With gradient and more than one micro-batch, each is recomputed alone in backward, so that one micro-batch's
+    activations live at a time and the gradient is that of the whole (gradient caching at the features).
+    """
+    if len(view) == 1:
+        return encoder(view[0])  # type: ignore[no-any-return]
+    if not torch.is_grad_enabled():
+        return torch.cat([encoder(view[index]) for index in range(len(view))])
+    # by index, so that checkpointing keeps a number and not the pixels
+    return torch.cat([recomputed(lambda i: encoder(view[i]), encoder, index) for index in range(len(view))])
+
+
+def _build_projector(recipe: Recipe) -> nn.Sequential:
+    hidden, output = recipe.moco.projector_hidden_dim, recipe.moco.output_dim
+    hidden_layers = 1 if recipe.encoder.name in RESNET_NAMES else 2
+    widths = [feature_dim(recipe.encoder.name), *[hidden] * hidden_layers, output]
+    return _build_head(widths, output_norm=True)
+
+
+def _build_predictor(recipe: Recipe) -> nn.Sequential:
+    widths = [recipe.moco.output_dim, recipe.moco.projector_hidden_dim, recipe.moco.output_dim]
+    return _build_head(widths, output_norm=recipe.moco.predictor_output_norm)
+
+
+def _build_head(widths: list[int], output_norm: bool) -> nn.Sequential:
+    """Linear layers without bias; BatchNorm and ReLU between them; BatchNorm without affine on the output."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(widths[:-2], widths[1:-1], strict=True):
+        layers += [nn.Linear(fan_in, fan_out, bias=False), GlobalBatchNorm1d(fan_out), nn.ReLU(inplace=True)]
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=False))
+    if output_norm:
+        layers.append(GlobalBatchNorm1d(widths[-1], affine=False))
+    return nn.Sequential(*layers)

@@ -1,0 +1,78 @@
+"""The only training step. The trainer runs it, the planner traces it.
+
+It touches no disk, console or command line.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from moco_accel.collectives import gather_keys
+from moco_accel.moco import MoCo, View
+from moco_accel.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Scalars on the device: this process's mean loss over its tiles, and the features' spread (0: collapsed)."""
+
+    loss: Tensor
+    feature_std: Tensor
+
+
+def build_accelerator(recipe: Recipe, cpu: bool = False) -> Accelerator:
+    """The Accelerator every run and every trace uses. Accumulation is the step's own, so Accelerate's stays at 1."""
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(cpu=cpu, mixed_precision=recipe.memory.mixed_precision, kwargs_handlers=[ddp])
+    # ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment beats the constructor; backward() divides by it
+    accelerator.gradient_accumulation_steps = 1
+    return accelerator
+
+
+def train_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    views: tuple[View, View],
+    recipe: Recipe,
+    momentum_coefficient: float,
+) -> StepResult:
+    """One optimizer step of MoCo v3 on this process's tiles (algorithm 1 of the paper).
+
+    `model` and `optimizer` are prepared by `accelerator`; each view is a sequence of `accumulation_steps`
+    micro-batches. Keys carry no gradient, so each view's loss is computed and differentiated on its own: exact, and
+    only one view's activations live at a time.
+    """
+    moco = accelerator.unwrap_model(model)
+    assert isinstance(moco, MoCo)
+    moco.update_momentum_side(momentum_coefficient)
+    optimizer.zero_grad()
+    groups = contrast_groups(views, recipe)
+    losses, spreads, enqueued = [], [], []
+    for number, (view1, view2) in enumerate(groups, start=1):
+        with accelerator.autocast():
+            keys1, keys2 = gather_keys(moco.keys(view1)), gather_keys(moco.keys(view2))
+        enqueued.append(keys2)
+        for view, keys, last in ((view1, keys2, False), (view2, keys1, number == len(groups))):
+            # gradients are averaged over processes once per step, in the last backward
+            with nullcontext() if last else accelerator.no_sync(model):
+                loss, spread = model(view, keys)
+                accelerator.backward(loss / len(groups))
+            losses.append(loss.detach())
+            spreads.append(spread)
+    optimizer.step()
+    moco.enqueue(torch.cat(enqueued))
+    return StepResult(torch.stack(losses).sum() / len(groups), torch.stack(spreads).mean())
+
+
+def contrast_groups(views: tuple[View, View], recipe: Recipe) -> list[tuple[View, View]]:
+    """What is contrasted together: the whole batch, or (`contrast_over: micro_batch`) one micro-batch at a time."""
+    if recipe.batch.contrast_over == "global_batch":
+        return [views]
+    return [([a], [b]) for a, b in zip(*views, strict=True)]
