@@ -1,0 +1,122 @@
+"""How good are frozen features: k nearest neighbours, beside what needs no pretraining at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+
+from moco_accel.recipe import Recipe
+
+if TYPE_CHECKING:
+    from moco_accel.shards import Tiles
+
+Metric = Literal["cosine", "euclidean"]
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in greyscale JPEG
+_QUERIES_AT_ONCE = 1024  # bounds the similarity matrix
+
+
+@torch.inference_mode()
+def extract_features(
+    encoder: nn.Module,
+    tiles: Tiles,
+    recipe: Recipe,
+    device: torch.device | str,
+    grey: bool = False,
+    batch_size: int = 256,
+    on_progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Features float32 [N, D] of all tiles, on the CPU; `encoder` must be on `device` and keeps its train mode.
+
+    Each tile is scaled to [0, 1], made grey if asked (all bands become its luma), resized to `encoder.image_size`,
+    and normalised as in training. `on_progress(n)` hears of every n tiles done.
+    """
+    size = recipe.encoder.image_size
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in recipe.normalisation)
+    was_training = encoder.training
+    encoder.eval()
+    features: list[Tensor] = []
+    try:
+        for start in range(0, len(tiles), batch_size):
+            indices = range(start, min(start + batch_size, len(tiles)))
+            pixels = torch.stack([_pixels(tiles[index], size, grey) for index in indices])
+            features.append(encoder(((pixels - mean) / std).to(device)).float().cpu())
+            if on_progress:
+                on_progress(len(indices))
+    finally:
+        encoder.train(was_training)
+    return torch.cat(features)
+
+
+def _pixels(tile: Tensor, size: int, grey: bool) -> Tensor:
+    """Tile uint8 [C, H, W] → float32 [C, size, size] in [0, 1]."""
+    pixels = tile.float() / 255
+    if grey:
+        pixels = to_grey(pixels)
+    if pixels.shape[1:] != (size, size):
+        pixels = interpolate(pixels[None], (size, size), mode="bilinear", antialias=True)[0]
+    return pixels
+
+
+def to_grey(pixels: Tensor) -> Tensor:
+    """Luma of [C, H, W], repeated over its bands; the mean of the bands where they are not red, green and blue."""
+    bands = pixels.shape[0]
+    weights = pixels.new_tensor(_LUMA if bands == 3 else [1 / bands] * bands)
+    return torch.einsum("c,chw->hw", weights, pixels).expand_as(pixels)
+
+
+def mean_colour_features(tiles: Tiles) -> Tensor:
+    """Mean of each band in [0, 1], float32 [N, C]: the baseline that any pretraining has to beat."""
+    return torch.stack([tiles[index].float().mean(dim=(1, 2)) / 255 for index in range(len(tiles))])
+
+
+def knn_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    neighbours: int = 20,
+    temperature: float = 0.07,
+    *,
+    num_classes: int,
+    metric: Metric = "cosine",
+) -> float:
+    """Share of test features [M, D] whose class, of labels [N], [M], their `neighbours` nearest train features vote.
+
+    `cosine`: votes weigh exp(similarity / temperature), as in Wu et al. 2018 (section 3.4). `euclidean`: votes weigh
+    the same, for features whose length matters, such as the mean colour. Fewer than `neighbours` train features all
+    vote; a tie goes to the lower class number.
+    """
+    if len(test_labels) == 0 or len(train_labels) == 0:
+        raise ValueError(
+            f"kNN wants tiles on both sides: {len(train_labels)} to learn from, {len(test_labels)} to test"
+        )
+    correct = 0
+    nearest = _nearest(train_features, test_features, neighbours, metric)
+    for (closeness, indices), truth in zip(nearest, torch.split(test_labels, _QUERIES_AT_ONCE), strict=True):
+        weights = (closeness / temperature).exp() if metric == "cosine" else torch.ones_like(closeness)
+        votes = torch.zeros(len(indices), num_classes, dtype=weights.dtype)
+        votes.scatter_add_(1, train_labels[indices], weights)
+        correct += int((votes.argmax(dim=1) == truth).sum())
+    return correct / len(test_labels)
+
+
+def nearest_neighbours(
+    train_features: Tensor, test_features: Tensor, neighbours: int, metric: Metric = "cosine"
+) -> Tensor:
+    """Indices [M, neighbours] into train features [N, D], nearest first, for each of the test features [M, D]."""
+    return torch.cat([indices for _, indices in _nearest(train_features, test_features, neighbours, metric)])
+
+
+def _nearest(train: Tensor, test: Tensor, neighbours: int, metric: Metric) -> Iterator[tuple[Tensor, Tensor]]:
+    """Closeness (larger is nearer) and indices, both [chunk, neighbours], chunk by chunk of the test features."""
+    neighbours = min(neighbours, len(train))
+    if metric == "cosine":
+        train, test = normalize(train, dim=1), normalize(test, dim=1)
+    for chunk in torch.split(test, _QUERIES_AT_ONCE):
+        closeness = chunk @ train.T if metric == "cosine" else -torch.cdist(chunk, train)
+        values, indices = closeness.topk(neighbours, dim=1)
+        yield values, indices

@@ -1,0 +1,154 @@
+"""What a run tells: metrics.jsonl, summary.json, and a live line on the console. The main process alone writes."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from moco_accel.checkpoint import write_atomically
+from moco_accel.console import console
+from moco_accel.recipe import Recipe
+from moco_accel.step import StepResult
+
+MIB = 1 << 20
+_COLLAPSED_STD = 0.02  # of 1 for evenly spread features
+
+
+class Monitor:
+    """Logs the first step, every `log_every_steps`-th and the last; use it as a context."""
+
+    def __init__(
+        self, recipe: Recipe, run: Path, tile_count: int, first_step: int, total_steps: int, accelerator: Accelerator
+    ) -> None:
+        self._recipe, self._run, self._accelerator = recipe, run, accelerator
+        self._first_step, self._total_steps, self._tile_count = first_step, total_steps, tile_count
+        self._window_start, self._window_step, self._waited = time.perf_counter(), first_step, 0.0
+        self._started, self._last_row = self._window_start, dict[str, float | int | None]()
+        self._progress = Progress(
+            TextColumn("[bold]training[/]"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            disable=not (accelerator.is_main_process and console.is_terminal),
+        )
+        self._bar = self._progress.add_task("", total=total_steps, completed=first_step, status="")
+
+    def __enter__(self) -> Monitor:
+        if self._accelerator.is_main_process:
+            self._run.mkdir(parents=True, exist_ok=True)
+            self._drop_rows_after(self._first_step)
+            self._print_start()
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._progress.stop()
+        if kind is None and self._accelerator.is_main_process:
+            self._finish()
+
+    def after_step(
+        self, step: int, epoch: float, lr: float, momentum_coefficient: float, result: StepResult, waited: float
+    ) -> None:
+        """Take in step `step` (from 0), which waited `waited` seconds for data; log it if its turn has come."""
+        self._waited += waited
+        self._progress.update(self._bar, completed=step + 1)
+        if not (step == self._first_step or step + 1 == self._total_steps or step % self._recipe.run.log_every_steps == 0):
+            return
+        # every process takes part in the mean
+        loss, spread = self._accelerator.reduce(torch.stack([result.loss, result.feature_std]), "mean").tolist()
+        now = time.perf_counter()
+        seconds, steps = now - self._window_start, step + 1 - self._window_step
+        row = {
+            "step": step,
+            "epoch": round(epoch, 4),
+            "loss": loss,
+            "lr": lr,
+            "momentum_coefficient": momentum_coefficient,
+            "tiles_per_second": round(steps * self._recipe.batch.global_batch_size / seconds, 2),
+            "data_wait_share": round(self._waited / seconds, 4),
+            "feature_std": spread,
+            "peak_memory_mib": _peak_memory_mib(),
+            "planned_memory_mib": self._recipe.planned.peak_reserved_mib if self._recipe.planned else None,
+        }
+        self._window_start, self._window_step, self._waited = now, step + 1, 0.0
+        self._last_row = row
+        if self._accelerator.is_main_process:
+            with (self._run / "metrics.jsonl").open("a") as metrics:
+                metrics.write(json.dumps(row) + "\n")
+            self._show(row)
+
+    def _show(self, row: dict[str, float | int | None]) -> None:
+        status = (
+            f"loss [bold]{row['loss']:.3f}[/] (chance {self._recipe.chance_loss:.2f})  lr {row['lr']:.2e}  "
+            f"m {row['momentum_coefficient']:.4f}  {row['tiles_per_second']:.0f} tiles/s  "
+            f"std {row['feature_std']:.2f}  {_memory_text(row)}"
+        )
+        self._progress.update(self._bar, status=status)
+        if not console.is_terminal:
+            console.print(f"step {row['step']}/{self._total_steps}  {status}", soft_wrap=True)
+        if (row["feature_std"] or 0.0) < _COLLAPSED_STD:
+            console.print(f"[bold yellow]step {row['step']}: features are collapsing[/] (std {row['feature_std']:.3f})")
+
+    def _print_start(self) -> None:
+        recipe, batch = self._recipe, self._recipe.batch
+        console.print(
+            f"{recipe.encoder.name} at {recipe.encoder.image_size} px, {recipe.encoder.bands} bands · "
+            f"{self._tile_count} tiles · micro-batch {batch.micro_batch_size} × {batch.accumulation_steps} × "
+            f"{recipe.hardware.num_devices} device(s) = global batch {batch.global_batch_size} · "
+            f"{recipe.negatives_per_query} negatives per query · {recipe.memory.mixed_precision} precision on "
+            f"{self._accelerator.device} · {self._run}",
+            soft_wrap=True,
+        )
+        if recipe.encoder.bands != 3:
+            console.print(f"{recipe.encoder.bands} bands: saturation, hue and greyscale are left out (RGB only)")
+        if self._first_step:
+            console.print(f"resumed after step {self._first_step}")
+
+    def _drop_rows_after(self, first_step: int) -> None:
+        """A killed run may have logged steps that its checkpoint does not hold; they will be done again."""
+        metrics = self._run / "metrics.jsonl"
+        rows = metrics.read_text().splitlines() if metrics.is_file() and first_step else []
+        whole = [row for row in rows if row.endswith("}") and json.loads(row)["step"] < first_step]
+        write_atomically(metrics, "".join(row + "\n" for row in whole))
+
+    def _finish(self) -> None:
+        rows = [json.loads(row) for row in (self._run / "metrics.jsonl").read_text().splitlines()]
+        rates = sorted(row["tiles_per_second"] for row in rows)
+        summary = {
+            "steps": self._total_steps,
+            "tiles_per_second": rates[len(rates) // 2] if rates else None,
+            "final_loss": rows[-1]["loss"] if rows else None,
+            "chance_loss": self._recipe.chance_loss,
+            "seconds": round(time.perf_counter() - self._started, 1),
+            "peak_memory_mib": _peak_memory_mib(),
+        }
+        write_atomically(self._run / "summary.json", json.dumps(summary, indent=2) + "\n")
+        console.print(
+            f"done: {summary['steps']} steps, final loss {summary['final_loss']:.3f} "
+            f"(chance {summary['chance_loss']:.2f}), {summary['tiles_per_second']:.0f} tiles/s · {self._run}",
+            soft_wrap=True,
+        )
+
+
+def _peak_memory_mib() -> int:
+    """Peak reserved on the GPU; without one, this process's peak resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() // MIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _memory_text(row: dict[str, float | int | None]) -> str:
+    kind = "VRAM" if torch.cuda.is_available() else "RAM"
+    plan = row["planned_memory_mib"]
+    return f"{kind} {row['peak_memory_mib']} MiB" + (f" (plan {plan})" if plan else "")

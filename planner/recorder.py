@@ -1,0 +1,192 @@
+"""Records what a step allocates and frees, operation by operation, while it runs on fake tensors."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from planner.allocator import Event
+from planner.cuda_rules import scratch_shapes
+
+HEADS = ("projector", "predictor", "momentum_projector")
+ENCODERS = ("encoder", "momentum_encoder")
+
+
+@dataclass
+class TracedTensor:
+    """One storage. `shape` is that of the tensor that first held it, `operation` what made it and where."""
+
+    size_bytes: int
+    shape: tuple[int, ...]
+    operation: str
+    phase: str
+    category: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A micro-batch begins (or, `begins=False`, its forward ends) at `events[event]`."""
+
+    event: int
+    loop: str
+    begins: bool = True
+
+
+@dataclass
+class Trace:
+    """A step's events. `tensors[number]` describes the storage that an event speaks of.
+
+    `events[:step_start]` puts the model on the device; the rest is one optimizer step. `flops` maps the
+    number of times the micro-batch size divides an operation's floating-point operations to their sum.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    tensors: list[TracedTensor] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+    flops: list[int] = field(default_factory=list)
+    step_start: int = 0
+
+
+class Recorder(TorchDispatchMode):
+    """Emits an event when a storage is first seen and when it dies.
+
+    With `cuda_rules`, allocations that CUDA's kernels make inside an operation are added.
+    """
+
+    def __init__(self, cuda_rules: bool) -> None:
+        super().__init__()
+        self.trace = Trace()
+        self.phase = "setup"
+        self._cuda_rules = cuda_rules
+        self._numbers: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "bitsandbytes":
+            return None  # its CUDA kernels update state and parameter in place, without temporaries
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self._see(result, func, args)
+        elif isinstance(result, tuple | list):
+            for tensor in result:
+                if isinstance(tensor, Tensor):
+                    self._see(tensor, func, args)
+        count_flops = flop_registry.get(func.overloadpacket)
+        if count_flops is not None:
+            self.trace.flops.append(int(count_flops(*args, **(kwargs or {}), out_val=result)))
+        if self._cuda_rules:
+            for shape, size in scratch_shapes(func, args):
+                self._scratch(shape, size, str(func))
+        return result
+
+    def number_of(self, tensor: Tensor) -> int | None:
+        """The number of the tensor's storage, if it was seen and lives."""
+        return self._numbers.get(tensor.untyped_storage()._cdata)
+
+    def add(self, tensor: Tensor, operation: str, category: str) -> None:
+        """Record a tensor that was made unseen, or give a recorded one its category."""
+        number = self.number_of(tensor)
+        if number is None:
+            self._allocate(tensor, operation, category)
+        else:
+            self.trace.tensors[number].category = category
+
+    def reserve(self, size_bytes: int, operation: str, category: str) -> None:
+        """Record bytes that a library keeps for good."""
+        self.trace.events.append((len(self.trace.tensors), size_bytes))
+        self.trace.tensors.append(TracedTensor(size_bytes, (size_bytes,), operation, self.phase, category))
+
+    def _see(self, tensor: Tensor, func: Any, args: Sequence[Any]) -> None:
+        if tensor.untyped_storage()._cdata not in self._numbers:
+            self._allocate(tensor, str(func), self._category(func, args))
+
+    def _allocate(self, tensor: Tensor, operation: str, category: str) -> None:
+        storage = tensor.untyped_storage()
+        size = storage.nbytes()
+        if not size:
+            return
+        key, number = storage._cdata, len(self.trace.tensors)
+        self._numbers[key] = number
+        self.trace.tensors.append(TracedTensor(size, tuple(tensor.shape), operation, self._where(), category))
+        self.trace.events.append((number, size))
+        weakref.finalize(storage, self._free, key, number)
+
+    def _free(self, key: int, number: int) -> None:
+        del self._numbers[key]
+        self.trace.events.append((number, 0))
+        # saved by a graph: made in a forward with gradient, gone in a backward
+        tensor = self.trace.tensors[number]
+        if tensor.category == "forward":
+            tensor.category = "temporaries" if torch.is_grad_enabled() else "activations"
+
+    def _scratch(self, shape: tuple[int, ...], size_bytes: int, operation: str) -> None:
+        number = len(self.trace.tensors)
+        self.trace.tensors.append(TracedTensor(size_bytes, shape, operation, self._where(), "temporaries"))
+        self.trace.events += [(number, size_bytes), (number, 0)]
+
+    def _where(self) -> str:
+        if torch._C._current_autograd_node() is None:  # type: ignore[attr-defined]
+            return self.phase
+        return "recomputed forward" if torch.is_grad_enabled() else "backward"
+
+    def _category(self, func: Any, args: Sequence[Any]) -> str:
+        if func is torch.ops.aten._to_copy.default:
+            number = self.number_of(args[0])
+            source = "" if number is None else self.trace.tensors[number].category
+            if source in ("weights", "momentum_weights"):
+                return source  # autocast's 16-bit copy
+        where = self._where()
+        if where in HEADS or where == "loss":
+            return "heads"
+        return "forward" if torch.is_grad_enabled() and where != "optimizer" else "temporaries"
+
+
+@contextmanager
+def phases(recorder: Recorder, moco: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Tell `recorder` which module runs, and mark where each micro-batch begins, while the context is open."""
+    handles: list[Any] = []
+    stack: list[str] = []
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            backward = torch._C._current_autograd_node() is not None  # type: ignore[attr-defined]
+            if name in ENCODERS:
+                loop = f"{name} recomputed" if backward else name
+                recorder.trace.marks.append(Mark(len(recorder.trace.events), loop))
+            stack.append(recorder.phase)
+            recorder.phase = name
+
+        return hook
+
+    def leave(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            if name in ENCODERS and torch._C._current_autograd_node() is None:  # type: ignore[attr-defined]
+                recorder.trace.marks.append(Mark(len(recorder.trace.events), name, begins=False))
+            recorder.phase = stack.pop()
+
+        return hook
+
+    for name in (*ENCODERS, *HEADS):
+        module = moco.get_submodule(name)
+        # recomputation stops early by an exception: the hook must run all the same
+        handles += [
+            module.register_forward_pre_hook(enter(name)),
+            module.register_forward_hook(leave(name), always_call=True),
+        ]
+    handles.append(optimizer.register_step_pre_hook(enter("optimizer")))
+    handles.append(optimizer.register_step_post_hook(leave("optimizer")))
+    recorder.phase = "loss"
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

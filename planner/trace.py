@@ -1,0 +1,112 @@
+"""The trainer's own construction and step on fake tensors: what it would allocate, without a GPU and without memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from moco_accel.moco import MoCo, View, build_moco
+from moco_accel.optim import build_optimizer
+from moco_accel.recipe import Memory, Recipe
+from moco_accel.step import build_accelerator, train_step
+from planner.cuda_rules import cublas_workspace_bytes, cuda_autocast_rules
+from planner.recorder import Recorder, Trace, phases
+
+
+def trace_step(recipe: Recipe, compute_capability: int | None, steps: int = 1) -> Trace:
+    """Trace building, preparing and `steps` optimizer steps of `recipe` on fake CPU tensors.
+
+    With `compute_capability` (86 is 8.6) CUDA's rules for such a card apply; with None the trace is that of a CPU.
+    fp16 is traced as bf16, which accelerate can run on a CPU and whose tensors have the same bytes.
+    """
+    cuda = compute_capability is not None
+    with ExitStack() as stack:
+        stack.enter_context(_fresh_accelerate(recipe.hardware.num_devices))
+        if cuda:
+            stack.enter_context(cuda_autocast_rules())
+        stack.enter_context(FakeTensorMode())
+        recorder = Recorder(cuda)
+        traced = _traceable(recipe)
+        moco = build_moco(traced)
+        accelerator = build_accelerator(traced, cpu=True)
+        with recorder:
+            _put_on_device(recorder, moco)
+            # it is on the device already; moving would swap fake tensors, which torch refuses
+            model, optimizer = accelerator.prepare(
+                moco, build_optimizer(traced, moco), device_placement=[False, False]
+            )
+            if compute_capability is not None:
+                recorder.reserve(cublas_workspace_bytes(compute_capability), "cuBLAS workspace", "workspaces")
+            views = _views(traced, recorder)
+            recorder.trace.step_start = len(recorder.trace.events)
+            for _ in range(steps):
+                with phases(recorder, moco, optimizer.optimizer):
+                    train_step(accelerator, model, optimizer, views, traced, 0.99)
+            _name_lasting(recorder, moco, optimizer)
+        trace = recorder.trace
+        trace.events = list(trace.events)  # what dies from here on is the trace's own end
+    return trace
+
+
+def _traceable(recipe: Recipe) -> Recipe:
+    if recipe.memory.mixed_precision != "fp16":
+        return recipe
+    memory = Memory(mixed_precision="bf16", activation_checkpointing=recipe.memory.activation_checkpointing)
+    return recipe.model_copy(update={"memory": memory})
+
+
+def _put_on_device(recorder: Recorder, moco: MoCo) -> None:
+    """The model is built on the host and moved: its tensors arrive one by one, without initialisation's temporaries."""
+    for name, tensor in (*moco.named_parameters(), *moco.named_buffers()):
+        recorder.add(tensor, name, "momentum_weights" if name.startswith("momentum_") else "weights")
+
+
+def _views(recipe: Recipe, recorder: Recorder) -> tuple[View, View]:
+    shape = (recipe.batch.micro_batch_size, recipe.encoder.bands, recipe.encoder.image_size, recipe.encoder.image_size)
+    views = tuple([torch.empty(shape) for _ in range(recipe.batch.accumulation_steps)] for _ in range(2))
+    for view in views:
+        for pixels in view:
+            recorder.add(pixels, "pixels", "inputs")
+    return views[0], views[1]
+
+
+def _name_lasting(recorder: Recorder, moco: MoCo, optimizer: torch.optim.Optimizer) -> None:
+    for parameter in moco.parameters():
+        if parameter.grad is not None:
+            recorder.add(parameter.grad, "gradient", "gradients")
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor) and recorder.number_of(value) is not None:
+                recorder.add(value, "optimizer state", "optimizer_state")
+
+
+@contextmanager
+def _fresh_accelerate(world_size: int) -> Iterator[None]:
+    """Accelerate's singletons reset before and after; a process group of `world_size` that moves no data."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size), "ACCELERATE_USE_CPU": "true"}
+    before = {name: os.environ.get(name) for name in environment}
+    _reset_accelerate()
+    if world_size > 1:
+        os.environ.update(environment)
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    try:
+        yield
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+        _reset_accelerate()
+
+
+def _reset_accelerate() -> None:
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
