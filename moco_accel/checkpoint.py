@@ -1,7 +1,7 @@
 """Checkpoints: tensors as safetensors, the rest as JSON; no pickle. Written aside, synced, renamed whole.
 
-    RUN/checkpoints/step_00000200/{model.safetensors, optimizer.safetensors, state.json, recipe.yaml}
-    RUN/latest                      the name of the newest whole one
+RUN/checkpoints/step_00000200/{model.safetensors, optimizer.safetensors, state.json, recipe.yaml}
+RUN/latest                      the name of the newest whole one
 """
 
 from __future__ import annotations

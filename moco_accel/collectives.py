@@ -55,7 +55,8 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
 
     @torch.no_grad()
     def _update_running_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.running_mean is not None and self.running_var is not None  # noqa: PT018
+        assert self.momentum is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from moco_accel.augment import AugmentedView, Crop, CropBatch, make_crop, stack_crops
-from moco_accel.recipe import Recipe, divisible_batches
+from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
 from moco_accel.shards import Tiles, open_tiles
 
@@ -31,7 +31,11 @@ def steps_per_epoch(recipe: Recipe, tile_count: int) -> int:
         raise RecipeError(
             f"batch.global_batch_size={recipe.batch.global_batch_size} is more than the {tile_count} tiles in "
             f"data.source={recipe.data.source!r}; "
-            + (f"batch.global_batch_size={works} works" if works else f"micro-batches x devices take {unit}: lower them")
+            + (
+                f"batch.global_batch_size={works} works"
+                if works
+                else f"micro-batches x devices take {unit}: lower them"
+            )
         )
     return steps
 

@@ -43,8 +43,10 @@ def demo(out: Out, overwrite: Overwrite = False) -> None:
         with console.status("choosing tiles"):
             chosen = load_demo()
         with progress_bar() as progress:
-            tasks = {split: progress.add_task(split, total=len(windows)) for split, windows in chosen.splits.items()}
-            write_demo(chosen, out, overwrite, on_tile=lambda split: progress.advance(tasks[split]))
+            task = progress.add_task("tiles", total=sum(map(len, chosen.splits.values())))
+            write_demo(
+                chosen, out, overwrite, on_tile=lambda split: progress.update(task, advance=1, description=split)
+            )
         _print_demo({split: class_counts(windows) for split, windows in chosen.splits.items()})
         console.print(
             f"Blue Marble: NASA Earth Observatory; labels: MODIS land cover 2019, NASA LP DAAC ({WEAKNESSES})."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +109,7 @@ def _build_predictor(recipe: Recipe) -> nn.Sequential:
 def _build_head(widths: list[int], output_norm: bool) -> nn.Sequential:
     """Linear layers without bias; BatchNorm and ReLU between them; BatchNorm without affine on the output."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths[:-2], widths[1:-1], strict=True):
+    for fan_in, fan_out in pairwise(widths[:-1]):
         layers += [nn.Linear(fan_in, fan_out, bias=False), GlobalBatchNorm1d(fan_out), nn.ReLU(inplace=True)]
     layers.append(nn.Linear(widths[-2], widths[-1], bias=False))
     if output_norm:

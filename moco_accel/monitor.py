@@ -63,7 +63,9 @@ class Monitor:
         """Take in step `step` (from 0), which waited `waited` seconds for data; log it if its turn has come."""
         self._waited += waited
         self._progress.update(self._bar, completed=step + 1)
-        if not (step == self._first_step or step + 1 == self._total_steps or step % self._recipe.run.log_every_steps == 0):
+        if not (
+            step == self._first_step or step + 1 == self._total_steps or step % self._recipe.run.log_every_steps == 0
+        ):
             return
         # every process takes part in the mean
         loss, spread = self._accelerator.reduce(torch.stack([result.loss, result.feature_std]), "mean").tolist()

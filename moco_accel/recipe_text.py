@@ -6,7 +6,7 @@ import copy
 import difflib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -22,7 +22,7 @@ class RecipeError(ValueError):
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars: `1e-4` is a number (PyYAML reads a string), `no` is a word (PyYAML reads false)."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _REPLACED_TAGS]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -40,8 +40,10 @@ def parse_yaml(path: Path) -> object:
     """Read one YAML document of plain data. Raises RecipeError when it is absent, too large or no YAML."""
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise RecipeError(f"--recipe={path} does not exist; " + (f"there are: {', '.join(near)}" if near else
-                          "moco-plan --gpus 2 --vram 8 writes one"))
+        raise RecipeError(
+            f"--recipe={path} does not exist; "
+            + (f"there are: {', '.join(near)}" if near else "moco-plan --gpus 2 --vram 8 writes one")
+        )
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise RecipeError(f"--recipe={path} has {path.stat().st_size} bytes; a recipe has at most {MAX_RECIPE_BYTES}")
     try:

@@ -24,7 +24,7 @@ def write_shards(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> int:
-    """Stream `rows` into `out_dir/tiles-00000-of-000NN.parquet`; returns the number of rows (0 writes no shard).
+    """Stream `rows` into `out_dir/tiles-00000-of-000NN.parquet`; returns the number of rows (0 writes nothing).
 
     Shards keep the `datasets` schema, so `load_dataset("parquet", …)` restores Image, ClassLabel and Array3D. They get
     their names only once all of them are whole; until then, and after an error, old shards stay as they were.
@@ -43,7 +43,7 @@ def write_shards(
         for path in partial:
             path.unlink(missing_ok=True)
         raise
-    for path in old_shards:
+    for path in old_shards if partial else ():
         path.unlink()
     for index, path in enumerate(partial):
         path.replace(out_dir / f"tiles-{index:05d}-of-{len(partial):05d}.parquet")
@@ -54,7 +54,7 @@ def _tables(rows: Iterable[dict[str, Any]], features: datasets.Features) -> Iter
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, _ROWS_PER_CHUNK)):
         table = datasets.Dataset.from_list(chunk, features=features).with_format("arrow")[:]
-        yield table.cast(features.arrow_schema)
+        yield table.select(list(features)).cast(features.arrow_schema)  # rows may list their columns in any order
 
 
 def _write_partial(

@@ -32,7 +32,7 @@ _SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.parquet$")
 class Tiles:
     """Tiles of one source, in the order of its shards: `tiles[i]` is a uint8 tensor [bands, height, width].
 
-    Backed by a memory-mapped arrow file, so it costs no memory, reads at random, and pickles into DataLoader workers.
+    Backed by a memory-mapped arrow file: it costs no memory, reads at random, and is light to send to loader workers.
     """
 
     def __init__(self, dataset: datasets.Dataset, source: str, image_column: str, bands: int) -> None:

@@ -23,7 +23,9 @@ FP32 = (
     "cosine_embedding_loss nll_loss nll_loss_nd nll_loss2d hinge_embedding_loss kl_div l1_loss smooth_l1_loss "
     "huber_loss mse_loss binary_cross_entropy_with_logits dist cdist renorm logsumexp"
 ).split()
-FP32_BY_DTYPE = "prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm sum sum.dim_IntList".split()
+FP32_BY_DTYPE = (
+    "prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm sum sum.dim_IntList".split()
+)
 _HALVES = (torch.float16, torch.bfloat16)
 
 CUBLAS_WORKSPACE_BYTES = 8_519_680  # 4096 KiB x 2 + 16 KiB x 8, per (handle, stream)

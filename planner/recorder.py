@@ -15,7 +15,10 @@ from torch.utils.flop_counter import flop_registry
 
 from planner.allocator import Event
 from planner.cuda_rules import scratch_shapes
+from planner.fake_ops import FakeOps
 
+_CPU = torch.device("cpu")
+_HOST = -1
 HEADS = ("projector", "predictor", "momentum_projector")
 ENCODERS = ("encoder", "momentum_encoder")
 
@@ -33,11 +36,12 @@ class TracedTensor:
 
 @dataclass(frozen=True)
 class Mark:
-    """A micro-batch begins (or, `begins=False`, its forward ends) at `events[event]`."""
+    """A micro-batch is asked for at `events[event]`, or (`ends`) an encoder is through with one. `loop` says what for."""
 
     event: int
     loop: str
-    begins: bool = True
+    index: int
+    ends: bool = False
 
 
 @dataclass
@@ -61,19 +65,27 @@ class Recorder(TorchDispatchMode):
     With `cuda_rules`, allocations that CUDA's kernels make inside an operation are added.
     """
 
-    def __init__(self, cuda_rules: bool) -> None:
+    def __init__(self, fake_ops: FakeOps, cuda_rules: bool) -> None:
         super().__init__()
+        self._fake_ops = fake_ops
         self.trace = Trace()
         self.phase = "setup"
+        self.closed = False  # once closed, what dies is the trace's own end
         self._cuda_rules = cuda_rules
-        self._numbers: dict[int, int] = {}
+        self._numbers: dict[int, int] = {}  # storage → number; 0 and up
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard against it costs as much as an operation
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch.ops.prim.device.default:
+            return _CPU  # two dispatches in three; FakeTensorMode would answer the same, at length
         if func.namespace == "bitsandbytes":
             return None  # its CUDA kernels update state and parameter in place, without temporaries
-        result = func(*args, **(kwargs or {}))
+        result = self._fake_ops.run(func, args, kwargs or {})
         if isinstance(result, Tensor):
             self._see(result, func, args)
         elif isinstance(result, tuple | list):
@@ -90,7 +102,8 @@ class Recorder(TorchDispatchMode):
 
     def number_of(self, tensor: Tensor) -> int | None:
         """The number of the tensor's storage, if it was seen and lives."""
-        return self._numbers.get(tensor.untyped_storage()._cdata)
+        number = self._numbers.get(tensor.untyped_storage()._cdata)
+        return None if number == _HOST else number
 
     def add(self, tensor: Tensor, operation: str, category: str) -> None:
         """Record a tensor that was made unseen, or give a recorded one its category."""
@@ -100,10 +113,22 @@ class Recorder(TorchDispatchMode):
         else:
             self.trace.tensors[number].category = category
 
+    def ignore(self, tensor: Tensor) -> None:
+        """Leave out a tensor of the host, and views of it. It must outlive the recording."""
+        self._numbers[tensor.untyped_storage()._cdata] = _HOST
+
     def reserve(self, size_bytes: int, operation: str, category: str) -> None:
         """Record bytes that a library keeps for good."""
         self.trace.events.append((len(self.trace.tensors), size_bytes))
         self.trace.tensors.append(TracedTensor(size_bytes, (size_bytes,), operation, self.phase, category))
+
+    def mark(self, index: int, ends: bool = False) -> None:
+        """A micro-batch begins or, with `ends`, has gone through the encoder."""
+        if torch._C._current_autograd_node() is not None:  # type: ignore[attr-defined]
+            loop = "recomputed"
+        else:
+            loop = "forward" if torch.is_grad_enabled() else "keys"
+        self.trace.marks.append(Mark(len(self.trace.events), loop, index, ends))
 
     def _see(self, tensor: Tensor, func: Any, args: Sequence[Any]) -> None:
         if tensor.untyped_storage()._cdata not in self._numbers:
@@ -121,6 +146,8 @@ class Recorder(TorchDispatchMode):
         weakref.finalize(storage, self._free, key, number)
 
     def _free(self, key: int, number: int) -> None:
+        if self.closed:
+            return
         del self._numbers[key]
         self.trace.events.append((number, 0))
         # saved by a graph: made in a forward with gradient, gone in a backward
@@ -147,7 +174,28 @@ class Recorder(TorchDispatchMode):
         where = self._where()
         if where in HEADS or where == "loss":
             return "heads"
-        return "forward" if torch.is_grad_enabled() and where != "optimizer" else "temporaries"
+        forward = torch.is_grad_enabled() and where not in ("optimizer", "augmentation")
+        return "forward" if forward else "temporaries"
+
+
+class TracedView(Sequence[Tensor]):
+    """A view of which `recorder` knows when a micro-batch is asked for, and that its pixels are inputs."""
+
+    def __init__(self, view: Sequence[Tensor], recorder: Recorder) -> None:
+        self._view, self._recorder = view, recorder
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        if index >= len(self):
+            raise IndexError(index)
+        self._recorder.mark(index)
+        before, self._recorder.phase = self._recorder.phase, "augmentation"
+        pixels = self._view[index]
+        self._recorder.phase = before
+        self._recorder.add(pixels, "pixels", "inputs")
+        return pixels
 
 
 @contextmanager
@@ -158,10 +206,6 @@ def phases(recorder: Recorder, moco: nn.Module, optimizer: torch.optim.Optimizer
 
     def enter(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            backward = torch._C._current_autograd_node() is not None  # type: ignore[attr-defined]
-            if name in ENCODERS:
-                loop = f"{name} recomputed" if backward else name
-                recorder.trace.marks.append(Mark(len(recorder.trace.events), loop))
             stack.append(recorder.phase)
             recorder.phase = name
 
@@ -169,8 +213,8 @@ def phases(recorder: Recorder, moco: nn.Module, optimizer: torch.optim.Optimizer
 
     def leave(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            if name in ENCODERS and torch._C._current_autograd_node() is None:  # type: ignore[attr-defined]
-                recorder.trace.marks.append(Mark(len(recorder.trace.events), name, begins=False))
+            if name in ENCODERS:
+                recorder.mark(-1, ends=True)
             recorder.phase = stack.pop()
 
         return hook

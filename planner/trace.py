@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,14 +10,19 @@ from contextlib import ExitStack, contextmanager
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
 
+from moco_accel.augment import AugmentedView, CropBatch, Photometry
 from moco_accel.moco import MoCo, View, build_moco
 from moco_accel.optim import build_optimizer
 from moco_accel.recipe import Memory, Recipe
 from moco_accel.step import build_accelerator, train_step
 from planner.cuda_rules import cublas_workspace_bytes, cuda_autocast_rules
-from planner.recorder import Recorder, Trace, phases
+from planner.fake_ops import FakeOps
+from planner.recorder import Recorder, Trace, TracedView, phases
+
+_CPU = torch.device("cpu")
 
 
 def trace_step(recipe: Recipe, compute_capability: int | None, steps: int = 1) -> Trace:
@@ -30,28 +36,30 @@ def trace_step(recipe: Recipe, compute_capability: int | None, steps: int = 1) -
         stack.enter_context(_fresh_accelerate(recipe.hardware.num_devices))
         if cuda:
             stack.enter_context(cuda_autocast_rules())
-        stack.enter_context(FakeTensorMode())
-        recorder = Recorder(cuda)
         traced = _traceable(recipe)
-        moco = build_moco(traced)
+        with torch.device("meta"):
+            moco = build_moco(traced)
+        _fake_on_cpu(moco, mode := FakeTensorMode())
+        stack.enter_context(mode)
+        recorder = Recorder(FakeOps(mode), cuda)
         accelerator = build_accelerator(traced, cpu=True)
+        with disable_current_modes():  # bitsandbytes computes its quantisation tables here, which wants real numbers
+            optimizer = build_optimizer(traced, moco)
+        crops = _host_crops(traced)
         with recorder:
             _put_on_device(recorder, moco)
             # it is on the device already; moving would swap fake tensors, which torch refuses
-            model, optimizer = accelerator.prepare(
-                moco, build_optimizer(traced, moco), device_placement=[False, False]
-            )
+            model, prepared = accelerator.prepare(moco, optimizer, device_placement=[False, False])
             if compute_capability is not None:
                 recorder.reserve(cublas_workspace_bytes(compute_capability), "cuBLAS workspace", "workspaces")
-            views = _views(traced, recorder)
+            views = _views(crops, traced, recorder)
             recorder.trace.step_start = len(recorder.trace.events)
             for _ in range(steps):
-                with phases(recorder, moco, optimizer.optimizer):
-                    train_step(accelerator, model, optimizer, views, traced, 0.99)
+                with phases(recorder, moco, optimizer):
+                    train_step(accelerator, model, prepared, views, traced, 0.99)
             _name_lasting(recorder, moco, optimizer)
-        trace = recorder.trace
-        trace.events = list(trace.events)  # what dies from here on is the trace's own end
-    return trace
+        recorder.closed = True
+    return recorder.trace
 
 
 def _traceable(recipe: Recipe) -> Recipe:
@@ -61,19 +69,36 @@ def _traceable(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"memory": memory})
 
 
+def _fake_on_cpu(moco: MoCo, mode: FakeTensorMode) -> None:
+    """Fake tensors in place of meta ones. (Built on fake ones, a module refuses `.to(memory_format=…)`.)"""
+    for module in moco.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            fake = FakeTensor(mode, parameter.detach(), _CPU)
+            setattr(module, name, torch.nn.Parameter(fake, requires_grad=parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, FakeTensor(mode, buffer, _CPU))
+
+
 def _put_on_device(recorder: Recorder, moco: MoCo) -> None:
     """The model is built on the host and moved: its tensors arrive one by one, without initialisation's temporaries."""
     for name, tensor in (*moco.named_parameters(), *moco.named_buffers()):
         recorder.add(tensor, name, "momentum_weights" if name.startswith("momentum_") else "weights")
 
 
-def _views(recipe: Recipe, recorder: Recorder) -> tuple[View, View]:
-    shape = (recipe.batch.micro_batch_size, recipe.encoder.bands, recipe.encoder.image_size, recipe.encoder.image_size)
-    views = tuple([torch.empty(shape) for _ in range(recipe.batch.accumulation_steps)] for _ in range(2))
-    for view in views:
-        for pixels in view:
-            recorder.add(pixels, "pixels", "inputs")
-    return views[0], views[1]
+def _host_crops(recipe: Recipe) -> CropBatch:
+    """What the loader hands over: one view of one micro-batch, uint8, on the host."""
+    tiles, size = recipe.batch.micro_batch_size, recipe.encoder.image_size
+    pixels = torch.empty(tiles, recipe.encoder.bands, size, size, dtype=torch.uint8)
+    return CropBatch(pixels, torch.empty(tiles, len(dataclasses.fields(Photometry))), [0] * tiles)
+
+
+def _views(crops: CropBatch, recipe: Recipe, recorder: Recorder) -> tuple[View, View]:
+    """The trainer's own views, which augment on the device when a micro-batch is asked for."""
+    recorder.ignore(crops.pixels)
+    recorder.ignore(crops.photometry)
+    batches = [crops] * recipe.batch.accumulation_steps
+    view1, view2 = (TracedView(AugmentedView(batches, recipe, _CPU), recorder) for _ in range(2))
+    return view1, view2
 
 
 def _name_lasting(recorder: Recorder, moco: MoCo, optimizer: torch.optim.Optimizer) -> None:

@@ -1,0 +1,116 @@
+"""What holds between a recipe's fields: batch arithmetic, linearly scaled lr, sizes that must divide."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from moco_accel.recipe_text import RecipeError
+
+if TYPE_CHECKING:
+    from moco_accel.recipe import Recipe
+
+VIT_NAMES = tuple(f"vit_{size}_patch{p}" for size in ("tiny", "small", "base", "large") for p in (8, 16))
+RESNET_NAMES = ("resnet18", "resnet34", "resnet50", "resnet101")
+ENCODER_NAMES = VIT_NAMES + RESNET_NAMES
+
+_LINEAR_SCALING_BASE = 256  # lr = base_lr * global_batch_size / 256 (Goyal et al. 2017; MoCo v3 section 4)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def check_rules(recipe: Recipe) -> None:
+    """Raises RecipeError on the first rule that `recipe` breaks."""
+    for check in (_check_encoder, _check_batch, _check_optimizer, _check_schedule, _check_queue, _check_data):
+        check(recipe)
+
+
+def divisible_batches(global_batch_size: int, unit: int) -> str:
+    """The batch sizes nearest to `global_batch_size` that are multiples of `unit`, for error messages."""
+    below = global_batch_size // unit * unit
+    return ", ".join(str(n) for n in (below, below + unit) if n >= 2)
+
+
+def scaled_lr(base_lr: float, global_batch_size: int) -> float:
+    """Linear scaling rule. Rounded to 10 digits, so that a person can write the product down."""
+    return float(f"{base_lr * global_batch_size / _LINEAR_SCALING_BASE:.10g}")
+
+
+def _check_encoder(recipe: Recipe) -> None:
+    name, size = recipe.encoder.name, recipe.encoder.image_size
+    if name not in ENCODER_NAMES:
+        raise RecipeError(f"encoder.name={name!r} is not known; one of: {', '.join(ENCODER_NAMES)}")
+    if name in VIT_NAMES and size % (patch := int(name.rpartition("patch")[2])):
+        raise RecipeError(
+            f"encoder.image_size={size} is not a multiple of {name}'s patch of {patch}; "
+            f"nearest: {divisible_batches(size, patch)}"
+        )
+
+
+def _check_batch(recipe: Recipe) -> None:
+    batch, devices = recipe.batch, recipe.hardware.num_devices
+    total = batch.global_batch_size
+    if total % devices:
+        raise RecipeError(
+            f"batch.global_batch_size={total} does not divide over {devices} devices; "
+            f"nearest: {divisible_batches(total, devices)}"
+        )
+    if batch.micro_batch_size * batch.accumulation_steps * devices == total:
+        return
+    rule = (
+        f"batch.global_batch_size={total} is not micro_batch_size {batch.micro_batch_size} x accumulation_steps "
+        f"{batch.accumulation_steps} x num_devices {devices} = "
+        f"{batch.micro_batch_size * batch.accumulation_steps * devices}"
+    )
+    per_device = total // devices
+    if per_device % batch.micro_batch_size == 0:
+        raise RecipeError(f"{rule}; batch.accumulation_steps={per_device // batch.micro_batch_size} works")
+    works = divisible_batches(total, batch.micro_batch_size * devices)
+    raise RecipeError(f"{rule}; nearest global batches for this micro-batch: {works}")
+
+
+def _check_optimizer(recipe: Recipe) -> None:
+    name, base_lr, lr = recipe.optimizer.name, recipe.optimizer.base_lr, recipe.optimizer.lr
+    if name == "lars_8bit":
+        raise RecipeError(
+            "optimizer.name='lars_8bit' is refused: bitsandbytes' 8-bit LARS drops the trust ratio; use lars "
+            "(32-bit) or adamw_8bit"
+        )
+    if name not in (known := ("adamw", "adamw_8bit", "lars")):
+        raise RecipeError(f"optimizer.name={name!r} is not known; one of: {', '.join(known)}")
+    expected = scaled_lr(base_lr, recipe.batch.global_batch_size)
+    if not math.isclose(lr, expected, rel_tol=1e-6):
+        raise RecipeError(
+            f"optimizer.lr={lr:g} is not base_lr {base_lr:g} x global_batch_size "
+            f"{recipe.batch.global_batch_size} / {_LINEAR_SCALING_BASE}; optimizer.lr={expected:.10g} works"
+        )
+
+
+def _check_schedule(recipe: Recipe) -> None:
+    warmup, epochs = recipe.schedule.warmup_epochs, recipe.schedule.epochs
+    if warmup > epochs:
+        raise RecipeError(
+            f"schedule.warmup_epochs={warmup} is longer than schedule.epochs={epochs}; "
+            f"schedule.warmup_epochs={epochs // 10} works"
+        )
+
+
+def _check_queue(recipe: Recipe) -> None:
+    size, enqueued = recipe.moco.queue_size, recipe.batch.global_batch_size
+    if size % enqueued:
+        raise RecipeError(
+            f"moco.queue_size={size} is not a multiple of the {enqueued} keys enqueued per optimizer step; "
+            f"nearest: {size // enqueued * enqueued}, {(size // enqueued + 1) * enqueued}"
+        )
+
+
+def _check_data(recipe: Recipe) -> None:
+    bands = recipe.encoder.bands
+    for field, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        values = getattr(recipe.data, field)
+        if values is None and bands != len(default):
+            raise RecipeError(f"data.{field}=null has a default for 3 bands only; write one number per band ({bands})")
+        if values is not None and len(values) != bands:
+            raise RecipeError(f"data.{field}={values} has {len(values)} numbers; encoder.bands={bands} wants {bands}")
+        if field == "std" and values is not None and min(values) <= 0:
+            raise RecipeError(f"data.std={values} must be above 0 in every band; e.g. 0.2")

@@ -1,0 +1,150 @@
+"""One trace, any micro-batch size and any number of micro-batches.
+
+A step is traced with two micro-batches of a prime number of tiles, a prime that divides nothing else. How often it
+divides a tensor's bytes says how the tensor grows: not at all (weights), with the micro-batch or with the per-device
+batch (activations), or with its square (logits). Further micro-batches do what the second one did; what each leaves
+behind (its features) is all that adds up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moco_accel.recipe import Batch, Recipe
+from planner.allocator import Event
+from planner.recorder import Trace
+
+_PRIMES = (61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127)
+_BACKWARD_PHASES = ("backward", "recomputed forward")
+
+
+@dataclass(frozen=True)
+class Law:
+    """How a tensor's bytes grow: power of the micro-batch size, of the per-device batch size; kept by each one?"""
+
+    size_bytes: int
+    per_micro: int = 0
+    per_device: int = 0
+    kept: bool = False
+
+
+@dataclass(frozen=True)
+class ScalableTrace:
+    """A trace and the law of each of its tensors, traced at the sizes named. `scalable` makes it."""
+
+    trace: Trace
+    laws: list[Law]
+    traced_micro_batch_size: int
+    traced_steps: int
+
+    def events(self, micro_batch_size: int, accumulation_steps: int, steps: int = 2) -> list[Event]:
+        """Events of setting up and of `steps` optimizer steps at these sizes.
+
+        Numbers are those of `trace.tensors`; copies of what every micro-batch keeps bear higher ones, see `original`.
+        """
+        assert (accumulation_steps == 1) == (self.traced_steps == 1), "one micro-batch takes a path of its own"
+        sizes = [self._bytes(law, micro_batch_size, accumulation_steps) for law in self.laws]
+        copies = range(1, accumulation_steps - self.traced_steps + 1)
+        sized: list[Event] = []
+        for number, size in self._repeated(steps):
+            sized.append((number, size and sizes[number]))
+            if self.laws[number].kept:
+                sized += [(number + copy * len(sizes), size and sizes[number]) for copy in copies]
+        return sized
+
+    def original(self, number: int) -> int:
+        """The number in `trace.tensors` of which `number` is a copy."""
+        return number % len(self.laws)
+
+    def flops(self, micro_batch_size: int, accumulation_steps: int) -> float:
+        """Floating-point operations of one optimizer step on one device, recomputation included."""
+        tiles = micro_batch_size * accumulation_steps / (self.traced_micro_batch_size * self.traced_steps)
+        return sum(count * tiles ** _power(count, self.traced_micro_batch_size) for count in self.trace.flops)
+
+    def _repeated(self, steps: int) -> list[Event]:
+        """What the first step makes for good (optimizer state) is not made again; gradients are, freed at the start."""
+        step = self.trace.events[self.trace.step_start :]
+        made = {number for number, size in step if size}
+        freed = {number for number, size in step if not size}
+        gradients = {number for number in made - freed if self.trace.tensors[number].category == "gradients"}
+        passing = made & freed | gradients
+        again = [(number, 0) for number in sorted(gradients)] + [event for event in step if event[0] in passing]
+        return self.trace.events + again * (steps - 1)
+
+    def _bytes(self, law: Law, micro_batch_size: int, accumulation_steps: int) -> int:
+        traced = self.traced_micro_batch_size
+        per_device, traced_per_device = micro_batch_size * accumulation_steps, traced * self.traced_steps
+        grown = law.size_bytes * micro_batch_size**law.per_micro * per_device**law.per_device
+        return int(grown // (traced**law.per_micro * traced_per_device**law.per_device))
+
+
+def traceable_batch(recipe: Recipe, accumulation_steps: int) -> Recipe:
+    """`recipe` with micro-batches whose size marks every tensor that grows with it."""
+    size = recipe.encoder.image_size
+    sides = {size // patch for patch in (1, 2, 4, 8, 16, 32)}
+    taken = sides | {side**2 + 1 for side in sides} | {recipe.encoder.bands, recipe.hardware.num_devices}
+    taken |= {recipe.moco.output_dim, recipe.moco.projector_hidden_dim, recipe.moco.queue_size}
+    prime = next(p for p in _PRIMES if all(n % p for n in taken if n))
+    batch = Batch(
+        global_batch_size=prime * accumulation_steps * recipe.hardware.num_devices,
+        micro_batch_size=prime,
+        accumulation_steps=accumulation_steps,
+        contrast_over=recipe.batch.contrast_over,
+    )
+    return recipe.model_copy(update={"batch": batch})
+
+
+def scalable(trace: Trace, recipe: Recipe) -> ScalableTrace:
+    """The laws of the tensors of `trace`, which is of a `traceable_batch`."""
+    micro, count = recipe.batch.micro_batch_size, recipe.batch.accumulation_steps
+    inside, kept = _micro_batches(trace, recipe)
+    rows = micro * count, micro * count * recipe.hardware.num_devices
+    laws = []
+    for number, tensor in enumerate(trace.tensors):
+        power = _power(tensor.size_bytes, micro)
+        if recipe.batch.contrast_over == "micro_batch" or tensor.phase == "augmentation":
+            whole = False
+        elif number in inside:
+            whole = any(length in rows for length in tensor.shape)
+        else:
+            whole = any(length and length % rows[0] == 0 for length in tensor.shape)
+        laws.append(Law(tensor.size_bytes, 0 if whole else power, power if whole else 0, number in kept))
+    return ScalableTrace(trace, laws, micro, count)
+
+
+def _micro_batches(trace: Trace, recipe: Recipe) -> tuple[set[int], set[int]]:
+    """Tensors made while one micro-batch is worked on; and those that the last one leaves behind."""
+    inside: set[int] = set()
+    kept: set[int] = set()
+    for place, mark in enumerate(trace.marks):
+        if mark.ends:
+            continue
+        end = _end_of_backward(trace, place) if mark.loop == "recomputed" else trace.marks[place + 1].event
+        made = {number for number, size in trace.events[mark.event : end] if size}
+        inside |= made
+        if mark.loop == "recomputed" or mark.index != recipe.batch.accumulation_steps - 1:
+            continue
+        if recipe.batch.contrast_over == "micro_batch":  # all pixels are made first, and wait
+            kept |= {number for number in made if trace.tensors[number].category == "inputs"}
+        else:
+            kept |= made - {number for number, size in trace.events[mark.event : end] if not size}
+    return inside, kept
+
+
+def _end_of_backward(trace: Trace, place: int) -> int:
+    """Where the backward ends that began with recomputing at `marks[place]`: the next micro-batch, or the optimizer."""
+    for mark in trace.marks[place + 1 :]:
+        if not mark.ends:
+            return mark.event
+    for index in range(trace.marks[place + 1].event, len(trace.events)):
+        number, size = trace.events[index]
+        if size and trace.tensors[number].phase not in _BACKWARD_PHASES:
+            return index
+    return len(trace.events)
+
+
+def _power(number: int, prime: int) -> int:
+    power = 0
+    while number and number % prime == 0:
+        number, power = number // prime, power + 1
+    return power

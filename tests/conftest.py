@@ -1,0 +1,51 @@
+"""What the tests share: small recipes and small shards of tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from moco_accel.recipe import Recipe, recipe_from_dict, scaled_lr
+
+
+def small_recipe(**sections: dict[str, Any]) -> Recipe:
+    """A recipe that runs in a second: global batch 8 in micro-batches of 4, tiles of 16 pixels."""
+    fields: dict[str, dict[str, Any]] = {
+        "encoder": {"name": "vit_tiny_patch8", "image_size": 16},
+        "moco": {"projector_hidden_dim": 32, "output_dim": 16},
+        "batch": {"global_batch_size": 8, "micro_batch_size": 4, "accumulation_steps": 2},
+        "optimizer": {"name": "adamw"},
+        "schedule": {"epochs": 2, "warmup_epochs": 1},
+        "memory": {"mixed_precision": "no"},
+        "data": {"num_workers": 0},
+    }
+    for name, section in sections.items():
+        fields[name] = fields.get(name, {}) | section
+    fields["optimizer"].setdefault("lr", scaled_lr(1.5e-4, fields["batch"]["global_batch_size"]))
+    return recipe_from_dict(fields)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def tiles_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 40 random RGB tiles of 20 × 20 pixels."""
+    folder = tmp_path_factory.mktemp("tiles")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3), dtype=np.uint8)
+    images = [Image.fromarray(tile) for tile in noise]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(folder / "tiles-00000-of-00001.parquet")
+    return folder

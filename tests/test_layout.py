@@ -1,0 +1,73 @@
+"""The architecture's rules, read off the source."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted((ROOT / "moco_accel").glob("*.py"))
+# a module may import from its own rank or a lower one
+RANKS = [
+    {"recipe_text", "recipe"},
+    {"collectives", "encoders", "loss", "photometric"},
+    {"moco", "augment", "optim"},
+    {"step"},
+    {"loop", "train"},
+]
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_moco_accel_never_imports_the_planner(path: Path) -> None:
+    assert not any(name.split(".")[0] == "planner" for name in imported(path))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_never_point_backwards(path: Path) -> None:
+    rank = next((i for i, modules in enumerate(RANKS) if path.stem in modules), None)
+    if rank is None:
+        return
+    later = set().union(*RANKS[rank + 1 :])
+    assert not {name.split(".")[1] for name in imported(path) if name.startswith("moco_accel.")} & later
+
+
+def test_the_step_touches_no_disk_yaml_console_or_command_line() -> None:
+    forbidden = {"yaml", "rich", "typer", "pathlib", "json", "os", "moco_accel.console", "moco_accel.checkpoint"}
+    for name in ("step", "moco", "loss", "encoders", "collectives"):
+        assert not imported(ROOT / "moco_accel" / f"{name}.py") & forbidden
+
+
+def test_no_pickle() -> None:
+    banned = ("pickle", "torch.load(", "torch.save(", "joblib", "shelve", "marshal")
+    for path in [*MODULES, *(ROOT / "planner").glob("*.py")]:
+        found = [word for word in banned if word in path.read_text().replace("no pickle", "")]
+        assert not found, f"{path.name}: {found}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_no_file_shadows_a_top_level_module(path: Path) -> None:
+    """`accelerate launch moco_accel/train.py` puts moco_accel/ first on sys.path."""
+    if path.stem in {"__init__", "train"}:
+        return
+    assert path.stem not in sys.stdlib_module_names
+    spec = importlib.util.find_spec(path.stem)
+    assert spec is None, f"{path.stem} would hide {spec.origin}"
+
+
+def test_files_stay_small() -> None:
+    for path in [*MODULES, *(ROOT / "planner").glob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 260, path.name

@@ -1,0 +1,118 @@
+"""The recipe: both ways through YAML, the arithmetic, and errors a person can act on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from conftest import small_recipe
+
+from moco_accel.recipe import load_recipe, save_recipe, scaled_lr
+from moco_accel.recipe_text import RecipeError
+
+PAPER = """
+encoder: {name: vit_small_patch16}
+batch: {global_batch_size: 4096, micro_batch_size: 128, accumulation_steps: 16}
+optimizer: {name: adamw_8bit, base_lr: 1.5e-4, lr: 24e-4}
+hardware: {num_devices: 2, vram_gib: 8}
+"""
+
+
+@pytest.fixture
+def paper(tmp_path: Path) -> Path:
+    path = tmp_path / "paper.yaml"
+    path.write_text(PAPER)
+    return path
+
+
+def test_yaml_both_ways(paper: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(paper)
+    save_recipe(recipe, tmp_path / "copy.yaml", comment="two\nlines")
+    assert load_recipe(tmp_path / "copy.yaml") == recipe
+    assert (tmp_path / "copy.yaml").read_text().startswith("# two\n# lines\nencoder:")
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", ".0001", "0.0001", "+1e-4", "1.0e-4"])
+def test_numbers_mean_what_a_person_means(paper: Path, text: str) -> None:
+    recipe = load_recipe(paper, [f"optimizer.base_lr={text}", "optimizer.lr=16e-4"])
+    assert recipe.optimizer.base_lr == 1e-4
+
+
+def test_words_stay_words(paper: Path) -> None:
+    assert load_recipe(paper, ["memory.mixed_precision=no"]).memory.mixed_precision == "no"
+    assert load_recipe(paper, ["hardware.gpu=on"]).hardware.gpu == "on"
+    assert load_recipe(paper, ["memory.activation_checkpointing=true"]).memory.activation_checkpointing is True
+
+
+def test_batch_arithmetic(paper: Path) -> None:
+    recipe = load_recipe(paper)
+    assert recipe.per_device_batch_size == 2048
+    assert recipe.negatives_per_query == 4095
+    assert recipe.chance_loss == pytest.approx(6.654, abs=1e-3)  # 4 · 0.2 · ln 4096
+    plain = load_recipe(paper, ["batch.contrast_over=micro_batch", "moco.queue_size=8192"])
+    assert plain.negatives_per_query == 2 * 128 - 1 + 8192
+    assert plain.chance_loss == pytest.approx(4 * 0.2 * math.log(256 + 8192))
+    assert scaled_lr(1.5e-4, 4096) == 2.4e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("encoder.nam=x", "encoder.nam='x' is not a field of a recipe; did you mean name?"),
+        ("encoder.image_size=big", "encoder.image_size='big': input should be a valid integer; 224 works"),
+        ("encoder.image_size=true", "encoder.image_size=True: input should be a valid integer; 224 works"),
+        (
+            "encoder.image_size=100",
+            "image_size=100 is not a multiple of vit_small_patch16's patch of 16; nearest: 96, 112",
+        ),
+        ("encoder.name=vit_huge", "encoder.name='vit_huge' is not known; one of: vit_tiny_patch8"),
+        ("encoder.bands=13", "data.mean=null has a default for 3 bands only; write one number per band (13)"),
+        ("hardware.num_devices=3", "batch.global_batch_size=4096 does not divide over 3 devices; nearest: 4095, 4098"),
+        ("hardware.num_devices=1", "num_devices 1 = 2048; batch.accumulation_steps=32 works"),
+        ("batch.micro_batch_size=100", "= 3200; nearest global batches for this micro-batch: 4000, 4200"),
+        ("batch.global_batch_size=-1", "batch.global_batch_size=-1: input should be greater than or equal to 2"),
+        ("optimizer.lr=1e-3", "optimizer.lr=0.0024 works"),
+        ("optimizer.name=lars_8bit", "drops the trust ratio; use lars (32-bit) or adamw_8bit"),
+        ("optimizer.name=sgd", "optimizer.name='sgd' is not known; one of: adamw, adamw_8bit, lars"),
+        ("schedule.warmup_epochs=400", "schedule.warmup_epochs=400 is longer than schedule.epochs=300"),
+        ("moco.queue_size=5000", "keys enqueued per optimizer step; nearest: 4096, 8192"),
+        ("data.mean=[0.5]", "data.mean=[0.5] has 1 numbers; encoder.bands=3 wants 3"),
+        ("data.std=[0, 1, 1]", "must be above 0 in every band"),
+        ("augment.blur_probability=[1]", "[1.0, 0.1] works"),
+        ("epochs=3", "--set 'epochs=3' is not section.field=value; e.g. --set schedule.epochs=100"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(paper: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(paper, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "3", "[a]", "{", "encoder: 3", "a: &a [*a]", "!!python/object:os.system {}"])
+def test_what_is_no_recipe(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError):
+        load_recipe(path)
+
+
+def test_missing_file_names_those_there(paper: Path) -> None:
+    with pytest.raises(RecipeError, match=r"does not exist; there are: .*paper\.yaml"):
+        load_recipe(paper.with_name("nope.yaml"))
+
+
+def test_a_missing_section_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("encoder: {name: resnet50}")
+    with pytest.raises(RecipeError, match="batch is missing"):
+        load_recipe(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load(path: Path) -> None:
+    assert load_recipe(path).encoder.name
+
+
+def test_small_recipe_is_whole() -> None:
+    assert small_recipe().keys_per_query == 8

@@ -1,0 +1,204 @@
+"""The step against a naive rewrite of the paper's algorithm, and against itself in other micro-batch sizes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import small_recipe
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moco_accel.moco import MoCo, build_moco
+from moco_accel.optim import build_optimizer
+from moco_accel.recipe import Recipe
+from moco_accel.step import build_accelerator, train_step
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def make_views(recipe: Recipe, seed: int = 0) -> Tensor:
+    """[2, batch, bands, size, size]"""
+    size = recipe.encoder.image_size
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, recipe.batch.global_batch_size, recipe.encoder.bands, size, size, generator=generator)
+
+
+def our_steps(recipe: Recipe, steps: int, momentum_coefficient: float = 0.99) -> tuple[list[float], MoCo]:
+    torch.manual_seed(0)
+    accelerator = build_accelerator(recipe, cpu=True)
+    moco = build_moco(recipe)
+    model, optimizer = accelerator.prepare(moco, build_optimizer(recipe, moco))
+    losses = []
+    for step in range(steps):
+        first, second = (view.split(recipe.batch.micro_batch_size) for view in make_views(recipe, step))
+        losses.append(
+            train_step(accelerator, model, optimizer, (first, second), recipe, momentum_coefficient).loss.item()
+        )
+    return losses, moco
+
+
+def naive_steps(recipe: Recipe, steps: int, m: float = 0.99) -> tuple[list[float], MoCo]:
+    """MoCo v3, algorithm 1: both views at once, no micro-batches, no Accelerate."""
+    torch.manual_seed(0)
+    moco = build_moco(recipe)
+    optimizer = build_optimizer(recipe, moco)
+    losses = []
+    for step in range(steps):
+        x1, x2 = make_views(recipe, step)
+        with torch.no_grad():
+            for side, momentum_side in (
+                (moco.encoder, moco.momentum_encoder),
+                (moco.projector, moco.momentum_projector),
+            ):
+                for p_q, p_k in zip(side.parameters(), momentum_side.parameters(), strict=True):
+                    p_k.copy_(m * p_k + (1 - m) * p_q)
+            k1, k2 = (moco.momentum_projector(moco.momentum_encoder(x)) for x in (x1, x2))
+        q1, q2 = (moco.predictor(moco.projector(moco.encoder(x))) for x in (x1, x2))
+        loss = naive_loss(q1, k2, recipe.moco.temperature) + naive_loss(q2, k1, recipe.moco.temperature)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, moco
+
+
+def naive_loss(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
+    similarity = torch.exp(q @ k.T / temperature)
+    return 2 * temperature * -torch.log(similarity.diagonal() / similarity.sum(1)).mean()
+
+
+def worst_difference(left: nn.Module, right: nn.Module) -> float:
+    """Largest relative difference over every parameter, gradient and buffer."""
+    pairs = [(a, b) for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True)]
+    pairs += [
+        (a.grad, b.grad)
+        for a, b in zip(left.parameters(), right.parameters(), strict=True)
+        if a.grad is not None and b.grad is not None
+    ]
+    scale = lambda tensor: max(tensor.double().norm().item(), 1e-3)  # noqa: E731
+    return max(((a.double() - b.double()).norm().item() / scale(b)) for a, b in pairs if a.numel())
+
+
+@pytest.mark.parametrize("encoder", ["vit_tiny_patch8", "resnet18"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
+def test_equals_the_naive_algorithm(encoder: str, optimizer: str) -> None:
+    recipe = small_recipe(
+        encoder={"name": encoder, "image_size": 32},
+        optimizer={"name": optimizer},
+        batch={"micro_batch_size": 8, "accumulation_steps": 1},
+    )
+    losses, moco = our_steps(recipe, steps=3)
+    expected_losses, expected = naive_steps(recipe, steps=3)
+    assert losses == pytest.approx(expected_losses, rel=1e-12)
+    # resnet18 with adamw is the worst: 2e-11, as Adam divides small gradients by their own size
+    assert worst_difference(moco, expected) < 1e-9
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_micro_batches_leave_the_gradient_alone(micro: int, checkpointing: bool) -> None:
+    whole, expected = our_steps(small_recipe(batch={"micro_batch_size": 8, "accumulation_steps": 1}), steps=1)
+    recipe = small_recipe(
+        batch={"micro_batch_size": micro, "accumulation_steps": 8 // micro},
+        memory={"activation_checkpointing": checkpointing},
+    )
+    losses, moco = our_steps(recipe, steps=1)
+    assert losses == pytest.approx(whole, rel=1e-13)
+    gradients, expected_gradients = all_gradients(moco), all_gradients(expected)
+    error = (gradients - expected_gradients).norm() / expected_gradients.norm()
+    assert error < 1e-12  # worst measured: 5e-15
+
+
+def all_gradients(module: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+
+def test_recomputation_updates_running_statistics_once() -> None:
+    encoder = {"name": "resnet18", "image_size": 32}
+    _, moco = our_steps(small_recipe(encoder=encoder, memory={"activation_checkpointing": True}), steps=1)
+    assert moco.encoder.bn1.num_batches_tracked == 4  # two views of two micro-batches, forward only
+    assert moco.encoder.layer1[0].bn1.num_batches_tracked == 4
+    assert moco.projector[1].num_batches_tracked == 2  # heads see whole views
+    assert all(m.momentum == 0.1 for m in moco.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_ghost_batch_norm_gradient_is_exact_for_its_function() -> None:
+    """A ResNet in micro-batches equals the same ResNet run on each micro-batch and concatenated, nothing recomputed."""
+    recipe = small_recipe(encoder={"name": "resnet18", "image_size": 32})
+    _, ours = our_steps(recipe, steps=1)
+    torch.manual_seed(0)
+    moco = build_moco(recipe)
+    moco.update_momentum_side(0.99)
+    x1, x2 = (view.split(4) for view in make_views(recipe))
+    for queries_of, keys_of in ((x1, x2), (x2, x1)):
+        with torch.no_grad():
+            keys = moco.momentum_projector(torch.cat([moco.momentum_encoder(x) for x in keys_of]))
+        queries = moco.predictor(moco.projector(torch.cat([moco.encoder(x) for x in queries_of])))
+        naive_loss(queries, keys, recipe.moco.temperature).backward()
+    for parameter, other in zip(ours.parameters(), moco.parameters(), strict=True):
+        if parameter.grad is not None:
+            assert other.grad is not None
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_contrast_over_micro_batch_is_plain_accumulation() -> None:
+    recipe = small_recipe(batch={"contrast_over": "micro_batch"})
+    losses, ours = our_steps(recipe, steps=1)
+    torch.manual_seed(0)
+    moco = build_moco(recipe)
+    moco.update_momentum_side(0.99)
+    x1, x2 = (view.split(4) for view in make_views(recipe))
+    total = 0.0
+    for a, b in zip(x1, x2, strict=True):
+        with torch.no_grad():
+            k1, k2 = (moco.momentum_projector(moco.momentum_encoder(x)) for x in (a, b))
+        q1, q2 = (moco.predictor(moco.projector(moco.encoder(x))) for x in (a, b))
+        loss = (naive_loss(q1, k2, 0.2) + naive_loss(q2, k1, 0.2)) / 2
+        loss.backward()
+        total += loss.item()
+    assert losses == pytest.approx([total], rel=1e-12)
+    for parameter, other in zip(ours.parameters(), moco.parameters(), strict=True):
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_momentum_side_moves_once_per_step() -> None:
+    recipe = small_recipe(batch={"micro_batch_size": 1, "accumulation_steps": 8})
+    torch.manual_seed(0)
+    start = copy.deepcopy(build_moco(recipe))
+    _, moco = our_steps(recipe, steps=2, momentum_coefficient=0.75)
+    # the first update sees equal sides; the second sees the query side after one optimizer step
+    _, after_one = our_steps(recipe, steps=1, momentum_coefficient=0.75)
+    for p0, p1, p_k in zip(
+        start.encoder.parameters(), after_one.encoder.parameters(), moco.momentum_encoder.parameters(), strict=True
+    ):
+        torch.testing.assert_close(p_k, 0.75 * p0 + 0.25 * p1, rtol=1e-12, atol=1e-14)
+
+
+def test_queue_is_first_in_first_out_and_normalised() -> None:
+    recipe = small_recipe(moco={"queue_size": 16})
+    moco = build_moco(recipe)
+    batches = [torch.randn(8, 16) for _ in range(3)]
+    for batch in batches:
+        moco.enqueue(batch)
+    torch.testing.assert_close(moco.queue[:8], functional.normalize(batches[2], dim=1))
+    torch.testing.assert_close(moco.queue[8:], functional.normalize(batches[1], dim=1))
+    assert moco.queue_start.item() == 8
+
+
+def test_queue_adds_negatives_and_takes_the_step_keys() -> None:
+    recipe = small_recipe(moco={"queue_size": 8})
+    losses, moco = our_steps(recipe, steps=1)
+    assert losses[0] != our_steps(small_recipe(), steps=1)[0][0]
+    torch.testing.assert_close(moco.queue.norm(dim=1), torch.ones(8))
+    assert not any(p is moco.queue for p in moco.parameters())
+
+
+def test_loss_starts_near_chance() -> None:
+    batch = {"global_batch_size": 64, "micro_batch_size": 64, "accumulation_steps": 1}
+    recipe = small_recipe(batch=batch, moco={"projector_hidden_dim": 512, "output_dim": 256})
+    losses, _ = our_steps(recipe, steps=1)
+    assert losses[0] == pytest.approx(recipe.chance_loss, rel=0.1)
