@@ -57,7 +57,7 @@ class Crop:
 
 def make_crop(tile: Tensor, recipe: Recipe, epoch: int, tile_index: int, view: int) -> Crop:
     """View 0 or 1 of a uint8 tile `[bands, height, width]`: a function of (seed, epoch, tile, view) alone."""
-    draw = random.Random(f"{recipe.run.seed}/{epoch}/{tile_index}/{view}")  # noqa: S311 - not for secrets
+    draw = random.Random(f"{recipe.run.seed}/{epoch}/{tile_index}/{view}")
     geometry = draw_geometry(draw, recipe.augment, tile.shape[-2], tile.shape[-1])
     photometry = draw_photometry(draw, recipe.augment, view, recipe.encoder.image_size)
     return Crop(apply_geometry(tile, geometry, recipe.encoder.image_size), photometry, draw.getrandbits(63))

@@ -22,7 +22,7 @@ from moco_accel.recipe import Encoder as EncoderConfig
 
 # hidden size, layers, heads. ViT-S and ViT-B have 12 heads in MoCo v3; tiny and large as in DeiT and ViT.
 _VIT_SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
-_RESNET_DIMS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
+_RESNET_DIMS = {"resnet10": 512, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
 
 
 def feature_dim(name: str) -> int:
@@ -63,7 +63,8 @@ def recomputed(function: Callable[..., Tensor], module: nn.Module, *args: Any, *
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _frozen_running_statistics(module)
 
-    return cast(Tensor, checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs))
+    output: Tensor = checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    return output
 
 
 def _recompute_blocks(encoder: nn.Module, block_type: type[nn.Module] | tuple[type[nn.Module], ...]) -> None:
@@ -159,7 +160,11 @@ def sin_cos_positions(side: int, dim: int, temperature: float = 10_000.0) -> Ten
 
 
 def _build_resnet(config: EncoderConfig, activation_checkpointing: bool) -> nn.Module:
-    resnet: Any = torchvision.models.get_model(config.name, weights=None, zero_init_residual=True)
+    resnet: Any
+    if config.name == "resnet10":  # one block per stage; torchvision has the parts but no name for it
+        resnet = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], zero_init_residual=True)
+    else:
+        resnet = torchvision.models.get_model(config.name, weights=None, zero_init_residual=True)
     resnet.fc = nn.Identity()
     if config.bands != 3:
         resnet.conv1 = nn.Conv2d(config.bands, 64, kernel_size=7, stride=2, padding=3, bias=False)

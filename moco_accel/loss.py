@@ -21,14 +21,16 @@ def contrastive_loss(
     with torch.autocast(queries.device.type, enabled=False):
         logits = queries @ keys.T / temperature
     labels = torch.arange(first_label, first_label + len(queries), device=queries.device)
-    return 2 * temperature * functional.cross_entropy(logits, labels)
+    cross_entropy: Tensor = functional.cross_entropy(logits, labels)
+    return 2 * temperature * cross_entropy
 
 
 @torch.no_grad()
 def feature_std(features: Tensor) -> Tensor:
     """Spread of normalised features: √dim · mean standard deviation. 1 is evenly spread, 0 is collapsed."""
     normalised = _normalised(features)
-    return normalised.std(0).mean() * features.shape[1] ** 0.5
+    spread: Tensor = normalised.std(0).mean() * features.shape[1] ** 0.5
+    return spread
 
 
 def _normalised(rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from moco_accel.recipe import Recipe
 
 VIT_NAMES = tuple(f"vit_{size}_patch{p}" for size in ("tiny", "small", "base", "large") for p in (8, 16))
-RESNET_NAMES = ("resnet18", "resnet34", "resnet50", "resnet101")
+RESNET_NAMES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101")
 ENCODER_NAMES = VIT_NAMES + RESNET_NAMES
 
 _LINEAR_SCALING_BASE = 256  # lr = base_lr * global_batch_size / 256 (Goyal et al. 2017; MoCo v3 section 4)

@@ -40,7 +40,7 @@ def test_a_resume_goes_on_where_it_was(first_step: int) -> None:
 
 def test_too_few_tiles_is_an_error_with_a_batch_that_works() -> None:
     assert steps_per_epoch(small_recipe(), 47) == 5
-    with pytest.raises(RecipeError, match="more than the 7 tiles .* batch.global_batch_size=4 works"):
+    with pytest.raises(RecipeError, match=r"more than the 7 tiles .* batch.global_batch_size=4 works"):
         steps_per_epoch(small_recipe(), 7)
 
 

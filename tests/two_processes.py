@@ -32,13 +32,17 @@ def main() -> None:
         gradient = torch.cat([p.grad.flatten() for p in moco.parameters() if p.grad is not None])
         heads = {name: value for name, value in moco.state_dict().items() if "projector" in name or "predictor" in name}
         torch.set_printoptions(precision=17)
-        print(json.dumps({
-            "processes": accelerator.num_processes,
-            "losses": losses,
-            "gradient": gradient[:: max(1, len(gradient) // 5000)].tolist(),
-            "gradient_norm": gradient.norm().item(),
-            "running": {n: v.double().sum().item() for n, v in heads.items() if "running" in n},
-        }))
+        print(
+            json.dumps(
+                {
+                    "processes": accelerator.num_processes,
+                    "losses": losses,
+                    "gradient": gradient[:: max(1, len(gradient) // 5000)].tolist(),
+                    "gradient_norm": gradient.norm().item(),
+                    "running": {n: v.double().sum().item() for n, v in heads.items() if "running" in n},
+                }
+            )
+        )
     accelerator.end_training()
 
 

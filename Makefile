@@ -1,0 +1,53 @@
+# One command for each habit. Every target makes the environment first if there is none.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := runs/demo
+
+.PHONY: help env demo test test-long check format clean
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env: $(VENV)/installed  ## the environment, in .venv (about 5 GB, most of it torch)
+$(VENV)/installed: pyproject.toml
+	@echo "environment: installing into $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV) || { echo "no venv module; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: env  ## real tiles, plan, training and evaluation, in minutes, on a CPU
+	@rm -rf $(RUN)
+	@printf '\n1/5  Real satellite tiles: NASA Blue Marble, labelled by MODIS land cover\n\n'
+	@$(BIN)/moco-data demo $(RUN)/tiles
+	@printf '\n2/5  What fits: this machine, then two GPUs of 8 GB\n\n'
+	@$(BIN)/moco-plan
+	@$(BIN)/moco-plan --gpus 2 --vram 8
+	@printf '\n3/5  Pretraining, without a label\n\n'
+	@$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml --num_cpu_threads_per_process $$(nproc 2>/dev/null || sysctl -n hw.ncpu) \
+		moco_accel/train.py --recipe recipes/cpu_demo.yaml --output-dir $(RUN)
+	@printf '\n4/5  Frozen features on places never seen, beside random initialisation and plain colour\n\n'
+	@$(BIN)/moco-eval $(RUN)
+	@printf '\n5/5  Your own imagery and GPUs\n\n'
+	@printf '  moco-data build YOUR_IMAGES data/tiles --tile-size 224\n'
+	@printf '  moco-plan --gpus 2 --vram 8\n'
+	@printf '  accelerate launch --config_file accelerate_configs/dual_gpu.yaml \\\n'
+	@printf '      moco_accel/train.py --recipe recipes/dual8gb.yaml --set data.source=data/tiles\n\n'
+	@printf '  The demo is in $(RUN): look at neighbours.png, summary.json, metrics.jsonl.\n'
+
+test: env  ## every test that takes seconds
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-long: env  ## every test
+	@$(BIN)/python -m pytest
+
+check: env  ## lint, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: env  ## format and mend what can be mended
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## the environment and all runs
+	rm -rf $(VENV) runs
