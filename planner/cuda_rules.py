@@ -18,14 +18,16 @@ from torch import Tensor
 # ATen/autocast_mode.h: AT_FORALL_FP32 and AT_FORALL_FP32_SET_OPT_DTYPE, as far as CPU autocast does not agree
 # and a network or a loss may call them
 FP32 = (
-    "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar "
-    "pow.Tensor_Tensor pow.Scalar softplus layer_norm native_layer_norm rms_norm group_norm cosine_similarity "
-    "cosine_embedding_loss nll_loss nll_loss_nd nll_loss2d hinge_embedding_loss kl_div l1_loss smooth_l1_loss "
-    "huber_loss mse_loss binary_cross_entropy_with_logits dist cdist renorm logsumexp"
-).split()
+    "acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt", "sinh",
+    "tan", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "softplus", "layer_norm", "native_layer_norm",
+    "rms_norm", "group_norm", "cosine_similarity", "cosine_embedding_loss", "nll_loss", "nll_loss_nd", "nll_loss2d",
+    "hinge_embedding_loss", "kl_div", "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss",
+    "binary_cross_entropy_with_logits", "dist", "cdist", "renorm", "logsumexp",
+)  # fmt: skip
 FP32_BY_DTYPE = (
-    "prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm sum sum.dim_IntList".split()
-)
+    "prod", "prod.dim_int", "softmax.int", "log_softmax.int", "cumprod", "cumsum", "linalg_vector_norm", "sum",
+    "sum.dim_IntList",
+)  # fmt: skip
 _HALVES = (torch.float16, torch.bfloat16)
 
 CUBLAS_WORKSPACE_BYTES = 8_519_680  # 4096 KiB x 2 + 16 KiB x 8, per (handle, stream)
@@ -62,7 +64,7 @@ def scratch_shapes(func: Any, args: Sequence[Any]) -> list[tuple[tuple[int, ...]
 @contextmanager
 def cuda_autocast_rules() -> Iterator[None]:
     """While open, `torch.autocast("cpu")` keeps in fp32 what `torch.autocast("cuda")` keeps in fp32."""
-    library = torch.library.Library("aten", "IMPL")  # noqa: TOR901 - lives as long as the context
+    library = torch.library.Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch says that a CPU rule is replaced, which is what we want

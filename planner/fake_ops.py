@@ -81,7 +81,7 @@ def _kind(func: Any) -> str:
     if any(writes):
         first = schema.arguments[0].alias_info
         returns_first = first is not None and first.is_write and len(schema.returns) <= 1 and ".out" not in str(func)
-        return "in place" if returns_first and len(writes) == 1 or not schema.returns else "other"
+        return "in place" if (returns_first and len(writes) == 1) or not schema.returns else "other"
     if writes or func is torch.ops.aten._unsafe_view.default:  # a view, though its schema does not say so
         return "view" if len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor" else "other"
     return "repeat" if any("Tensor" in str(a.type) for a in schema.arguments) else "other"

@@ -36,7 +36,7 @@ class TracedTensor:
 
 @dataclass(frozen=True)
 class Mark:
-    """A micro-batch is asked for at `events[event]`, or (`ends`) an encoder is through with one. `loop` says what for."""
+    """Micro-batch `index` is asked for at `events[event]`, by `loop`; or (`ends`) an encoder is through with one."""
 
     event: int
     loop: str

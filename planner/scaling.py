@@ -127,7 +127,9 @@ def _micro_batches(trace: Trace, recipe: Recipe) -> tuple[set[int], set[int]]:
         if recipe.batch.contrast_over == "micro_batch":  # all pixels are made first, and wait
             kept |= {number for number in made if trace.tensors[number].category == "inputs"}
         else:
-            kept |= made - {number for number, size in trace.events[mark.event : end] if not size}
+            # what the caller still holds when it goes on to make the next thing
+            onward = next(i for i in range(end, len(trace.events)) if trace.events[i][1])
+            kept |= made - {number for number, size in trace.events[mark.event : onward] if not size}
     return inside, kept
 
 

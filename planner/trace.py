@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import warnings
+from contextlib import ExitStack
 
 import torch
-import torch.distributed as dist
-from accelerate.state import AcceleratorState, GradientState
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
 
@@ -20,6 +17,7 @@ from moco_accel.recipe import Memory, Recipe
 from moco_accel.step import build_accelerator, train_step
 from planner.cuda_rules import cublas_workspace_bytes, cuda_autocast_rules
 from planner.fake_ops import FakeOps
+from planner.fake_processes import fresh_accelerate
 from planner.recorder import Recorder, Trace, TracedView, phases
 
 _CPU = torch.device("cpu")
@@ -33,7 +31,9 @@ def trace_step(recipe: Recipe, compute_capability: int | None, steps: int = 1) -
     """
     cuda = compute_capability is not None
     with ExitStack() as stack:
-        stack.enter_context(_fresh_accelerate(recipe.hardware.num_devices))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", FutureWarning)  # the trainer's own launch shows the trainer's
+        stack.enter_context(fresh_accelerate(recipe.hardware.num_devices))
         if cuda:
             stack.enter_context(cuda_autocast_rules())
         traced = _traceable(recipe)
@@ -109,29 +109,3 @@ def _name_lasting(recorder: Recorder, moco: MoCo, optimizer: torch.optim.Optimiz
         for value in state.values():
             if isinstance(value, torch.Tensor) and recorder.number_of(value) is not None:
                 recorder.add(value, "optimizer state", "optimizer_state")
-
-
-@contextmanager
-def _fresh_accelerate(world_size: int) -> Iterator[None]:
-    """Accelerate's singletons reset before and after; a process group of `world_size` that moves no data."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size), "ACCELERATE_USE_CPU": "true"}
-    before = {name: os.environ.get(name) for name in environment}
-    _reset_accelerate()
-    if world_size > 1:
-        os.environ.update(environment)
-        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    try:
-        yield
-    finally:
-        if world_size > 1:
-            dist.destroy_process_group()
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
-        _reset_accelerate()
-
-
-def _reset_accelerate() -> None:
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
