@@ -55,6 +55,10 @@ def load_checkpoint(checkpoint: Path, moco: MoCo, optimizer: torch.optim.Optimiz
     moco.load_state_dict(load_file(checkpoint / "model.safetensors"))
     tensors = load_file(checkpoint / "optimizer.safetensors")
     optimizer.load_state_dict(_put_tensors(state["optimizer"], tensors))
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:  # fused kernels want the same strides
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     return int(state["step"]), dict(state["scaler"])
 
 
@@ -97,7 +101,8 @@ def _sync(path: Path) -> None:
 def _take_tensors(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """`tree` as JSON, its tensors moved to `tensors` by path. Mappings become pairs, for JSON has no integer keys."""
     if isinstance(tree, Tensor):
-        tensors[path] = tree.detach().cpu().clone()  # tensors that share storage are refused by safetensors
+        # safetensors refuses shared storage, and strides such as channels_last's
+        tensors[path] = tree.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": path}
     if isinstance(tree, dict):
         return {"pairs": [[key, _take_tensors(value, f"{path}.{key}", tensors)] for key, value in tree.items()]}

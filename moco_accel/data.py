@@ -109,17 +109,6 @@ def step_views(
         yield AugmentedView(first, recipe, device), AugmentedView(second, recipe, device)
 
 
-def blank_views(recipe: Recipe, device: torch.device) -> tuple[AugmentedView, AugmentedView]:
-    """Views of black tiles in the sizes of a real step, for whoever traces or measures one."""
-    bands, size, tiles = recipe.encoder.bands, recipe.encoder.image_size, recipe.batch.micro_batch_size
-    photometry = stack_crops([make_crop(torch.zeros(bands, 8, 8, dtype=torch.uint8), recipe, 0, 0, 0)]).photometry
-    batch = CropBatch(
-        torch.zeros(tiles, bands, size, size, dtype=torch.uint8), photometry.expand(tiles, -1), list(range(tiles))
-    )
-    micro_batches = [batch] * recipe.batch.accumulation_steps
-    return AugmentedView(micro_batches, recipe, device), AugmentedView(micro_batches, recipe, device)
-
-
 def _collate(pairs: list[tuple[Crop, Crop]]) -> tuple[CropBatch, CropBatch]:
     first, second = zip(*pairs, strict=True)
     return stack_crops(first), stack_crops(second)

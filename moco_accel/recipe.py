@@ -64,7 +64,7 @@ class Optimizer(Section):
 
 class Schedule(Section):
     epochs: int = Field(300, ge=1)
-    warmup_epochs: int = Field(40, ge=0)
+    warmup_epochs: int | float = Field(40, ge=0)
 
 
 class Memory(Section):

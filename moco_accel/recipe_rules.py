@@ -90,7 +90,7 @@ def _check_schedule(recipe: Recipe) -> None:
     warmup, epochs = recipe.schedule.warmup_epochs, recipe.schedule.epochs
     if warmup > epochs:
         raise RecipeError(
-            f"schedule.warmup_epochs={warmup} is longer than schedule.epochs={epochs}; "
+            f"schedule.warmup_epochs={warmup:g} is longer than schedule.epochs={epochs}; "
             f"schedule.warmup_epochs={epochs // 10} works"
         )
 

@@ -20,6 +20,7 @@ from planner.fake_ops import FakeOps
 _CPU = torch.device("cpu")
 _HOST = -1
 HEADS = ("projector", "predictor", "momentum_projector")
+_ENGINE_USES, _ENGINE_STORAGE_USES = 4, 2
 ENCODERS = ("encoder", "momentum_encoder")
 
 
@@ -85,6 +86,8 @@ class Recorder(TorchDispatchMode):
             return _CPU  # two dispatches in three; FakeTensorMode would answer the same, at length
         if func.namespace == "bitsandbytes":
             return None  # its CUDA kernels update state and parameter in place, without temporaries
+        if _summed_in_place(func, args):
+            return args[0]
         result = self._fake_ops.run(func, args, kwargs or {})
         if isinstance(result, Tensor):
             self._see(result, func, args)
@@ -196,6 +199,20 @@ class TracedView(Sequence[Tensor]):
         self._recorder.phase = before
         self._recorder.add(pixels, "pixels", "inputs")
         return pixels
+
+
+def _summed_in_place(func: Any, args: Sequence[Any]) -> bool:
+    """Is this the autograd engine adding to a gradient that nobody else holds?
+
+    It does so in place, but never to a tensor of a subclass, as fake ones are. The counts are those of a tensor held
+    by the engine and by this call alone (torch/csrc/autograd/input_buffer.cpp).
+    """
+    if func is not torch.ops.aten.add.Tensor or torch.is_grad_enabled() or not isinstance(args[0], Tensor):
+        return False
+    if torch._C._current_autograd_node() is None or args[0]._use_count() != _ENGINE_USES:  # type: ignore[attr-defined]
+        return False
+    storage = args[0].untyped_storage()._cdata
+    return bool(torch._C._storage_Use_Count(storage) == _ENGINE_STORAGE_USES)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import small_recipe
 
-from moco_accel.data import MicroBatchPlaces, blank_views, open_training_tiles, step_views, steps_per_epoch
+from moco_accel.data import MicroBatchPlaces, open_training_tiles, step_views, steps_per_epoch
 from moco_accel.recipe_text import RecipeError
 
 
@@ -54,9 +54,3 @@ def test_views_do_not_depend_on_workers(tiles_folder: Path) -> None:
     assert torch.equal(views[0], views[2])
     assert views[0].shape == (8, 4, 3, 16, 16)
     assert not torch.equal(views[0][0], views[0][2])  # view 1 and view 2 of the same tiles
-
-
-def test_blank_views_have_the_sizes_of_a_step() -> None:
-    first, second = blank_views(small_recipe(), torch.device("cpu"))
-    assert len(first) == len(second) == 2
-    assert first[1].shape == (4, 3, 16, 16)

@@ -90,10 +90,17 @@ def test_two_processes_log_the_losses_of_one(recipe_file: Path, tmp_path: Path) 
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)  # worst measured: 3e-7
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
-def test_a_killed_run_resumes_to_the_same_end(recipe_file: Path, tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("encoder", "optimizer"),
+    # a ResNet's weights, and so its optimizer's state, lie channels_last
+    [("vit_tiny_patch8", "adamw"), ("vit_tiny_patch8", "adamw_8bit"), ("resnet10", "adamw")],
+)
+def test_a_killed_run_resumes_to_the_same_end(recipe_file: Path, tmp_path: Path, encoder: str, optimizer: str) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    arguments = ["--recipe", str(recipe_file), "--set", f"optimizer.name={optimizer}", "--set", "schedule.epochs=12"]
+    arguments = ["--recipe", str(recipe_file), "--set", "schedule.epochs=12"]
+    arguments += ["--set", f"encoder.name={encoder}", "--set", f"optimizer.name={optimizer}"]
+    if encoder == "resnet10":
+        arguments += ["--set", "encoder.freeze_patch_projection=false"]
     assert launch([sys.executable, TRAIN], *arguments, "--output-dir", str(whole)).returncode == 0
     process = subprocess.Popen(
         [sys.executable, TRAIN, *arguments, "--output-dir", str(killed)], env=ENVIRONMENT, stderr=subprocess.DEVNULL
