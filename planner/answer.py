@@ -51,25 +51,27 @@ def run(
 def plan(request: Request, card: Card, output: Path | None, tiles: int | None, as_json: bool) -> int:
     """The table of encoders, the chosen one's budget, and its recipe written."""
     chosen_name = request.encoder or DEFAULT_ENCODER
-    recipe_for(request, chosen_name)  # the mistakes that need no torch come before it is imported
+    first = recipe_for(request, chosen_name)  # the mistakes that need no torch come before it is imported
     console.print(report.hardware(card, request.gpus))
+    console.print(f"\n{report.asked_for(first)}", soft_wrap=True)
     from planner.search import TABLE_ENCODERS, Candidate, best, planned, retraced_difference
 
     names = [chosen_name] if request.encoder else [chosen_name, *(n for n in TABLE_ENCODERS if n != chosen_name)]
     found: list[Candidate] = []
-    with Live(report.candidates_table(found, tiles, names[0]), console=console, refresh_per_second=4) as live:
+    with Live(report.candidates_table(found, tiles, names[0]), console=console, transient=True) as live:
         for place, name in enumerate(names, start=1):
             found.append(best(recipe_for(request, name), card))
             live.update(report.candidates_table(found, tiles, names[place] if place < len(names) else None))
     chosen = found[0]
     found.sort(key=lambda candidate: names_in_order(candidate, TABLE_ENCODERS))
+    console.print(report.candidates_table(found, tiles))
     path = str(output or recipe_path(request, card.marketed_gib)) if chosen.memory.fits else None
     checked = retraced_difference(chosen, card) if chosen.memory.fits else None
     command = None
     if path is not None:
         command = launch_command(request.gpus, path)
         save_recipe(planned(chosen), path, comment=f"{command}\nPlanned by moco-plan: {report.EVIDENCE}.")
-    console.print(f"[bold]{chosen.recipe.encoder.name}[/] at its peak, on each card")
+    console.print(f"[bold]{chosen.recipe.encoder.name}[/] at its peak, MiB on each card")
     console.print(report.budget_bar(chosen))
     console.print(report.outcome(chosen, card, path, command, checked), soft_wrap=True)
     if as_json:
@@ -83,6 +85,7 @@ def judge(recipe: Recipe, path: Path | None, card: Card, gpus: int | None, tiles
     if gpus is not None and gpus != devices:
         raise RecipeError(f"--gpus={gpus} but hardware.num_devices={devices} in {path}; --gpus {devices} works")
     console.print(report.hardware(card, devices))
+    console.print(f"\n{report.asked_for(recipe)}", soft_wrap=True)
     from planner.search import fit
 
     with console.status(f"tracing {recipe.encoder.name}"):

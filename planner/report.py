@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moco_accel.recipe import Recipe
 from planner.allocator import MIB
 from planner.devices import DESKTOP_BYTES, GIB, UTILISATION, Card
 
@@ -55,25 +56,34 @@ def hardware(card: Card, num_devices: int) -> RenderableType:
 
 def candidates_table(candidates: list[Candidate], tiles: int | None, waiting: str | None = None) -> Table:
     """A row per encoder; `waiting` names the one being traced."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for name, justify in (
         ("encoder", "left"),
-        ("precision", "left"),
-        ("recompute", "left"),
-        ("micro × accumulation × GPUs = batch", "right"),
-        ("negatives", "right"),
-        ("peak MiB", "right"),
+        ("recom-\npute", "left"),
+        ("micro-\nbatch", "right"),
+        ("accumu-\nlation", "right"),
+        ("peak\nMiB", "right"),
         ("fits", "left"),
-        ("tiles/s predicted", "right"),
-        ("days", "right"),
+        ("tiles/s\npredicted", "right"),
+        ("days\npredicted" if tiles else "hours per\nmillion", "right"),
     ):
-        if name != "days" or tiles:
-            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for candidate in candidates:
         table.add_row(*_row(candidate, tiles))
     if waiting is not None:
         table.add_row(f"[dim]{waiting} …[/]")
     return table
+
+
+def asked_for(recipe: Recipe) -> str:
+    """What every row has in common."""
+    devices = recipe.hardware.num_devices
+    return (
+        f"global batch {recipe.batch.global_batch_size:,} = micro-batch × accumulation × {devices} "
+        f"GPU{'s' if devices > 1 else ''}; {recipe.negatives_per_query:,} negatives per query\n"
+        f"{recipe.encoder.image_size} pixels, {recipe.encoder.bands} bands, {recipe.memory.mixed_precision}, "
+        f"{recipe.optimizer.name}, lr {recipe.optimizer.lr:g}"
+    )
 
 
 def budget_bar(candidate: Candidate) -> RenderableType:
@@ -82,13 +92,13 @@ def budget_bar(candidate: Candidate) -> RenderableType:
     total = sum(breakdown.values())
     bar, legend = Text(), Table(box=None, show_header=False, pad_edge=False)
     for _ in range(3):
-        legend.add_column()
-        legend.add_column(justify="right")
+        legend.add_column(no_wrap=True)
+        legend.add_column(justify="right", no_wrap=True)
     cells, filled = [], 0.0
     for name, size in breakdown.items():
         start, filled = round(filled), filled + _BAR_CELLS * size / total
         bar.append("█" * (round(filled) - start), style=_COLOURS[name])
-        cells += [f"[{_COLOURS[name]}]█[/] {name.replace('_', ' ')}", f"{mib(size)} MiB"]
+        cells += [f"[{_COLOURS[name]}]█[/] {name.replace('_', ' ')}", mib(size)]
     for start in range(0, len(cells), 6):
         legend.add_row(*cells[start : start + 6])
     return Group(bar, legend)
@@ -151,22 +161,17 @@ def mib(size: int) -> str:
 
 def _row(candidate: Candidate, tiles: int | None) -> list[str]:
     recipe, memory = candidate.recipe, candidate.memory
-    batch = recipe.batch
-    row = [
+    tiles_per_unit = tiles * recipe.schedule.epochs / 24 if tiles else 1_000_000  # hours of the first are days
+    return [
         recipe.encoder.name,
-        recipe.memory.mixed_precision,
         "blocks" if recipe.memory.activation_checkpointing else "–",
-        f"{batch.micro_batch_size} × {batch.accumulation_steps} × {recipe.hardware.num_devices} = "
-        f"{batch.global_batch_size}",
-        f"{recipe.negatives_per_query:,}",
+        f"{recipe.batch.micro_batch_size:,}",
+        f"{recipe.batch.accumulation_steps:,}",
         mib(memory.peak_reserved_bytes),
-        "[green]yes[/]" if memory.fits else f"[red]no, {mib(memory.missing_bytes)} MiB short[/]",
+        "[green]yes[/]" if memory.fits else f"[red]no, by {mib(memory.missing_bytes)}[/]",
         f"{candidate.tiles_per_second:,.0f}" if memory.fits else "–",
+        f"{tiles_per_unit / candidate.tiles_per_second / 3600:,.1f}" if memory.fits else "–",
     ]
-    if tiles:
-        days = tiles * recipe.schedule.epochs / candidate.tiles_per_second / 86_400
-        row.append(f"{days:.1f}" if memory.fits else "–")
-    return row
 
 
 def _fields(candidate: Candidate) -> dict[str, Any]:
