@@ -104,11 +104,12 @@ class Monitor:
 
     def _print_start(self) -> None:
         recipe, batch = self._recipe, self._recipe.batch
+        precision = "fp32" if recipe.memory.mixed_precision == "no" else recipe.memory.mixed_precision
         console.print(
             f"{recipe.encoder.name} at {recipe.encoder.image_size} px, {recipe.encoder.bands} bands · "
             f"{self._tile_count} tiles · micro-batch {batch.micro_batch_size} × {batch.accumulation_steps} × "
             f"{recipe.hardware.num_devices} device(s) = global batch {batch.global_batch_size} · "
-            f"{recipe.negatives_per_query} negatives per query · {recipe.memory.mixed_precision} precision on "
+            f"{recipe.negatives_per_query} negatives per query · {precision} on "
             f"{self._accelerator.device} · {self._run}",
             soft_wrap=True,
         )

@@ -64,7 +64,7 @@ def plan(request: Request, card: Card, output: Path | None, tiles: int | None, a
             live.update(report.candidates_table(found, tiles, names[place] if place < len(names) else None))
     chosen = found[0]
     found.sort(key=lambda candidate: names_in_order(candidate, TABLE_ENCODERS))
-    console.print(report.candidates_table(found, tiles))
+    console.print(report.candidates_table(found, tiles), end="\n\n")
     path = str(output or recipe_path(request, card.marketed_gib)) if chosen.memory.fits else None
     checked = retraced_difference(chosen, card) if chosen.memory.fits else None
     command = None

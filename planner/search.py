@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from moco_accel.recipe import Batch, Memory, Planned, Recipe
@@ -28,12 +27,6 @@ class Candidate:
     memory: MemoryEstimate
     tiles_per_second: float
     traced: ScalableTrace
-
-
-def search(recipes: Sequence[Recipe], card: Card) -> Iterator[Candidate]:
-    """The best of each recipe, one by one as they are found. Their batch size, lr and precision stay."""
-    for recipe in recipes:
-        yield best(recipe, card)
 
 
 def best(recipe: Recipe, card: Card) -> Candidate:
