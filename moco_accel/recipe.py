@@ -49,22 +49,22 @@ class Moco(Section):
 
 
 class Batch(Section):
-    global_batch_size: int = Field(ge=2)
-    micro_batch_size: int = Field(ge=1)
-    accumulation_steps: int = Field(ge=1)
+    global_batch_size: int = Field(ge=2, examples=[4096])
+    micro_batch_size: int = Field(ge=1, examples=[128])
+    accumulation_steps: int = Field(ge=1, examples=[16])
     contrast_over: Literal["global_batch", "micro_batch"] = "global_batch"
 
 
 class Optimizer(Section):
     name: str = "adamw"
     base_lr: float = Field(1.5e-4, ge=0)
-    lr: float = Field(ge=0)
+    lr: float = Field(ge=0, examples=[2.4e-3])
     weight_decay: float = Field(0.1, ge=0)
 
 
 class Schedule(Section):
     epochs: int = Field(300, ge=1)
-    warmup_epochs: int | float = Field(40, ge=0)
+    warmup_epochs: float = Field(40, ge=0)
 
 
 class Memory(Section):

@@ -58,7 +58,18 @@ def _load(text: str) -> Any:
 def dump_yaml(fields: dict[str, Any], comment: str) -> str:
     """YAML with one section per block, in the order of `fields`, under `# comment` lines."""
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
-    return head + yaml.safe_dump(fields, sort_keys=False, width=110, default_flow_style=None)
+    return head + yaml.dump(fields, Dumper=_Dumper, sort_keys=False, width=110, default_flow_style=None)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Whole floats as people write them: 40, not 40.0."""
+
+
+def _represent_float(dumper: _Dumper, value: float) -> yaml.Node:
+    return dumper.represent_int(int(value)) if value.is_integer() else yaml.SafeDumper.represent_float(dumper, value)
+
+
+_Dumper.add_representer(float, _represent_float)
 
 
 def set_fields(fields: object, overrides: list[str]) -> object:
@@ -89,7 +100,7 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         return f"{name}={_short(first['input'])} is not a field of a recipe; {hint}"
     if kind == "missing":
-        return f"{name} is missing; every recipe needs it"
+        return f"{name} is missing; every recipe needs it{_example(schema, parts)}"
     rule = message[0].lower() + message[1:]
     return f"{name}={_short(first['input'])}: {rule}{_example(schema, parts)}"
 
@@ -104,16 +115,19 @@ def _field_names(schema: type[BaseModel], path: list[str]) -> list[str]:
 
 
 def _example(schema: type[BaseModel], path: list[str]) -> str:
-    """`; e.g. …` with the field's default, where it has one."""
+    """`; … works` with the field's default, or its example where it has none."""
     for part in path[:-1]:
         annotation = schema.model_fields[part].annotation if part in schema.model_fields else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return ""
         schema = annotation
     field = schema.model_fields.get(path[-1])
-    if field is None or field.is_required() or isinstance(field.default, BaseModel):
+    if field is None or isinstance(field.default, BaseModel):
         return ""
-    return f"; {'null' if field.default is None else field.default} works"
+    works = (field.examples or [None])[0] if field.is_required() else field.default
+    if works is None:
+        return "" if field.is_required() else "; null works"
+    return f"; {works} works"
 
 
 def _short(value: object, limit: int = 60) -> str:

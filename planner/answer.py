@@ -63,7 +63,7 @@ def plan(request: Request, card: Card, output: Path | None, tiles: int | None, a
             found.append(best(recipe_for(request, name), card))
             live.update(report.candidates_table(found, tiles, names[place] if place < len(names) else None))
     chosen = found[0]
-    found.sort(key=lambda candidate: names_in_order(candidate, TABLE_ENCODERS))
+    found.sort(key=lambda candidate: (*TABLE_ENCODERS, chosen_name).index(candidate.recipe.encoder.name))
     console.print(report.candidates_table(found, tiles), end="\n\n")
     path = str(output or recipe_path(request, card.marketed_gib)) if chosen.memory.fits else None
     checked = retraced_difference(chosen, card) if chosen.memory.fits else None
@@ -124,8 +124,3 @@ def without_gpu(recipe: Recipe | None, path: Path | None, as_json: bool) -> int:
 def check_precision(card: Card, precision: str | None) -> None:
     if precision == "bf16" and not card.bf16:
         raise RecipeError(f"--precision=bf16: {card.name} computes in fp16 only; --precision fp16 works")
-
-
-def names_in_order(candidate: object, order: tuple[str, ...]) -> int:
-    name = candidate.recipe.encoder.name  # type: ignore[attr-defined]
-    return order.index(name) if name in order else -1

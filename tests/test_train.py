@@ -124,6 +124,7 @@ def test_a_killed_run_resumes_to_the_same_end(recipe_file: Path, tmp_path: Path,
     ("overrides", "message"),
     [
         (["encoder.nam=x"], "encoder.nam='x' is not a field of a recipe; did you mean name?"),
+        (["batch.global_batch_size=-1"], "greater than or equal to 2; 4096 works"),
         (["encoder.image_size=big"], "input should be a valid integer; 224 works"),
         (["encoder.name=vit_huge"], "encoder.name='vit_huge' is not known"),
         (["batch.global_batch_size=9"], "nearest global batches for this micro-batch: 8, 16"),
