@@ -66,6 +66,14 @@ def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
 
 def check_machine(recipe: Recipe) -> None:
     """Hold the recipe's hardware against this machine and this launch."""
+    if not torch.cuda.is_available():
+        if recipe.hardware.vram_gib is not None:
+            raise RecipeError(
+                f"hardware.vram_gib={recipe.hardware.vram_gib:g} wants a GPU and torch sees none here; "
+                "--recipe recipes/cpu_demo.yaml runs on a CPU, and --set hardware.vram_gib=null forces this one to"
+            )
+        if recipe.memory.mixed_precision == "fp16":
+            raise RecipeError("memory.mixed_precision='fp16' needs a GPU; memory.mixed_precision=bf16 works on a CPU")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     devices, per_device = recipe.hardware.num_devices, recipe.batch.global_batch_size // processes
     if processes != devices:
@@ -74,15 +82,6 @@ def check_machine(recipe: Recipe) -> None:
             f"hardware.num_devices={devices} but {processes} processes were launched; launch with "
             f"--num_processes {devices}, or: {changes} --set batch.micro_batch_size={per_device}"
         )
-    if torch.cuda.is_available():
-        return
-    if recipe.hardware.vram_gib is not None:
-        raise RecipeError(
-            f"hardware.vram_gib={recipe.hardware.vram_gib:g} wants a GPU and torch sees none here; "
-            "--recipe recipes/cpu_demo.yaml runs on a CPU, and --set hardware.vram_gib=null forces this one to"
-        )
-    if recipe.memory.mixed_precision == "fp16":
-        raise RecipeError("memory.mixed_precision='fp16' needs a GPU; memory.mixed_precision=bf16 works on a CPU")
 
 
 def check_run_folder(recipe: Recipe, run: Path, resume: bool) -> None:
