@@ -82,7 +82,7 @@ def lr_at(recipe: Recipe, epoch: float) -> float:
     warmup, epochs = recipe.schedule.warmup_epochs, recipe.schedule.epochs
     if epoch < warmup:
         return recipe.optimizer.lr * epoch / warmup
-    progress = (epoch - warmup) / max(epochs - warmup, 1)
+    progress = (epoch - warmup) / (epochs - warmup) if epochs > warmup else 0.0
     return recipe.optimizer.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -27,6 +27,13 @@ def test_lr(epoch: float, lr: float) -> None:
     assert lr_at(paper_recipe(), epoch) == pytest.approx(lr, rel=1e-9, abs=1e-18)
 
 
+def test_lr_of_a_warmup_shorter_than_an_epoch() -> None:
+    recipe = small_recipe(schedule={"epochs": 1, "warmup_epochs": 0.5})
+    assert lr_at(recipe, 0.25) == pytest.approx(recipe.optimizer.lr / 2)
+    assert lr_at(recipe, 0.75) == pytest.approx(recipe.optimizer.lr / 2)
+    assert lr_at(recipe, 1) == pytest.approx(0)
+
+
 @pytest.mark.parametrize(("epoch", "coefficient"), [(0, 0.99), (150, 0.995), (75, 0.9914644661), (300, 1.0)])
 def test_momentum_coefficient(epoch: float, coefficient: float) -> None:
     cosine = paper_recipe(momentum_schedule="cosine")
