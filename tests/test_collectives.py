@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 def run_processes(count: int, sections: dict[str, Any]) -> dict[str, Any]:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    command = [sys.executable, *launch, str(HERE / "two_processes.py"), json.dumps(sections)]
+    command = [sys.executable, *launch, str(HERE / "several_processes.py"), json.dumps(sections)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
@@ -34,15 +34,18 @@ def run_processes(count: int, sections: dict[str, Any]) -> dict[str, Any]:
     ],
     ids=["plain", "queue"],
 )
-def test_two_processes_equal_one(sections: dict[str, Any]) -> None:
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_equal_one(sections: dict[str, Any], count: int) -> None:
     alone = run_processes(1, sections)
-    two = run_processes(2, sections | {"hardware": {"num_devices": 2}, "batch": {"micro_batch_size": 2}})
-    assert (alone["processes"], two["processes"]) == (1, 2)
-    assert two["losses"] == pytest.approx(alone["losses"], rel=1e-10)
-    gradient, expected = torch.tensor(two["gradient"]), torch.tensor(alone["gradient"])
-    assert (gradient - expected).norm() / expected.norm() < 1e-6  # printed in full, compared in float32
-    assert two["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-10)
-    assert two["running"] == pytest.approx(alone["running"], rel=1e-10, abs=1e-10)
+    micro_batch_size = 4 // count
+    many = {"hardware": {"num_devices": count}, "batch": {"micro_batch_size": micro_batch_size}}
+    many_processes = run_processes(count, sections | many)
+    assert (alone["processes"], many_processes["processes"]) == (1, count)
+    assert many_processes["losses"] == pytest.approx(alone["losses"], rel=1e-10)
+    gradient, expected = (torch.tensor(run["gradient"], dtype=torch.float64) for run in (many_processes, alone))
+    assert (gradient - expected).norm() / expected.norm() < 1e-10
+    assert many_processes["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-10)
+    assert many_processes["running"] == pytest.approx(alone["running"], rel=1e-10, abs=1e-10)
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -1,4 +1,4 @@
-"""The step against a naive rewrite of the paper's algorithm, and against itself in other micro-batch sizes."""
+"""The step against itself in other micro-batch sizes, and its parts; test_parity.py holds it against the paper."""
 
 from __future__ import annotations
 
@@ -39,77 +39,26 @@ def our_steps(recipe: Recipe, steps: int, momentum_coefficient: float = 0.99) ->
     return losses, moco
 
 
-def naive_steps(recipe: Recipe, steps: int, m: float = 0.99) -> tuple[list[float], MoCo]:
-    """MoCo v3, algorithm 1: both views at once, no micro-batches, no Accelerate."""
-    torch.manual_seed(0)
-    moco = build_moco(recipe)
-    optimizer = build_optimizer(recipe, moco)
-    losses = []
-    for step in range(steps):
-        x1, x2 = make_views(recipe, step)
-        with torch.no_grad():
-            for side, momentum_side in (
-                (moco.encoder, moco.momentum_encoder),
-                (moco.projector, moco.momentum_projector),
-            ):
-                for p_q, p_k in zip(side.parameters(), momentum_side.parameters(), strict=True):
-                    p_k.copy_(m * p_k + (1 - m) * p_q)
-            k1, k2 = (moco.momentum_projector(moco.momentum_encoder(x)) for x in (x1, x2))
-        q1, q2 = (moco.predictor(moco.projector(moco.encoder(x))) for x in (x1, x2))
-        loss = naive_loss(q1, k2, recipe.moco.temperature) + naive_loss(q2, k1, recipe.moco.temperature)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses, moco
-
-
 def naive_loss(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
     similarity = torch.exp(q @ k.T / temperature)
     return 2 * temperature * -torch.log(similarity.diagonal() / similarity.sum(1)).mean()
 
 
-def worst_difference(left: nn.Module, right: nn.Module) -> float:
-    """Largest relative difference over every parameter, gradient and buffer."""
-    pairs = [(a, b) for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True)]
-    pairs += [
-        (a.grad, b.grad)
-        for a, b in zip(left.parameters(), right.parameters(), strict=True)
-        if a.grad is not None and b.grad is not None
-    ]
-    scale = lambda tensor: max(tensor.double().norm().item(), 1e-3)  # noqa: E731
-    return max(((a.double() - b.double()).norm().item() / scale(b)) for a, b in pairs if a.numel())
-
-
-@pytest.mark.parametrize("encoder", ["vit_tiny_patch8", "resnet18"])
-@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
-def test_equals_the_naive_algorithm(encoder: str, optimizer: str) -> None:
-    recipe = small_recipe(
-        encoder={"name": encoder, "image_size": 32},
-        optimizer={"name": optimizer},
-        batch={"micro_batch_size": 8, "accumulation_steps": 1},
-    )
-    losses, moco = our_steps(recipe, steps=3)
-    expected_losses, expected = naive_steps(recipe, steps=3)
-    assert losses == pytest.approx(expected_losses, rel=1e-12)
-    # resnet18 with adamw is the worst: 2e-11, as Adam divides small gradients by their own size
-    assert worst_difference(moco, expected) < 1e-9
-
-
-@pytest.mark.parametrize("micro", [1, 2, 4])
+@pytest.mark.parametrize("micro", [1, 8, 24])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_micro_batches_leave_the_gradient_alone(micro: int, checkpointing: bool) -> None:
-    whole, expected = our_steps(small_recipe(batch={"micro_batch_size": 8, "accumulation_steps": 1}), steps=1)
-    recipe = small_recipe(
-        batch={"micro_batch_size": micro, "accumulation_steps": 8 // micro},
-        memory={"activation_checkpointing": checkpointing},
-    )
+    def batch_of_48(micro: int) -> dict[str, int]:
+        return {"global_batch_size": 48, "micro_batch_size": micro, "accumulation_steps": 48 // micro}
+
+    whole, expected = our_steps(small_recipe(batch=batch_of_48(48)), steps=1)
+    recipe = small_recipe(batch=batch_of_48(micro), memory={"activation_checkpointing": checkpointing})
     losses, moco = our_steps(recipe, steps=1)
     assert losses == pytest.approx(whole, rel=1e-13)
     gradients, expected_gradients = all_gradients(moco), all_gradients(expected)
-    error = (gradients - expected_gradients).norm() / expected_gradients.norm()
-    assert error < 1e-12  # worst measured: 5e-15
+    error = ((gradients - expected_gradients).norm() / expected_gradients.norm()).item()
+    print(f"relative error {error:.1e}")
+    assert error < 1e-12  # worst measured: 7e-15
 
 
 def all_gradients(module: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""One of two gloo processes: runs a step in float64 on its share and prints what the parent compares."""
+"""One of several gloo processes: runs a step in float64 on its share and prints what the parent compares."""
 
 from __future__ import annotations
 
