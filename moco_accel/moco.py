@@ -31,6 +31,7 @@ class MoCo(nn.Module):
 
     queue: Tensor
     queue_start: Tensor
+    query_side_moved: Tensor
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -47,6 +48,8 @@ class MoCo(nn.Module):
         queue = functional.normalize(torch.randn(recipe.moco.queue_size, recipe.moco.output_dim), dim=1)
         self.register_buffer("queue", queue)
         self.register_buffer("queue_start", torch.zeros((), dtype=torch.long))
+        # false after a step that a gradient scaler skipped; a buffer, so that checkpoints hold it
+        self.register_buffer("query_side_moved", torch.ones((), dtype=torch.bool))
 
     def forward(self, view: View, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of one view's queries against the gathered `keys` of the other; and the features' spread."""

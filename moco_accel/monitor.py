@@ -19,6 +19,7 @@ from moco_accel.step import StepResult
 
 MIB = 1 << 20
 _COLLAPSED_STD = 0.02  # of 1 for evenly spread features
+_COLLAPSE_STEPS = 100  # so many in a row are no accident of one batch
 
 
 class Monitor:
@@ -30,7 +31,7 @@ class Monitor:
         self._recipe, self._run, self._accelerator = recipe, run, accelerator
         self._first_step, self._total_steps, self._tile_count = first_step, total_steps, tile_count
         self._window_start, self._window_step, self._waited = time.perf_counter(), first_step, 0.0
-        self._started, self._last_row = self._window_start, dict[str, float | int | None]()
+        self._started, self._skipped_steps, self._collapsed_steps = self._window_start, 0, 0
         self._progress = Progress(
             TextColumn("[bold]training[/]"),
             BarColumn(bar_width=24),
@@ -62,6 +63,8 @@ class Monitor:
     ) -> None:
         """Take in step `step` (from 0), which waited `waited` seconds for data; log it if its turn has come."""
         self._waited += waited
+        self._skipped_steps += result.skipped
+        self._watch_collapse(step, result.feature_std.item())
         self._progress.update(self._bar, completed=step + 1)
         if not (
             step == self._first_step or step + 1 == self._total_steps or step % self._recipe.run.log_every_steps == 0
@@ -80,11 +83,11 @@ class Monitor:
             "tiles_per_second": round(steps * self._recipe.batch.global_batch_size / seconds, 2),
             "data_wait_share": round(self._waited / seconds, 4),
             "feature_std": spread,
+            "skipped_steps": self._skipped_steps,
             "peak_memory_mib": _peak_memory_mib(),
             "planned_memory_mib": self._recipe.planned.peak_reserved_mib if self._recipe.planned else None,
         }
         self._window_start, self._window_step, self._waited = now, step + 1, 0.0
-        self._last_row = row
         if self._accelerator.is_main_process:
             with (self._run / "metrics.jsonl").open("a") as metrics:
                 metrics.write(json.dumps(row) + "\n")
@@ -95,12 +98,21 @@ class Monitor:
             f"loss [bold]{row['loss']:.3f}[/] (chance {self._recipe.chance_loss:.2f})  lr {row['lr']:.2e}  "
             f"m {row['momentum_coefficient']:.4f}  {row['tiles_per_second']:.0f} tiles/s  "
             f"std {row['feature_std']:.2f}  {_memory_text(row)}"
+            + (f"  [yellow]{row['skipped_steps']} steps skipped (fp16 overflow)[/]" if row["skipped_steps"] else "")
         )
         self._progress.update(self._bar, status=status)
         if not console.is_terminal:
             console.print(f"step {row['step']}/{self._total_steps}  {status}", soft_wrap=True)
-        if (row["feature_std"] or 0.0) < _COLLAPSED_STD:
-            console.print(f"[bold yellow]step {row['step']}: features are collapsing[/] (std {row['feature_std']:.3f})")
+
+    def _watch_collapse(self, step: int, spread: float) -> None:
+        self._collapsed_steps = self._collapsed_steps + 1 if spread < _COLLAPSED_STD else 0
+        if self._collapsed_steps == _COLLAPSE_STEPS and self._accelerator.is_main_process:
+            console.print(
+                f"[bold red]COLLAPSED:[/] for {_COLLAPSE_STEPS} steps, to step {step}, all features have been one point "
+                f"(standard deviation {spread:.4f}; spread features have 1). The run learns nothing. What helps: a lower "
+                "optimizer.base_lr, a longer schedule.warmup_epochs, tiles that differ from each other",
+                soft_wrap=True,
+            )
 
     def _print_start(self) -> None:
         recipe, batch = self._recipe, self._recipe.batch
@@ -115,6 +127,8 @@ class Monitor:
         )
         if recipe.encoder.bands != 3:
             console.print(f"{recipe.encoder.bands} bands: saturation, hue and greyscale are left out (RGB only)")
+        if left_out := self._tile_count % batch.global_batch_size:
+            console.print(f"each epoch leaves out {left_out} tiles, others each time: they would not fill a batch")
         if self._first_step:
             console.print(f"resumed after step {self._first_step}")
 
@@ -123,6 +137,7 @@ class Monitor:
         metrics = self._run / "metrics.jsonl"
         rows = metrics.read_text().splitlines() if metrics.is_file() and first_step else []
         whole = [row for row in rows if row.endswith("}") and json.loads(row)["step"] < first_step]
+        self._skipped_steps = json.loads(whole[-1]).get("skipped_steps", 0) if whole else 0
         write_atomically(metrics, "".join(row + "\n" for row in whole))
 
     def _finish(self) -> None:
@@ -133,6 +148,7 @@ class Monitor:
             "tiles_per_second": rates[len(rates) // 2] if rates else None,
             "final_loss": rows[-1]["loss"] if rows else None,
             "chance_loss": self._recipe.chance_loss,
+            "skipped_steps": self._skipped_steps,
             "seconds": round(time.perf_counter() - self._started, 1),
             "peak_memory_mib": _peak_memory_mib(),
         }

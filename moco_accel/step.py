@@ -20,10 +20,14 @@ from moco_accel.recipe import Recipe
 
 @dataclass(frozen=True)
 class StepResult:
-    """Scalars on the device: this process's mean loss over its tiles, and the features' spread (0: collapsed)."""
+    """Scalars on the device: this process's mean loss over its tiles, and the features' spread (0: collapsed).
+
+    `skipped`: the gradients overflowed fp16, so that this step changed no parameter and nothing was enqueued.
+    """
 
     loss: Tensor
     feature_std: Tensor
+    skipped: bool = False
 
 
 def build_accelerator(recipe: Recipe, cpu: bool = False) -> Accelerator:
@@ -51,7 +55,8 @@ def train_step(
     """
     moco = accelerator.unwrap_model(model)
     assert isinstance(moco, MoCo)
-    moco.update_momentum_side(momentum_coefficient)
+    if accelerator.scaler is None or moco.query_side_moved:  # after a skipped step there is nothing new to take in
+        moco.update_momentum_side(momentum_coefficient)
     optimizer.zero_grad()
     groups = contrast_groups(views, recipe)
     losses, spreads, enqueued = [], [], []
@@ -66,9 +71,26 @@ def train_step(
                 accelerator.backward(loss / len(groups))
             losses.append(loss.detach())
             spreads.append(spread)
+    skipped = optimizer_step(accelerator, optimizer)
+    if accelerator.scaler is not None:
+        moco.query_side_moved.fill_(not skipped)
+    if not skipped:
+        moco.enqueue(torch.cat(enqueued))
+    return StepResult(torch.stack(losses).sum() / len(groups), torch.stack(spreads).mean(), skipped)
+
+
+def optimizer_step(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> bool:
+    """Step; true if the gradient scaler met an overflow and the parameters stayed as they were.
+
+    Accelerate's `step_was_skipped` does not see it when a fused optimizer skips inside its kernel. The scale shows it:
+    nothing but an overflow lowers it.
+    """
+    if accelerator.scaler is None:
+        optimizer.step()
+        return False
+    scale = accelerator.scaler.get_scale()
     optimizer.step()
-    moco.enqueue(torch.cat(enqueued))
-    return StepResult(torch.stack(losses).sum() / len(groups), torch.stack(spreads).mean())
+    return bool(accelerator.scaler.get_scale() < scale)
 
 
 def contrast_groups(views: tuple[View, View], recipe: Recipe) -> list[tuple[View, View]]:
