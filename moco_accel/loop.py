@@ -118,7 +118,8 @@ def stop_if_not_finite(result: StepResult, step: int, run: Path) -> None:
     """Raises RecipeError at the first NaN or infinite loss, before it reaches a checkpoint."""
     if torch.isfinite(result.loss):
         return
-    kept = f"{latest_checkpoint(run)} is the last good checkpoint" if (run / "latest").is_file() else "no checkpoint yet"
+    saved = (run / "latest").is_file()
+    kept = f"{latest_checkpoint(run)} is the last good checkpoint" if saved else "no checkpoint yet"
     raise RecipeError(
         f"the loss is {result.loss.item()} at step {step}; {kept}. What helps: a lower optimizer.base_lr, "
         "encoder.freeze_patch_projection=true, memory.mixed_precision=bf16 in place of fp16"

@@ -108,9 +108,9 @@ class Monitor:
         self._collapsed_steps = self._collapsed_steps + 1 if spread < _COLLAPSED_STD else 0
         if self._collapsed_steps == _COLLAPSE_STEPS and self._accelerator.is_main_process:
             console.print(
-                f"[bold red]COLLAPSED:[/] for {_COLLAPSE_STEPS} steps, to step {step}, all features have been one point "
-                f"(standard deviation {spread:.4f}; spread features have 1). The run learns nothing. What helps: a lower "
-                "optimizer.base_lr, a longer schedule.warmup_epochs, tiles that differ from each other",
+                f"[bold red]COLLAPSED:[/] for {_COLLAPSE_STEPS} steps, to step {step}, all features have been one "
+                f"point (standard deviation {spread:.4f}; spread features have 1). The run learns nothing. What helps: "
+                "a lower optimizer.base_lr, a longer schedule.warmup_epochs, tiles that differ from each other",
                 soft_wrap=True,
             )
 

@@ -13,6 +13,13 @@ import torch
 from torch import Tensor, nn
 
 
+def contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """L(q, k): row i of `k` is the positive of row i of `q`; further rows of `k` are negatives of all."""
+    q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
+    similarity = torch.exp(q @ k.T / temperature)
+    return 2 * temperature * -torch.log(similarity.diagonal() / similarity.sum(1)).mean()
+
+
 @dataclass
 class Reference:
     """MoCo v3 on given networks. `epoch` is fractional; lr and momentum coefficient follow from it."""
@@ -52,7 +59,7 @@ class Reference:
                 for p_q, p_k in zip(query.parameters(), key.parameters(), strict=True):
                     p_k.copy_(m * p_k + (1 - m) * p_q)
             k1, k2 = (self.momentum_projector(self.momentum_encoder(x)) for x in (x1, x2))
-        loss = self.contrast(q1, k2) + self.contrast(q2, k1)
+        loss = contrast(q1, k2, self.temperature) + contrast(q2, k1, self.temperature)
         trained = [p for net in (self.encoder, self.projector, self.predictor) for p in net.parameters()]
         trained = [p for p in trained if p.requires_grad]
         for p in trained:
@@ -64,11 +71,6 @@ class Reference:
                 assert p.grad is not None
                 (self.adamw if self.optimizer == "adamw" else self.lars)(p, p.grad, lr)
         return loss.item()
-
-    def contrast(self, q: Tensor, k: Tensor) -> Tensor:
-        q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
-        similarity = torch.exp(q @ k.T / self.temperature)
-        return 2 * self.temperature * -torch.log(similarity.diagonal() / similarity.sum(1)).mean()
 
     def adamw(self, p: Tensor, g: Tensor, lr: float) -> None:
         first, second = self.state.setdefault(p, [torch.zeros_like(p), torch.zeros_like(p)])

@@ -7,8 +7,10 @@ import copy
 import pytest
 import torch
 from conftest import small_recipe
+from reference_moco_v3 import contrast
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import StochasticDepth
 
 from moco_accel.moco import MoCo, build_moco
 from moco_accel.optim import build_optimizer
@@ -37,12 +39,6 @@ def our_steps(recipe: Recipe, steps: int, momentum_coefficient: float = 0.99) ->
             train_step(accelerator, model, optimizer, (first, second), recipe, momentum_coefficient).loss.item()
         )
     return losses, moco
-
-
-def naive_loss(q: Tensor, k: Tensor, temperature: float) -> Tensor:
-    q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
-    similarity = torch.exp(q @ k.T / temperature)
-    return 2 * temperature * -torch.log(similarity.diagonal() / similarity.sum(1)).mean()
 
 
 @pytest.mark.parametrize("micro", [1, 8, 24])
@@ -86,11 +82,60 @@ def test_ghost_batch_norm_gradient_is_exact_for_its_function() -> None:
         with torch.no_grad():
             keys = moco.momentum_projector(torch.cat([moco.momentum_encoder(x) for x in keys_of]))
         queries = moco.predictor(moco.projector(torch.cat([moco.encoder(x) for x in queries_of])))
-        naive_loss(queries, keys, recipe.moco.temperature).backward()
+        contrast(queries, keys, recipe.moco.temperature).backward()
     for parameter, other in zip(ours.parameters(), moco.parameters(), strict=True):
         if parameter.grad is not None:
             assert other.grad is not None
             torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
+class DroppingBlock(nn.Module):
+    """A residual branch under dropout and, a whole tile at a time, drop-path."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self.dropout, self.drop_path = block, nn.Dropout(0.2), StochasticDepth(0.3, "row")
+
+    def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return hidden + self.drop_path(self.dropout(self.block(hidden, *args, **kwargs) - hidden))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_dropout_and_drop_path_are_replayed(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient is that of the very masks of the forward: equal with recomputation and without."""
+    recipe = small_recipe(memory={"activation_checkpointing": checkpointing})
+
+    def gradient() -> Tensor:
+        torch.manual_seed(0)
+        accelerator = build_accelerator(recipe, cpu=True)
+        moco = build_moco(recipe)
+        for encoder in (moco.encoder, moco.momentum_encoder):
+            encoder.vit.layers = nn.ModuleList(DroppingBlock(block) for block in encoder.vit.layers)
+        model, optimizer = accelerator.prepare(moco, build_optimizer(recipe, moco))
+        first, second = (view.split(4) for view in make_views(recipe))
+        train_step(accelerator, model, optimizer, (first, second), recipe, 0.99)
+        return all_gradients(moco)
+
+    replayed = gradient()
+    monkeypatch.setattr("moco_accel.moco.recomputed", lambda function, module, *args: function(*args))
+    kept = gradient()
+    error = ((replayed - kept).norm() / kept.norm()).item()
+    assert error < 1e-12, error  # worst measured: 0
+
+
+def test_uneven_micro_batches_leave_the_gradient_alone() -> None:
+    recipe = small_recipe()
+    gradients = []
+    for sizes in ([8], [5, 3], [1, 4, 3]):
+        torch.manual_seed(0)
+        accelerator = build_accelerator(recipe, cpu=True)
+        moco = build_moco(recipe)
+        model, optimizer = accelerator.prepare(moco, build_optimizer(recipe, moco))
+        first, second = (view.split(sizes) for view in make_views(recipe))
+        train_step(accelerator, model, optimizer, (first, second), recipe, 0.99)
+        gradients.append(all_gradients(moco))
+    for other in gradients[1:]:
+        assert (other - gradients[0]).norm() / gradients[0].norm() < 1e-12  # worst measured: 3e-15
 
 
 def test_contrast_over_micro_batch_is_plain_accumulation() -> None:
@@ -105,7 +150,7 @@ def test_contrast_over_micro_batch_is_plain_accumulation() -> None:
         with torch.no_grad():
             k1, k2 = (moco.momentum_projector(moco.momentum_encoder(x)) for x in (a, b))
         q1, q2 = (moco.predictor(moco.projector(moco.encoder(x))) for x in (a, b))
-        loss = (naive_loss(q1, k2, 0.2) + naive_loss(q2, k1, 0.2)) / 2
+        loss = (contrast(q1, k2, 0.2) + contrast(q2, k1, 0.2)) / 2
         loss.backward()
         total += loss.item()
     assert losses == pytest.approx([total], rel=1e-12)
@@ -138,12 +183,27 @@ def test_queue_is_first_in_first_out_and_normalised() -> None:
     assert moco.queue_start.item() == 8
 
 
-def test_queue_adds_negatives_and_takes_the_step_keys() -> None:
-    recipe = small_recipe(moco={"queue_size": 8})
-    losses, moco = our_steps(recipe, steps=1)
-    assert losses[0] != our_steps(small_recipe(), steps=1)[0][0]
-    torch.testing.assert_close(moco.queue.norm(dim=1), torch.ones(8))
-    assert not any(p is moco.queue for p in moco.parameters())
+@pytest.mark.parametrize("contrast_over", ["global_batch", "micro_batch"])
+def test_a_step_enqueues_k2_once_and_nothing_else(contrast_over: str) -> None:
+    """And its negatives are the queue as it was, beside the step's own keys."""
+    recipe = small_recipe(moco={"queue_size": 24}, batch={"contrast_over": contrast_over})
+    torch.manual_seed(0)
+    moco = build_moco(recipe)
+    before = moco.queue.clone()
+    groups = [make_views(recipe)] if contrast_over == "global_batch" else make_views(recipe).split(4, dim=1)
+    loss, enqueued = 0.0, []
+    for x1, x2 in groups:
+        with torch.no_grad():
+            k1, k2 = (moco.momentum_projector(moco.momentum_encoder(x)) for x in (x1, x2))
+            q1, q2 = (moco.predictor(moco.projector(moco.encoder(x))) for x in (x1, x2))
+        loss += sum(contrast(q, torch.cat([k, before]), 0.2).item() for q, k in ((q1, k2), (q2, k1))) / len(groups)
+        enqueued.append(functional.normalize(k2, dim=1))
+    losses, ours = our_steps(recipe, steps=1)
+    assert losses == pytest.approx([loss], rel=1e-12)
+    assert ours.queue_start.item() == 8
+    torch.testing.assert_close(ours.queue[:8], torch.cat(enqueued), rtol=1e-12, atol=1e-14)
+    assert torch.equal(ours.queue[8:], before[8:])
+    assert not any(p is ours.queue for p in ours.parameters())
 
 
 def test_loss_starts_near_chance() -> None:
