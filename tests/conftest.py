@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from moco_accel.recipe import Recipe, recipe_from_dict, scaled_lr
@@ -30,6 +31,13 @@ def small_recipe(**sections: dict[str, Any]) -> Recipe:
         fields[name] = fields.get(name, {}) | section
     fields["optimizer"].setdefault("lr", scaled_lr(1.5e-4, fields["batch"]["global_batch_size"]))
     return recipe_from_dict(fields)
+
+
+@pytest.fixture(autouse=True)
+def _own_accelerator() -> Iterator[None]:
+    """Accelerate keeps the first precision asked for and refuses a second one in the same process."""
+    yield
+    AcceleratorState._reset_state()
 
 
 @pytest.fixture
