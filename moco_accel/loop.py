@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from moco_accel.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from moco_accel.data import open_training_tiles, step_views, steps_per_epoch
@@ -16,7 +17,7 @@ from moco_accel.monitor import Monitor
 from moco_accel.optim import build_optimizer, lr_at, momentum_coefficient_at, set_lr
 from moco_accel.recipe import Recipe, load_recipe, save_recipe
 from moco_accel.recipe_text import RecipeError
-from moco_accel.step import StepResult, build_accelerator, train_step
+from moco_accel.step import build_accelerator, train_step
 
 # what a resumed run may change without changing what it computes
 _FREE_ON_RESUME = {"hardware", "memory", "planned", "evaluation"}
@@ -56,10 +57,11 @@ def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
             lr, momentum_coefficient = lr_at(recipe, epoch), momentum_coefficient_at(recipe, epoch)
             set_lr(optimizer, lr)
             result = train_step(accelerator, model, optimizer, view_pair, recipe, momentum_coefficient)
-            stop_if_not_finite(result, step, run)
+            stop_if_not_finite(result.loss, "the loss", step, run)
             monitor.after_step(step, epoch, lr, momentum_coefficient, result, waited)
             last = step + 1 == total_steps
             if (last or (step + 1) % recipe.run.checkpoint_every_steps == 0) and accelerator.is_main_process:
+                stop_if_not_finite(total(moco), "the sum of all parameters", step, run)
                 save_checkpoint(run, recipe, step + 1, moco, optimizer, scaler_state(accelerator))
     accelerator.end_training()
 
@@ -114,13 +116,18 @@ def scaler_state(accelerator: Accelerator) -> dict[str, float]:
     return dict(accelerator.scaler.state_dict()) if accelerator.scaler is not None else {}
 
 
-def stop_if_not_finite(result: StepResult, step: int, run: Path) -> None:
-    """Raises RecipeError at the first NaN or infinite loss, before it reaches a checkpoint."""
-    if torch.isfinite(result.loss):
+def total(moco: MoCo) -> Tensor:
+    """Of all parameters, in float64, in which finite ones cannot overflow."""
+    return torch.stack([p.detach().sum(dtype=torch.float64) for p in moco.parameters()]).sum()
+
+
+def stop_if_not_finite(value: Tensor, what: str, step: int, run: Path) -> None:
+    """Raises RecipeError at the first NaN or infinity, before it reaches a checkpoint."""
+    if torch.isfinite(value):
         return
     saved = (run / "latest").is_file()
     kept = f"{latest_checkpoint(run)} is the last good checkpoint" if saved else "no checkpoint yet"
     raise RecipeError(
-        f"the loss is {result.loss.item()} at step {step}; {kept}. What helps: a lower optimizer.base_lr, "
+        f"{what} is {value.item()} at step {step}; {kept}. What helps: a lower optimizer.base_lr, "
         "encoder.freeze_patch_projection=true, memory.mixed_precision=bf16 in place of fp16"
     )

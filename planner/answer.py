@@ -13,6 +13,7 @@ from moco_accel.recipe import Recipe, load_recipe, save_recipe
 from moco_accel.recipe_text import RecipeError
 from planner import report
 from planner.devices import GIB, Card, cards_of_this_machine, generic_card
+from planner.header import header
 from planner.request import DEFAULT_ENCODER, Request, launch_command, recipe_for, recipe_path
 
 CPU_RECIPE = Path("recipes/cpu_demo.yaml")
@@ -70,7 +71,7 @@ def plan(request: Request, card: Card, output: Path | None, tiles: int | None, a
     command = None
     if path is not None:
         command = launch_command(request.gpus, path)
-        save_recipe(planned(chosen), path, comment=f"{command}\nPlanned by moco-plan: {report.EVIDENCE}.")
+        save_recipe(planned(chosen), path, comment=header(chosen.recipe, command, report.EVIDENCE))
     console.print(f"[bold]{chosen.recipe.encoder.name}[/] at its peak, MiB on each card")
     console.print(report.budget_bar(chosen))
     console.print(report.outcome(chosen, card, path, command, checked), soft_wrap=True)

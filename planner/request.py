@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from moco_accel.recipe import ENCODER_NAMES, Recipe, divisible_batches, recipe_from_dict, scaled_lr
+from moco_accel.recipe import ENCODER_NAMES, RESNET_NAMES, Recipe, divisible_batches, recipe_from_dict, scaled_lr
 from moco_accel.recipe_text import RecipeError
 
 DEFAULT_ENCODER = "vit_small_patch16"
@@ -60,7 +60,12 @@ def recipe_for(request: Request, encoder: str) -> Recipe:
     base_lr, weight_decay = _OPTIMIZERS.get(request.optimizer, _OPTIMIZERS["adamw"])
     per_device = request.global_batch_size // request.gpus
     fields: dict[str, Any] = {
-        "encoder": {"name": encoder, "image_size": request.image_size, "bands": request.bands},
+        "encoder": {
+            "name": encoder,
+            "image_size": request.image_size,
+            "bands": request.bands,
+            "freeze_patch_projection": encoder not in RESNET_NAMES,
+        },
         "batch": {
             "global_batch_size": request.global_batch_size,
             "micro_batch_size": per_device,

@@ -18,7 +18,8 @@ HERE = Path(__file__).parent
 
 
 def run_processes(count: int, sections: dict[str, Any]) -> dict[str, Any]:
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    """What `several_processes.py` printed; 0 processes are one without a process group."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count else []
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
     command = [sys.executable, *launch, str(HERE / "several_processes.py"), json.dumps(sections)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
@@ -27,19 +28,24 @@ def run_processes(count: int, sections: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "sections",
+    ("count", "sections"),
     [
-        {},
-        {"moco": {"queue_size": 16}},
+        (1, {}),
+        (2, {}),
+        (4, {"moco": {"queue_size": 16}}),
+        (4, {"memory": {"activation_checkpointing": True}}),
     ],
-    ids=["plain", "queue"],
+    ids=["a group of one", "2", "4 with a queue", "4 checkpointed"],
 )
-@pytest.mark.parametrize("count", [2, 4])
 def test_processes_equal_one(sections: dict[str, Any], count: int) -> None:
-    alone = run_processes(1, sections)
+    alone = run_processes(0, sections)
+    assert not alone["group"]
     micro_batch_size = 4 // count
     many = {"hardware": {"num_devices": count}, "batch": {"micro_batch_size": micro_batch_size}}
     many_processes = run_processes(count, sections | many)
+    assert many_processes["group"]
+    # one synchronisation per step: each gradient crosses once
+    assert many_processes["sent"] == [many_processes["trainable"]] * 2
     assert (alone["processes"], many_processes["processes"]) == (1, count)
     assert many_processes["losses"] == pytest.approx(alone["losses"], rel=1e-10)
     gradient, expected = (torch.tensor(run["gradient"], dtype=torch.float64) for run in (many_processes, alone))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ from planner.cli import app
 from planner.cuda_rules import cuda_autocast_rules
 from planner.devices import CARDS, CONTEXT_BYTES, NCCL_BYTES, generic_card
 from planner.estimate import CATEGORIES, estimate, trace_for
-from planner.search import best, retraced_difference, with_micro_batch
+from planner.header import differences_from_the_paper
+from planner.search import best, fit, retraced_difference, with_micro_batch
 from planner.trace import trace_step
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -59,6 +61,38 @@ def test_json_is_alone_on_stdout_and_adds_up(tmp_path: Path) -> None:
     assert recipe.hardware.num_devices == 2
     assert "predicted, not yet measured on this kind of card" in result.stderr
     assert f"moco_accel/train.py --recipe {path}" in result.stderr
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_states_its_command_its_hardware_and_what_differs(path: Path) -> None:
+    recipe = load_recipe(path)
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert comments[0].endswith(f"moco_accel/train.py --recipe recipes/{path.name}")
+    config = re.search(r"--config_file (\S+)", comments[0])
+    assert config is not None
+    assert (RECIPES.parent / config[1]).is_file()
+    hardware = next(line for line in comments if line.startswith("# Hardware: "))
+    if recipe.hardware.vram_gib is not None:
+        assert re.match(f"# Hardware: {recipe.hardware.num_devices} GPUs? of {recipe.hardware.vram_gib:g} GB", hardware)
+        assert "not yet measured" in hardware
+    told = " ".join(comments)
+    words = {
+        "bf16": "bf16",
+        "adamw_8bit": "8-bit",
+        "a queue": "queue",
+        "a batch of": "a batch of",
+        "a constant": "constant",
+    }
+    for difference in differences_from_the_paper(recipe):
+        assert all(word in told for key, word in words.items() if key in difference), difference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_fits_the_cards_it_is_for(path: Path) -> None:
+    recipe = load_recipe(path)
+    if recipe.hardware.vram_gib is not None:
+        assert fit(recipe, generic_card(recipe.hardware.vram_gib)).memory.fits
 
 
 def test_the_shipped_dual8gb_recipe_is_what_it_is_said_to_be() -> None:

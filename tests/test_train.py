@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 from conftest import small_recipe
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -71,36 +75,48 @@ def test_accelerate_launch_leaves_a_whole_run(recipe_file: Path, tmp_path: Path)
     assert all((saved[f"encoder.{name}"] == value).all() for name, value in encoder.state_dict().items())
 
 
-def test_two_processes_log_the_losses_of_one(recipe_file: Path, tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    halves = [
-        "--set",
-        "hardware.num_devices=2",
-        "--set",
-        "batch.micro_batch_size=2",
-        "--set",
-        "batch.accumulation_steps=2",
-    ]
-    for run, count, overrides in ((one, 1, []), (two, 2, halves)):
-        command = [*TORCHRUN, f"--nproc_per_node={count}", TRAIN, "--recipe", str(recipe_file)]
-        done = launch(command, "--output-dir", str(run), *overrides)
+def test_a_run_is_a_function_of_recipe_and_data(recipe_file: Path, tmp_path: Path) -> None:
+    """40 tiles in batches of 12, 21 steps: on 1 and 2 processes, 0 and 3 loader workers, resumed and not."""
+
+    def losses(name: str, processes: int, workers: int, *more: str) -> list[float]:
+        changes = ["schedule.epochs=7", "batch.global_batch_size=12", f"optimizer.lr={1.5e-4 * 12 / 256}"]
+        changes += [f"batch.micro_batch_size={12 // processes**2}", f"batch.accumulation_steps={processes}"]
+        changes += [f"hardware.num_devices={processes}", f"data.num_workers={workers}"]
+        changes += ["run.checkpoint_every_steps=7", "run.keep_checkpoints=3"]
+        overrides = [word for change in changes for word in ("--set", change)]
+        command = [sys.executable] if processes == 1 else [*TORCHRUN, f"--nproc_per_node={processes}"]
+        arguments = ["--recipe", str(recipe_file), "--output-dir", str(tmp_path / name), *overrides, *more]
+        done = launch([*command, TRAIN], *arguments)
         assert done.returncode == 0, done.stderr[-3000:]
-    losses = [[row["loss"] for row in rows(run)] for run in (one, two)]
-    assert len(losses[0]) == 10
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)  # worst measured: 3e-7
+        return [row["loss"] for row in rows(tmp_path / name)]
+
+    expected = losses("one", processes=1, workers=0)
+    assert len(expected) == 21
+    found = {"3 workers": losses("workers", processes=1, workers=3)}
+    found["2 processes"] = losses("two", processes=2, workers=0)
+    shutil.copytree(tmp_path / "two", tmp_path / "resumed")
+    (tmp_path / "resumed" / "latest").write_text("step_00000007\n")
+    found["2 processes, 3 workers, resumed"] = losses("resumed", 2, 3, "--resume")
+    for name, run in found.items():
+        worst = max(abs(a / b - 1) for a, b in zip(run, expected, strict=True))
+        print(f"{name}: {worst:.0e}")
+        assert worst < 1e-5, name
 
 
 @pytest.mark.parametrize(
-    ("encoder", "optimizer"),
-    # a ResNet's weights, and so its optimizer's state, lie channels_last
-    [("vit_tiny_patch8", "adamw"), ("vit_tiny_patch8", "adamw_8bit"), ("resnet10", "adamw")],
+    "changes",
+    [
+        ["moco.queue_size=24"],
+        ["optimizer.name=adamw_8bit"],
+        # a ResNet's weights, and so its optimizer's state, lie channels_last
+        ["encoder.name=resnet10", "encoder.freeze_patch_projection=false"],
+    ],
+    ids=["vit queue", "8-bit", "resnet"],
 )
-def test_a_killed_run_resumes_to_the_same_end(recipe_file: Path, tmp_path: Path, encoder: str, optimizer: str) -> None:
+def test_a_killed_run_resumes_to_the_same_end(recipe_file: Path, tmp_path: Path, changes: list[str]) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    arguments = ["--recipe", str(recipe_file), "--set", "schedule.epochs=12"]
-    arguments += ["--set", f"encoder.name={encoder}", "--set", f"optimizer.name={optimizer}"]
-    if encoder == "resnet10":
-        arguments += ["--set", "encoder.freeze_patch_projection=false"]
+    overrides = [word for change in ("schedule.epochs=12", *changes) for word in ("--set", change)]
+    arguments = ["--recipe", str(recipe_file), *overrides]
     assert launch([sys.executable, TRAIN], *arguments, "--output-dir", str(whole)).returncode == 0
     process = subprocess.Popen(
         [sys.executable, TRAIN, *arguments, "--output-dir", str(killed)], env=ENVIRONMENT, stderr=subprocess.DEVNULL
@@ -171,6 +187,37 @@ def test_a_finished_folder_is_not_overwritten_and_science_does_not_change_on_res
     fresh = CliRunner().invoke(app, ["--recipe", str(recipe_file), "--output-dir", str(tmp_path / "new"), "--resume"])
     assert fresh.exit_code == 2
     assert "holds no checkpoint" in fresh.stderr
+
+
+def test_a_loss_that_is_no_number_ends_the_run(recipe_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["--recipe", str(recipe_file), "--output-dir", str(run), "--set", "run.checkpoint_every_steps=1"]
+    first = ["--set", "schedule.warmup_epochs=0.2"]  # step 0 at lr 0
+    huge = ["--set", "optimizer.base_lr=1e38", "--set", "optimizer.lr=3.125e36"]
+    result = CliRunner().invoke(app, [*arguments, *first, *huge])
+    assert result.exit_code == 2
+    error = result.stderr.splitlines()[-1]
+    assert re.search(r"error: the (loss|sum of all parameters) is (nan|inf|-inf) at step [12]; ", error)
+    assert f"{run / 'checkpoints' / 'step_0000000'}" in error
+    assert "is the last good checkpoint. What helps: a lower optimizer.base_lr" in error
+    saved = load_file(run / "checkpoints" / (run / "latest").read_text().strip() / "model.safetensors")
+    assert all(value.isfinite().all() for value in saved.values())
+
+
+def test_collapse_is_said_loudly(recipe_file: Path, tmp_path: Path) -> None:
+    black = datasets.Dataset.from_dict(
+        {"image": [Image.new("RGB", (20, 20))] * 40}, features=datasets.Features({"image": datasets.Image()})
+    )
+    (tmp_path / "black").mkdir()
+    black.to_parquet(tmp_path / "black" / "tiles.parquet")
+    arguments = ["--recipe", str(recipe_file), "--output-dir", str(tmp_path / "run")]
+    changes = [f"data.source={tmp_path / 'black'}", "augment.noise_std=0", "schedule.epochs=22", "data.num_workers=0"]
+    changes += ["run.log_every_steps=50", "run.checkpoint_every_steps=200"]
+    result = CliRunner().invoke(app, [*arguments, *(word for change in changes for word in ("--set", change))])
+    assert result.exit_code == 0, result.stderr
+    said = [line for line in result.stderr.splitlines() if line.startswith("COLLAPSED:")]
+    assert len(said) == 1
+    assert "for 100 steps, to step 99" in said[0]
 
 
 def test_help_shows_an_example() -> None:
