@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
@@ -14,7 +15,7 @@ from moco_accel.augment import AugmentedView, CropBatch, Photometry
 from moco_accel.moco import MoCo, View, build_moco
 from moco_accel.optim import build_optimizer
 from moco_accel.recipe import Memory, Recipe
-from moco_accel.step import build_accelerator, train_step
+from moco_accel.step import StepResult, build_accelerator, train_step
 from planner.cuda_rules import cublas_workspace_bytes, cuda_autocast_rules
 from planner.fake_ops import FakeOps
 from planner.fake_processes import fresh_accelerate
@@ -23,10 +24,13 @@ from planner.recorder import Recorder, Trace, TracedView, phases
 _CPU = torch.device("cpu")
 
 
-def trace_step(recipe: Recipe, compute_capability: int | None, steps: int = 1) -> Trace:
+def trace_step(
+    recipe: Recipe, compute_capability: int | None, steps: int = 1, step: Callable[..., StepResult] = train_step
+) -> Trace:
     """Trace building, preparing and `steps` optimizer steps of `recipe` on fake CPU tensors.
 
     With `compute_capability` (86 is 8.6) CUDA's rules for such a card apply; with None the trace is that of a CPU.
+    `step` is the trainer's, or one to be compared with it.
     fp16 is traced as bf16, which accelerate can run on a CPU and whose tensors have the same bytes.
     """
     cuda = compute_capability is not None
@@ -56,7 +60,7 @@ def trace_step(recipe: Recipe, compute_capability: int | None, steps: int = 1) -
             recorder.trace.step_start = len(recorder.trace.events)
             for _ in range(steps):
                 with phases(recorder, moco, optimizer):
-                    train_step(accelerator, model, prepared, views, traced, 0.99)
+                    step(accelerator, model, prepared, views, traced, 0.99)
             _name_lasting(recorder, moco, optimizer)
         recorder.closed = True
     return recorder.trace
