@@ -194,3 +194,13 @@ def test_autocast_keeps_in_fp32_what_cuda_does() -> None:
         assert functional.cross_entropy(half, torch.zeros(4, dtype=torch.long)).dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert functional.layer_norm(half, (8,)).dtype == torch.bfloat16  # the CPU's own rule is back
+
+
+@pytest.mark.parametrize("contrast_over", ["global_batch", "micro_batch"])
+@pytest.mark.parametrize("encoder", ["vit_tiny_patch16", "resnet18"])
+def test_scaled_operations_are_those_counted_at_that_size(encoder: str, contrast_over: str) -> None:
+    recipe = fitted(encoder, 512, 32)
+    recipe = recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"contrast_over": contrast_over})})
+    card = CARDS["rtx3070"]
+    direct = sum(trace_step(recipe, card.compute_capability).flops)
+    assert trace_for(recipe, card).flops(32, 8) == pytest.approx(direct, rel=1e-3)
