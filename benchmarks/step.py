@@ -31,8 +31,8 @@ from moco_accel.recipe import RESNET_NAMES, Recipe, recipe_from_dict, scaled_lr
 from moco_accel.step import StepResult, build_accelerator, train_step
 from planner.allocator import replay
 from planner.both_views import both_views_step
-from planner.recorder import Trace
 from planner.trace import trace_step
+from planner.traced import Trace
 
 NAIVE = "both views at once"
 KEPT = ("weights", "momentum_weights", "gradients", "optimizer_state")

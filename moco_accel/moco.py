@@ -36,6 +36,7 @@ class MoCo(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.temperature = recipe.moco.temperature
+        self.keep_last_micro_batch = recipe.memory.keep_last_micro_batch
         self.encoder = build_encoder(recipe.encoder, recipe.memory.activation_checkpointing)
         self.projector = _build_projector(recipe)
         self.predictor = _build_predictor(recipe)
@@ -53,7 +54,7 @@ class MoCo(nn.Module):
 
     def forward(self, view: View, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of one view's queries against the gathered `keys` of the other; and the features' spread."""
-        features = encode(self.encoder, view)
+        features = encode(self.encoder, view, self.keep_last_micro_batch)
         queries = self.predictor(self.projector(features))
         assert len(keys) == len(queries) * world_size(), f"{len(keys)} keys for {len(queries)} queries"
         loss = contrastive_loss(queries, keys, self.temperature, len(queries) * rank(), self.queue)
@@ -83,18 +84,18 @@ class MoCo(nn.Module):
         self.queue_start.copy_((self.queue_start + len(keys)) % len(self.queue))
 
 
-def encode(encoder: nn.Module, view: View) -> Tensor:
+def encode(encoder: nn.Module, view: View, keep_last: bool = True) -> Tensor:
     """Features of a whole view, micro-batch by micro-batch.
 
     With gradient and more than one micro-batch, each is recomputed alone in backward, so that one micro-batch's
-    activations live at a time and the gradient is that of the whole (gradient caching at the features).
+    activations live at a time and the gradient is that of the whole (gradient caching at the features). Backward begins
+    with the last one: with `keep_last` its activations wait for that, and its second forward is saved.
     """
-    if len(view) == 1:
-        return encoder(view[0])  # type: ignore[no-any-return]
-    if not torch.is_grad_enabled():
-        return torch.cat([encoder(view[index]) for index in range(len(view))])
+    recomputed_count = len(view) - (keep_last or len(view) == 1) if torch.is_grad_enabled() else 0
     # by index, so that checkpointing keeps a number and not the pixels
-    return torch.cat([recomputed(lambda i: encoder(view[i]), encoder, index) for index in range(len(view))])
+    features = [recomputed(lambda i: encoder(view[i]), encoder, index) for index in range(recomputed_count)]
+    features += [encoder(view[index]) for index in range(recomputed_count, len(view))]
+    return torch.cat(features)
 
 
 def _build_projector(recipe: Recipe) -> nn.Sequential:

@@ -68,8 +68,17 @@ class Schedule(Section):
 
 
 class Memory(Section):
+    """Where things are stored; the gradient is the same.
+
+    `keep_last_micro_batch`: its activations are what backward needs first, so that it need not be recomputed, but they
+    then live beside the heads' activations. `expandable_segments`: CUDA's allocator grows its segments, which leaves
+    fewer gaps (Linux only).
+    """
+
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
     activation_checkpointing: bool = False
+    keep_last_micro_batch: bool = True
+    expandable_segments: bool = True
 
 
 class Hardware(Section):

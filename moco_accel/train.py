@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from moco_accel.console import user_errors
+from moco_accel.console import console, user_errors
+from moco_accel.recipe import load_recipe
+
+_ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -31,10 +36,25 @@ def train(
     The run's folder gets recipe.yaml (resolved), metrics.jsonl, summary.json, checkpoints/ and latest.
     """
     with user_errors():
+        loaded = load_recipe(recipe, overrides)
+        if loaded.hardware.vram_gib is not None:
+            set_allocator(loaded.memory.expandable_segments)
         from moco_accel.loop import run_training
-        from moco_accel.recipe import load_recipe
 
-        run_training(load_recipe(recipe, overrides), output_dir or Path("runs") / recipe.stem, resume)
+        run_training(loaded, output_dir or Path("runs") / recipe.stem, resume)
+
+
+def set_allocator(expandable_segments: bool) -> None:
+    """Tell CUDA's allocator what a recipe says, by the variable that torch reads; call it before torch is imported."""
+    if not expandable_segments:
+        return
+    wanted = "expandable_segments:True"
+    found = next((os.environ[name] for name in _ALLOCATOR_VARIABLES if name in os.environ), None)
+    if found is None and sys.platform == "linux":
+        os.environ[_ALLOCATOR_VARIABLES[0]] = wanted
+    elif found is None or wanted not in found:
+        why = "only Linux has them" if found is None else f"your environment says {found}"
+        console.print(f"memory.expandable_segments is not in force ({why}): expect some per cent more than planned")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,51 +12,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from planner.allocator import Event
 from planner.cuda_rules import scratch_shapes
 from planner.fake_ops import FakeOps
+from planner.traced import Mark, Trace, TracedTensor
 
 _CPU = torch.device("cpu")
 _HOST = -1
 HEADS = ("projector", "predictor", "momentum_projector")
 _ENGINE_USES, _ENGINE_STORAGE_USES = 4, 2
 ENCODERS = ("encoder", "momentum_encoder")
-
-
-@dataclass
-class TracedTensor:
-    """One storage. `shape` is that of the tensor that first held it, `operation` what made it and where."""
-
-    size_bytes: int
-    shape: tuple[int, ...]
-    operation: str
-    phase: str
-    category: str
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Micro-batch `index` is asked for at `events[event]`, by `loop`; or (`ends`) an encoder is through with one."""
-
-    event: int
-    loop: str
-    index: int
-    ends: bool = False
-
-
-@dataclass
-class Trace:
-    """A step's events. `tensors[number]` describes the storage that an event speaks of.
-
-    `events[:step_start]` puts the model on the device; the rest is one optimizer step. `flops` maps the
-    number of times the micro-batch size divides an operation's floating-point operations to their sum.
-    """
-
-    events: list[Event] = field(default_factory=list)
-    tensors: list[TracedTensor] = field(default_factory=list)
-    marks: list[Mark] = field(default_factory=list)
-    flops: list[int] = field(default_factory=list)
-    step_start: int = 0
 
 
 class Recorder(TorchDispatchMode):
@@ -97,7 +60,8 @@ class Recorder(TorchDispatchMode):
                     self._see(tensor, func, args)
         count_flops = flop_registry.get(func.overloadpacket)
         if count_flops is not None:
-            self.trace.flops.append(int(count_flops(*args, **(kwargs or {}), out_val=result)))
+            again = bool(self.trace.marks) and self.trace.marks[-1].loop == "recomputed"
+            self.trace.flops.append((int(count_flops(*args, **(kwargs or {}), out_val=result)), again))
         if self._cuda_rules:
             for shape, size in scratch_shapes(func, args):
                 self._scratch(shape, size, str(func))
@@ -125,13 +89,14 @@ class Recorder(TorchDispatchMode):
         self.trace.events.append((len(self.trace.tensors), size_bytes))
         self.trace.tensors.append(TracedTensor(size_bytes, (size_bytes,), operation, self.phase, category))
 
-    def mark(self, index: int, ends: bool = False) -> None:
-        """A micro-batch begins or, with `ends`, has gone through the encoder."""
+    def mark(self, loop: str, index: int = -1) -> None:
+        self.trace.marks.append(Mark(len(self.trace.events), loop, index))
+
+    def loop(self) -> str:
+        """What an encoder runs for."""
         if torch._C._current_autograd_node() is not None:  # type: ignore[attr-defined]
-            loop = "recomputed"
-        else:
-            loop = "forward" if torch.is_grad_enabled() else "keys"
-        self.trace.marks.append(Mark(len(self.trace.events), loop, index, ends))
+            return "recomputed"
+        return "forward" if torch.is_grad_enabled() else "keys"
 
     def _see(self, tensor: Tensor, func: Any, args: Sequence[Any]) -> None:
         if tensor.untyped_storage()._cdata not in self._numbers:
@@ -193,7 +158,7 @@ class TracedView(Sequence[Tensor]):
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         if index >= len(self):
             raise IndexError(index)
-        self._recorder.mark(index)
+        self._recorder.mark(self._recorder.loop(), index)
         before, self._recorder.phase = self._recorder.phase, "augmentation"
         pixels = self._view[index]
         self._recorder.phase = before
@@ -229,9 +194,12 @@ def phases(recorder: Recorder, moco: nn.Module, optimizer: torch.optim.Optimizer
         return hook
 
     def leave(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
+        def hook(*arguments: Any) -> None:
             if name in ENCODERS:
-                recorder.mark(-1, ends=True)
+                recorder.mark("through")
+                output = arguments[-1]
+                if recorder.loop() == "forward" and output is not None and output.requires_grad:
+                    output.register_hook(lambda _: recorder.mark("backward"))
             recorder.phase = stack.pop()
 
         return hook

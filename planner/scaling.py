@@ -2,7 +2,7 @@
 
 A step is traced with two micro-batches of a prime number of tiles, a prime that divides nothing else. How often it
 divides a tensor's bytes says how the tensor grows: not at all (weights), with the micro-batch or with the per-device
-batch (activations), or with its square (logits). Further micro-batches do what the second one did; what each leaves
+batch (activations), or with its square (logits). Further micro-batches do what the first one did; what each leaves
 behind (its features) is all that adds up.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from moco_accel.recipe import Batch, Recipe
 from planner.allocator import Event
-from planner.recorder import Trace
+from planner.traced import Trace
 
 _PRIMES = (61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127)
 _BACKWARD_PHASES = ("backward", "recomputed forward")
@@ -36,6 +36,7 @@ class ScalableTrace:
     laws: list[Law]
     traced_micro_batch_size: int
     traced_steps: int
+    keep_last: bool
 
     def events(self, micro_batch_size: int, accumulation_steps: int, steps: int = 2) -> list[Event]:
         """Events of setting up and of `steps` optimizer steps at these sizes.
@@ -59,7 +60,13 @@ class ScalableTrace:
     def flops(self, micro_batch_size: int, accumulation_steps: int) -> float:
         """Floating-point operations of one optimizer step on one device, recomputation included."""
         tiles = micro_batch_size * accumulation_steps / (self.traced_micro_batch_size * self.traced_steps)
-        return sum(count * tiles ** _power(count, self.traced_micro_batch_size) for count in self.trace.flops)
+        # all micro-batches go through the encoder again, but for a last one that is kept
+        again = (accumulation_steps - self.keep_last) / (self.traced_steps - self.keep_last or 1)
+        again *= micro_batch_size / self.traced_micro_batch_size
+        return sum(
+            count * (again if redone else tiles) ** _power(count, self.traced_micro_batch_size)
+            for count, redone in self.trace.flops
+        )
 
     def _repeated(self, steps: int) -> list[Event]:
         """What the first step makes for good (optimizer state) is not made again; gradients are, freed at the start."""
@@ -109,36 +116,41 @@ def scalable(trace: Trace, recipe: Recipe) -> ScalableTrace:
         else:
             whole = any(length and length % rows[0] == 0 for length in tensor.shape)
         laws.append(Law(tensor.size_bytes, 0 if whole else power, power if whole else 0, number in kept))
-    return ScalableTrace(trace, laws, micro, count)
+    return ScalableTrace(trace, laws, micro, count, recipe.memory.keep_last_micro_batch)
 
 
 def _micro_batches(trace: Trace, recipe: Recipe) -> tuple[set[int], set[int]]:
-    """Tensors made while one micro-batch is worked on; and those that the last one leaves behind."""
+    """Tensors made while one micro-batch is worked on; and those that every one but the last leaves behind."""
     inside: set[int] = set()
     kept: set[int] = set()
     for place, mark in enumerate(trace.marks):
-        if mark.ends:
+        if mark.loop == "through":
             continue
-        end = _end_of_backward(trace, place) if mark.loop == "recomputed" else trace.marks[place + 1].event
+        end = _end_of_backward(trace, place) if mark.loop == "backward" else trace.marks[place + 1].event
         made = {number for number, size in trace.events[mark.event : end] if size}
         inside |= made
-        if mark.loop == "recomputed" or mark.index != recipe.batch.accumulation_steps - 1:
+        if mark.loop not in ("keys", "forward") or mark.index != 0 or recipe.batch.accumulation_steps == 1:
             continue
         if recipe.batch.contrast_over == "micro_batch":  # all pixels are made first, and wait
             kept |= {number for number in made if trace.tensors[number].category == "inputs"}
         else:
-            # what the caller still holds when it goes on to make the next thing
-            onward = next(i for i in range(end, len(trace.events)) if trace.events[i][1])
-            kept |= made - {number for number, size in trace.events[mark.event : onward] if not size}
+            # what the caller still holds when it goes on to the next, and that grows with a micro-batch: autocast's
+            # 16-bit weights, which the first one makes, serve all
+            freed = {number for number, size in trace.events[mark.event : trace.marks[place + 2].event] if not size}
+            micro = recipe.batch.micro_batch_size
+            kept |= {n for n in made - freed if _power(trace.tensors[n].size_bytes, micro)}
     return inside, kept
 
 
 def _end_of_backward(trace: Trace, place: int) -> int:
-    """Where the backward ends that began with recomputing at `marks[place]`: the next micro-batch, or the optimizer."""
-    for mark in trace.marks[place + 1 :]:
-        if not mark.ends:
-            return mark.event
-    for index in range(trace.marks[place + 1].event, len(trace.events)):
+    """Where the backward through a micro-batch ends that begins at `marks[place]`, recomputing included.
+
+    That is where the next one's begins, or whatever comes after backward.
+    """
+    following = next((m for m in trace.marks[place + 1 :] if m.loop not in ("recomputed", "through")), None)
+    for index in range(trace.marks[place].event, len(trace.events)):
+        if following is not None and index == following.event:
+            return index
         number, size = trace.events[index]
         if size and trace.tensors[number].phase not in _BACKWARD_PHASES:
             return index

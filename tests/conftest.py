@@ -40,6 +40,17 @@ def _own_accelerator() -> Iterator[None]:
     AcceleratorState._reset_state()
 
 
+@pytest.fixture(scope="session")
+def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(_cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that this machine remembers decides a test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(_cache_folder))
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     before = torch.get_default_dtype()

@@ -43,18 +43,35 @@ def our_steps(recipe: Recipe, steps: int, momentum_coefficient: float = 0.99) ->
 
 @pytest.mark.parametrize("micro", [1, 8, 24])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_micro_batches_leave_the_gradient_alone(micro: int, checkpointing: bool) -> None:
+@pytest.mark.parametrize("keep_last", [False, True])
+def test_micro_batches_leave_the_gradient_alone(micro: int, checkpointing: bool, keep_last: bool) -> None:
     def batch_of_48(micro: int) -> dict[str, int]:
         return {"global_batch_size": 48, "micro_batch_size": micro, "accumulation_steps": 48 // micro}
 
     whole, expected = our_steps(small_recipe(batch=batch_of_48(48)), steps=1)
-    recipe = small_recipe(batch=batch_of_48(micro), memory={"activation_checkpointing": checkpointing})
+    memory = {"activation_checkpointing": checkpointing, "keep_last_micro_batch": keep_last}
+    recipe = small_recipe(batch=batch_of_48(micro), memory=memory)
     losses, moco = our_steps(recipe, steps=1)
     assert losses == pytest.approx(whole, rel=1e-13)
     gradients, expected_gradients = all_gradients(moco), all_gradients(expected)
     error = ((gradients - expected_gradients).norm() / expected_gradients.norm()).item()
     print(f"relative error {error:.1e}")
     assert error < 1e-12  # worst measured: 7e-15
+
+
+@pytest.mark.parametrize("micro", [8, 4, 2])
+@pytest.mark.parametrize("keep_last", [True, False])
+def test_a_last_micro_batch_that_is_kept_is_not_recomputed(micro: int, keep_last: bool) -> None:
+    batch = {"micro_batch_size": micro, "accumulation_steps": 8 // micro}
+    recipe = small_recipe(batch=batch, memory={"keep_last_micro_batch": keep_last})
+    moco = build_moco(recipe)
+    passes: list[int] = []
+    moco.encoder.register_forward_pre_hook(lambda _, pixels: passes.append(len(pixels[0])))
+    view1, view2 = (view.split(micro) for view in make_views(recipe))
+    loss, _ = moco(view1, moco.keys(view2))
+    assert passes == [micro] * (8 // micro)
+    loss.backward()
+    assert passes == [micro] * (2 * (8 // micro) - (keep_last or micro == 8))
 
 
 def all_gradients(module: nn.Module) -> Tensor:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from moco_accel.checkpoint import load_encoder
 from moco_accel.recipe import save_recipe
-from moco_accel.train import app
+from moco_accel.train import app, set_allocator
 
 ROOT = Path(__file__).parents[1]
 TRAIN = str(ROOT / "moco_accel" / "train.py")
@@ -224,3 +224,33 @@ def test_help_shows_an_example() -> None:
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
     assert "accelerate launch" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "platform", "wanted", "expected", "said"),
+    [
+        ({}, "linux", True, "expandable_segments:True", ""),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "linux", True, None, "your environment says backend:native"),
+        ({}, "win32", True, None, "only Linux has them"),
+        ({}, "linux", False, None, ""),
+    ],
+    ids=["set", "the environment's word stands", "not on Linux", "switched off"],
+)
+def test_the_allocator_is_told_or_the_user_is(
+    environment: dict[str, str],
+    platform: str,
+    wanted: bool,
+    expected: str | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.platform", platform)
+    set_allocator(wanted)
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == expected
+    assert said in " ".join(capsys.readouterr().err.split())
