@@ -1,127 +1,200 @@
-"""From a request to an answer: find the card, search, report, write the recipe."""
+"""From a question to an answer: find the card, search, report, write the recipe. Imports torch only where it must."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.live import Live
 
 from moco_accel.console import console
 from moco_accel.recipe import Recipe, load_recipe, save_recipe
 from moco_accel.recipe_text import RecipeError
-from planner import report
-from planner.devices import GIB, Card, cards_of_this_machine, generic_card
+from moco_accel.train import set_allocator
+from planner import reasons, report
+from planner.answer_json import Answer, as_json
+from planner.cache import answered
+from planner.candidate import Candidate, Changes, PapersWay, Retraced, planned
+from planner.devices import Card, Fleet, cards_of_this_machine, fleet
+from planner.evidence import Rows, all_rows, standing
 from planner.header import header
-from planner.request import DEFAULT_ENCODER, Request, launch_command, recipe_for, recipe_path
+from planner.request import (
+    DEFAULT_ENCODER,
+    TABLE_ENCODERS,
+    Request,
+    check,
+    few_steps,
+    launch_command,
+    recipe_for,
+    recipe_path,
+)
 
-CPU_RECIPE = Path("recipes/cpu_demo.yaml")
+if TYPE_CHECKING:  # it imports torch
+    from planner.measure import Measured
 
 
-def run(
-    request: Request,
-    gpus: int | None,
-    precision: str | None,
-    recipe_file: Path | None,
-    output: Path | None,
-    tiles: int | None,
-    as_json: bool,
-) -> int:
+@dataclass(frozen=True)
+class Question:
+    """The command line. What `request` does not say (cards, precision) the cards decide."""
+
+    request: Request
+    gpu: str | None = None
+    vram: str | None = None
+    gpus: int | None = None
+    recipe_file: Path | None = None
+    output: Path | None = None
+    tiles: int | None = None
+    as_json: bool = False
+    save: Path | None = None
+    measure: bool = False
+
+
+def answer(question: Question) -> int:
     """Answer on stderr (and, as JSON, on stdout). Returns the exit code; raises RecipeError for the user's mistakes."""
-    recipe = load_recipe(recipe_file) if recipe_file is not None else None
-    vram_gib = request.vram_gib or (recipe.hardware.vram_gib if recipe is not None else None)
-    if vram_gib is not None:
-        card = generic_card(vram_gib)
+    report.check_picture(question.save)
+    recipe = load_recipe(question.recipe_file) if question.recipe_file is not None else None
+    if question.measure:
+        set_allocator(recipe is None or recipe.memory.expandable_segments)
+    cards = _cards(question, recipe)
+    page = report.Page()
+    if cards is None:
+        from planner.without_gpu import without_gpu
+
+        code = without_gpu(recipe, question.recipe_file, question.as_json, page)
+    elif recipe is not None:
+        code = judge(question, recipe, cards, page)
     else:
-        cards = cards_of_this_machine()
-        if not cards:
-            return without_gpu(recipe, recipe_file, as_json)
-        card = min(cards, key=lambda card: card.reported_bytes)
-        request = dataclasses.replace(request, gpus=gpus or len(cards))
-    check_precision(card, recipe.memory.mixed_precision if recipe is not None else precision)
-    if recipe is not None:
-        return judge(recipe, recipe_file, card, gpus, tiles, as_json)
-    request = dataclasses.replace(
-        request, vram_gib=card.marketed_gib, mixed_precision=precision or card.precision,
-        gpu=None if vram_gib is not None else card.name,
-    )  # fmt: skip
-    return plan(request, card, output, tiles, as_json)
+        code = plan(question, _completed(question, cards), cards, page)
+    if question.save is not None:
+        page.save(question.save)
+        console.print(f"The report is in {question.save}")
+    return code
 
 
-def plan(request: Request, card: Card, output: Path | None, tiles: int | None, as_json: bool) -> int:
+def plan(question: Question, request: Request, cards: Fleet, page: report.Page) -> int:
     """The table of encoders, the chosen one's budget, and its recipe written."""
-    chosen_name = request.encoder or DEFAULT_ENCODER
-    first = recipe_for(request, chosen_name)  # the mistakes that need no torch come before it is imported
-    console.print(report.hardware(card, request.gpus))
-    console.print(f"\n{report.asked_for(first)}", soft_wrap=True)
-    from planner.search import TABLE_ENCODERS, Candidate, best, planned, retraced_difference
+    card, name = cards.deciding, request.encoder or DEFAULT_ENCODER
+    check(request, question.tiles)
+    first = recipe_for(request, name)  # the mistakes that need no torch come before it is imported
+    _check_precision(card, first.memory.mixed_precision)
+    page.show(report.hardware(cards), f"\n{report.asked_for(first)}")
+    rows = all_rows()
+    found = _table(question, request, card, rows, name)
+    chosen = next(candidate for candidate in found if candidate.recipe.encoder.name == name)
+    page.show(report.candidates_table(found, rows, question.tiles), *reasons.why_not(found, chosen), "")
+    page.show(*report.budget(chosen))
+    with console.status("tracing the paper's own way"):
+        way = answered("planner.estimate.papers_way", PapersWay, chosen.recipe, card)
+    page.show(report.papers_way(chosen, way))
+    warnings = [few_steps(request, question.tiles), reasons.coarse(chosen)]
+    page.show(*(f"[bold yellow]warning:[/] {words}" for words in warnings if words))
+    measured = _measured(question, chosen)
+    path = None
+    if chosen.memory.fits:
+        path = str(question.output or recipe_path(request, card.marketed_gib))
+        ready = planned(chosen, measured.gpu if measured else None)
+        save_recipe(ready, path, header(chosen.recipe, launch_command(request.gpus, path), standing(card, rows)))
+        checked = answered("planner.search.retraced", Retraced, chosen.recipe, card).difference
+        page.show(f"Traced again at this micro-batch size: {checked:+.1%} from the table's figure.")
+    return _close(question, page, cards, Answer(found, chosen, path, measured, way))
 
-    names = [chosen_name] if request.encoder else [chosen_name, *(n for n in TABLE_ENCODERS if n != chosen_name)]
-    found: list[Candidate] = []
-    with Live(report.candidates_table(found, tiles, names[0]), console=console, transient=True) as live:
-        for place, name in enumerate(names, start=1):
-            found.append(best(recipe_for(request, name), card))
-            live.update(report.candidates_table(found, tiles, names[place] if place < len(names) else None))
-    chosen = found[0]
-    found.sort(key=lambda candidate: (*TABLE_ENCODERS, chosen_name).index(candidate.recipe.encoder.name))
-    console.print(report.candidates_table(found, tiles), end="\n\n")
-    path = str(output or recipe_path(request, card.marketed_gib)) if chosen.memory.fits else None
-    checked = retraced_difference(chosen, card) if chosen.memory.fits else None
-    command = None
-    if path is not None:
-        command = launch_command(request.gpus, path)
-        save_recipe(planned(chosen), path, comment=header(chosen.recipe, command, report.EVIDENCE))
-    console.print(f"[bold]{chosen.recipe.encoder.name}[/] at its peak, MiB on each card")
-    console.print(report.budget_bar(chosen))
-    console.print(report.outcome(chosen, card, path, command, checked), soft_wrap=True)
-    if as_json:
-        print(report.as_json(card, request.gpus, found, chosen, path))
+
+def judge(question: Question, recipe: Recipe, cards: Fleet, page: report.Page) -> int:
+    """Does a recipe fit a card, as it is?"""
+    card, devices = cards.deciding, recipe.hardware.num_devices
+    if len(cards.cards) != devices:
+        raise RecipeError(
+            f"--gpus={len(cards.cards)} but hardware.num_devices={devices} in {question.recipe_file}; "
+            f"--gpus {devices} works"
+        )
+    _check_precision(card, recipe.memory.mixed_precision)
+    page.show(report.hardware(cards), f"\n{report.asked_for(recipe)}")
+    with console.status(f"tracing {recipe.encoder.name}"):
+        candidate = answered("planner.estimate.judge", Candidate, recipe, card)
+    page.show(report.candidates_table([candidate], all_rows(), question.tiles), "", *report.budget(candidate))
+    measured = _measured(question, candidate)
+    return _close(question, page, cards, Answer([candidate], candidate, str(question.recipe_file), measured))
+
+
+def _close(question: Question, page: report.Page, cards: Fleet, answer: Answer) -> int:
+    """What both kinds of answer end with: what fits or would, how sure that is, the recipe and its command."""
+    card, chosen, rows = cards.deciding, answer.chosen, all_rows()
+    if not chosen.memory.fits:
+        with console.status("looking for what would fit"):
+            answer = dataclasses.replace(
+                answer, changes=answered("planner.advice.changes", Changes, chosen.recipe, card)
+            )
+            assert answer.changes is not None
+        page.show(*reasons.does_not_fit(chosen, answer.changes))
+    if answer.measured is not None:
+        page.show(report.beside_measured(chosen, answer.measured))
+    page.show(*reasons.how_sure(answer.found, card, rows))
+    if chosen.memory.fits:
+        command = launch_command(len(cards.cards), str(answer.path))
+        page.show(f"Recipe: [bold]{answer.path}[/]", f"[bold green]{command}[/]")
+    if question.as_json:
+        print(as_json(cards, answer, rows))
     return 0 if chosen.memory.fits else 1
 
 
-def judge(recipe: Recipe, path: Path | None, card: Card, gpus: int | None, tiles: int | None, as_json: bool) -> int:
-    """Does a recipe fit a card, as it is?"""
-    devices = recipe.hardware.num_devices
-    if gpus is not None and gpus != devices:
-        raise RecipeError(f"--gpus={gpus} but hardware.num_devices={devices} in {path}; --gpus {devices} works")
-    console.print(report.hardware(card, devices))
-    console.print(f"\n{report.asked_for(recipe)}", soft_wrap=True)
-    from planner.search import fit
-
-    with console.status(f"tracing {recipe.encoder.name}"):
-        candidate = fit(recipe, card)
-    console.print(report.candidates_table([candidate], tiles))
-    console.print(report.budget_bar(candidate))
-    command = launch_command(devices, str(path)) if candidate.memory.fits else None
-    console.print(report.outcome(candidate, card, None, command, None), soft_wrap=True)
-    if as_json:
-        print(report.as_json(card, devices, [candidate], candidate, str(path)))
-    return 0 if candidate.memory.fits else 1
+def _table(question: Question, request: Request, card: Card, rows: Rows, name: str) -> list[Candidate]:
+    """Every encoder's best recipe, the chosen one's first to appear; in the table's order."""
+    names = [name] if request.encoder else [name, *(other for other in TABLE_ENCODERS if other != name)]
+    found: list[Candidate] = []
+    with Live(report.candidates_table(found, rows, question.tiles, name), console=console, transient=True) as live:
+        for place, encoder in enumerate(names, start=1):
+            found.append(answered("planner.search.best", Candidate, recipe_for(request, encoder), card))
+            waiting = names[place] if place < len(names) else None
+            live.update(report.candidates_table(found, rows, question.tiles, waiting))
+    return sorted(found, key=lambda candidate: (*TABLE_ENCODERS, name).index(candidate.recipe.encoder.name))
 
 
-def without_gpu(recipe: Recipe | None, path: Path | None, as_json: bool) -> int:
-    """This machine has no GPU: say so, and how much of its own memory a CPU recipe takes."""
-    console.print("torch sees no GPU here; name the ones you have elsewhere: moco-plan --gpus 2 --vram 8")
-    if recipe is None and CPU_RECIPE.is_file():
-        recipe, path = load_recipe(CPU_RECIPE), CPU_RECIPE
-    if recipe is None:
-        return 0
-    from planner.allocator import replay
-    from planner.trace import trace_step
+def _cards(question: Question, recipe: Recipe | None) -> Fleet | None:
+    """The cards named on the command line, else the recipe's, else this machine's; None if it has none."""
+    if question.measure and (question.gpu or question.vram):
+        raise RecipeError("--measure runs on the GPUs of this machine; leave --gpu and --vram out")
+    gpus = question.gpus if question.gpus is not None or recipe is None else recipe.hardware.num_devices
+    named = fleet(question.gpu, question.vram, gpus)
+    if named is None and recipe is not None and recipe.hardware.vram_gib is not None and not question.measure:
+        named = fleet(None, f"{recipe.hardware.vram_gib:g}", gpus)
+    if named is not None:
+        return named
+    here = cards_of_this_machine()
+    if question.measure and not here:
+        from planner.measure import NO_GPU
 
-    with console.status(f"tracing {recipe.encoder.name} for the CPU"):
-        taken = replay(trace_step(recipe, None, steps=2).events).peak_requested_bytes
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    console.print(
-        f"{path} on the CPU: {report.mib(taken)} MiB of tensors at the peak, beside Python and torch; this machine has "
-        f"{have / GIB:.1f} GiB. Predicted, not measured."
+        raise RecipeError(NO_GPU)
+    return Fleet(tuple(here[: gpus or len(here)])) if here else None
+
+
+def _completed(question: Question, cards: Fleet) -> Request:
+    """The request, with what the cards decide."""
+    card = cards.deciding
+    return dataclasses.replace(
+        question.request,
+        gpus=len(cards.cards),
+        vram_gib=card.marketed_gib,
+        gpu=card.name if card.product else None,
+        mixed_precision=question.request.mixed_precision or card.precision,
     )
-    if as_json:
-        print(report.cpu_json(taken, have, str(path)))
-    return 0 if taken < have else 1
 
 
-def check_precision(card: Card, precision: str | None) -> None:
+def _check_precision(card: Card, precision: str) -> None:
     if precision == "bf16" and not card.bf16:
         raise RecipeError(f"--precision=bf16: {card.name} computes in fp16 only; --precision fp16 works")
+
+
+def _measured(question: Question, candidate: Candidate) -> Measured | None:
+    """Run the recipe's step here, and remember what it took beside what was predicted."""
+    if not question.measure or not candidate.memory.fits:
+        return None
+    from planner.measure import measure, remember
+
+    with console.status(f"measuring {candidate.recipe.encoder.name} on this machine's first GPU"):
+        measured = measure(candidate.recipe)
+    memory = candidate.memory
+    predicted = {"peak_reserved": memory.peak_reserved_bytes, "peak_allocated": memory.peak_allocated_bytes}
+    remember(measured, candidate.recipe, predicted)
+    return measured

@@ -1,16 +1,19 @@
-"""Cards: what their makers sell, what CUDA reports, and what a training process can have of it.
-
-Rates are dense 16-bit tensor throughput with fp32 accumulation, and memory bandwidth, from the makers' data sheets.
-"""
+"""GPUs: which cards are meant, and what a training process can have of one. The figures are in `planner.cards`."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import platform
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from moco_accel.recipe_text import RecipeError
+from planner import cards as table
+from planner.cards import parse_vram as parse_vram
 
 GIB, MIB = 1 << 30, 1 << 20
-REPORTED_SHARE = 0.9725  # an RTX 3070 sold as 8 GB reports 7.78 GiB; ECC cards report less still
 CONTEXT_BYTES = 426 * MIB  # seen on an RTX 6000 Ada with 2.10; 287 MB with lazy loading
 NCCL_BYTES = 256 * MIB  # its buffers, outside the allocator; an allowance, not measured
 DESKTOP_BYTES = GIB // 2  # a desktop on the card takes 0.3 to 0.8 GiB
@@ -21,7 +24,10 @@ UTILISATION = 0.35
 
 @dataclass(frozen=True)
 class Card:
-    """One GPU. `reported_bytes` is what CUDA calls total memory; `compute_capability` 86 means 8.6."""
+    """One GPU. `reported_bytes` is what CUDA calls total memory; `compute_capability` 86 means 8.6.
+
+    `assumed`: no report of that figure was found. `taken_bytes`: what others use of a card of this machine.
+    """
 
     name: str
     marketed_gib: float
@@ -30,6 +36,10 @@ class Card:
     tensor_tflops: float
     bandwidth_gb_per_second: float
     rates_of: str | None = None
+    product: str | None = None
+    assumed: bool = False
+    data_centre: bool = False
+    taken_bytes: int | None = None
 
     @property
     def bf16(self) -> bool:
@@ -39,6 +49,19 @@ class Card:
     def precision(self) -> str:
         """The 16-bit format the card computes in: bf16 from Ampere on, fp16 before."""
         return "bf16" if self.bf16 else "fp16"
+
+    @property
+    def needs(self) -> str | None:
+        """What the card asks of the installation, if anything."""
+        old = self.compute_capability < table.OLDEST_CAPABILITY
+        return "torch built for CUDA 12.6; its CUDA 13 builds start at compute capability 7.5" if old else None
+
+    @property
+    def desktop_bytes(self) -> int:
+        """What others take of the card: as seen on this machine, else an allowance where there can be a display."""
+        if self.taken_bytes is not None:
+            return self.taken_bytes
+        return 0 if self.data_centre else DESKTOP_BYTES
 
     def outside_bytes(self, num_devices: int) -> int:
         """What a process takes outside the allocator: the CUDA context and, with several GPUs, NCCL's buffers."""
@@ -51,54 +74,45 @@ class Card:
 
     def budget_bytes(self, num_devices: int) -> int:
         """What the allocator may reserve."""
-        return self.reported_bytes - DESKTOP_BYTES - self.headroom_bytes - self.outside_bytes(num_devices)
+        return self.reported_bytes - self.desktop_bytes - self.headroom_bytes - self.outside_bytes(num_devices)
 
 
-# name: (marketed GiB, compute capability, TFLOPS, GB/s)
-_TABLE: dict[str, tuple[int, int, float, float]] = {
-    "rtx2060": (6, 75, 25.8, 336),
-    "rtx2070": (8, 75, 29.9, 448),
-    "rtx2080ti": (11, 75, 53.8, 616),
-    "t4": (16, 75, 65.0, 320),
-    "v100_16gb": (16, 70, 125.0, 900),
-    "v100_32gb": (32, 70, 125.0, 900),
-    "rtx3060": (12, 86, 25.6, 360),
-    "rtx3070": (8, 86, 40.6, 448),
-    "rtx3080": (10, 86, 59.5, 760),
-    "rtx3090": (24, 86, 71.0, 936),
-    "rtx4060": (8, 89, 30.2, 272),
-    "rtx4070": (12, 89, 58.3, 504),
-    "rtx4080": (16, 89, 97.5, 717),
-    "rtx4090": (24, 89, 165.2, 1008),
-    "a10": (24, 86, 125.0, 600),
-    "a5000": (24, 86, 111.1, 768),
-    "a6000": (48, 86, 154.8, 768),
-    "l4": (24, 89, 121.0, 300),
-    "l40s": (48, 89, 362.0, 864),
-    "rtx6000ada": (48, 89, 364.2, 960),
-    "a100_40gb": (40, 80, 312.0, 1555),
-    "a100_80gb": (80, 80, 312.0, 2039),
-    "h100": (80, 90, 989.0, 3350),
-}
-CARDS = {
-    name: Card(name, gib, int(gib * GIB * REPORTED_SHARE), capability, tflops, bandwidth)
-    for name, (gib, capability, tflops, bandwidth) in _TABLE.items()
-}
+def _card(sold: table.Sold) -> Card:
+    share = table.ASSUMED_SHARE_ECC if sold.ecc else table.ASSUMED_SHARE
+    reported = int(share * sold.marketed_gib * GIB) if sold.reported_mib is None else sold.reported_mib * MIB
+    return Card(
+        sold.name, sold.marketed_gib, reported, sold.compute_capability, sold.tensor_tflops,
+        sold.bandwidth_gb_per_second, product=sold.product, assumed=sold.reported_mib is None,
+        data_centre=sold in table.DATA_CENTRE,
+    )  # fmt: skip
+
+
+CARDS = {name: _card(sold) for name, sold in table.SOLD.items()}
+"""By size, and the commonest of a size first."""
+
+
+def card_named(name: str, vram_gib: float | None = None) -> Card:
+    """The card that people call `name`; of several, the one sold with `vram_gib`. Raises RecipeError."""
+    called = [CARDS[key] for key in table.names_called(name)]
+    sized = [card for card in called if vram_gib in (None, card.marketed_gib)]
+    text = " ".join(name.split())
+    if not sized:
+        sizes = " or ".join(dict.fromkeys(f"{card.marketed_gib:g}" for card in called))
+        raise RecipeError(f"--vram={vram_gib:g} but {text} has {sizes} GB; --gpu {called[0].name} alone works")
+    if len(sized) > 1:
+        names = " or ".join(card.name for card in sized)
+        raise RecipeError(f"--gpu={text} could be {names}; --gpu {sized[0].name} works")
+    return sized[0]
 
 
 def generic_card(vram_gib: float) -> Card:
-    """Any card sold with `vram_gib`, Ampere or later; rates are those of the slowest common card of about that size.
+    """Any card sold with `vram_gib`, Ampere or later. Raises RecipeError when there is no room for anything.
 
-    Raises RecipeError when there is no room for anything.
+    It reports the smallest share that cards of about that size were seen to report; rates are the commonest card's.
     """
-    reported = int(vram_gib * GIB * REPORTED_SHARE)
-    modern = [card for card in CARDS.values() if card.bf16]
-    distance = min(abs(card.marketed_gib - vram_gib) for card in modern)
-    near = [card for card in modern if abs(card.marketed_gib - vram_gib) == distance]
-    like = min(near, key=lambda card: card.tensor_tflops)
-    card = Card(
-        f"{vram_gib:g} GB card", vram_gib, reported, 86, like.tensor_tflops, like.bandwidth_gb_per_second, like.name
-    )
+    reported, like = int(vram_gib * GIB * table.smallest_share(vram_gib)), _commonest(vram_gib)
+    rates = (like.tensor_tflops, like.bandwidth_gb_per_second)
+    card = Card(f"{vram_gib:g} GB card", vram_gib, reported, 86, *rates, rates_of=like.name)
     if vram_gib <= 0 or card.budget_bytes(1) <= 0:
         raise RecipeError(
             f"--vram={vram_gib:g} leaves nothing after the driver's and the desktop's share; --vram 8 works"
@@ -106,17 +120,129 @@ def generic_card(vram_gib: float) -> Card:
     return card
 
 
+def _commonest(vram_gib: float) -> Card:
+    return min((card for card in CARDS.values() if card.bf16), key=lambda card: abs(card.marketed_gib - vram_gib))
+
+
+def smallest_of(cards: list[Card]) -> Card:
+    """The card whose budget decides; among equals the slowest."""
+    return min(cards, key=lambda card: (card.budget_bytes(len(cards)), card.tensor_tflops))
+
+
+def smallest_card_with(budget_bytes: int, num_devices: int) -> Card | None:
+    """The commonest card of the smallest size whose allocator may reserve `budget_bytes`; no laptop, and with bf16."""
+    wanted = (card for card in CARDS.values() if card.bf16 and "laptop" not in card.name)
+    return next((card for card in wanted if card.budget_bytes(num_devices) >= budget_bytes), None)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The cards of one training run. Every process trains the same micro-batch, so one card decides for all."""
+
+    cards: tuple[Card, ...]
+
+    @property
+    def unlike(self) -> bool:
+        return len({(card.name, card.marketed_gib) for card in self.cards}) > 1
+
+    @property
+    def deciding(self) -> Card:
+        """The card to plan for: the smallest, in a precision that all have, at the rates of the slowest."""
+        smallest, slowest = smallest_of(list(self.cards)), min(self.cards, key=lambda card: card.tensor_tflops)
+        return dataclasses.replace(
+            smallest,
+            compute_capability=min(card.compute_capability for card in self.cards),
+            tensor_tflops=slowest.tensor_tflops,
+            bandwidth_gb_per_second=min(card.bandwidth_gb_per_second for card in self.cards),
+            rates_of=smallest.rates_of if slowest.name == smallest.name else slowest.rates_of or slowest.name,
+        )
+
+    @property
+    def note(self) -> str | None:
+        """What follows from cards that are unlike."""
+        size, said = self.deciding.marketed_gib, []
+        larger = Counter(card.marketed_gib for card in self.cards if card.marketed_gib > size)
+        if larger:
+            said.append(f"the {size:g} GB card decides: every process trains the same micro-batch")
+            unused = (
+                f"{more - size:g} GB of {'each' if n > 1 else 'the'} {more:g} GB card" for more, n in larger.items()
+            )
+            said.append(f"{' and '.join(unused)} stay unused")
+        without = sorted({card.name for card in self.cards if not card.bf16})
+        if without and any(card.bf16 for card in self.cards):
+            said.append(f"fp16, because {' and '.join(without)} has no bf16")
+        slowest = min(self.cards, key=lambda card: card.tensor_tflops)
+        if slowest.rates_of is None and any(card.tensor_tflops > slowest.tensor_tflops for card in self.cards):
+            said.append(f"{slowest.name} sets the pace")
+        return "; ".join(said) or None
+
+
+def fleet(gpu: str | None, vram: str | None, gpus: int | None) -> Fleet | None:
+    """The cards that are named, in lists or one for all `gpus`; None without `gpu` and `vram`. Raises RecipeError."""
+    if gpus is not None and gpus < 1:
+        raise RecipeError(f"--gpus={gpus} must be at least 1; --gpus 1 works")
+    names = gpu.split(",") if gpu is not None else []
+    sizes = parse_vram(vram) if vram is not None else []
+    listed = max(len(names), len(sizes))
+    if not listed:
+        return None
+    if names and sizes and min(len(names), len(sizes)) not in (1, listed):
+        raise RecipeError(f"--gpu={gpu} names {len(names)} cards and --vram={vram} {len(sizes)}; --gpu alone works")
+    if listed > 1 and gpus not in (None, listed):
+        given = f"--vram={vram}" if len(sizes) == listed else f"--gpu={gpu}"
+        raise RecipeError(f"--gpus={gpus} but {given} names {listed} cards; --gpus {listed} works")
+    if names:
+        wanted = sizes * (listed // len(sizes)) if sizes else [None] * listed
+        cards = [card_named(*pair) for pair in zip(names * (listed // len(names)), wanted, strict=True)]
+    else:
+        cards = [generic_card(size) for size in sizes]
+    return Fleet(tuple(cards if listed > 1 else cards * (gpus or 1)))
+
+
 def cards_of_this_machine() -> list[Card]:
-    """The GPUs that torch sees; rates are those of the generic card of their size unless the name is known."""
+    """The GPUs that torch sees, as they are now. Rates are of the table's card of that name, else of a like size."""
     import torch
 
-    found = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        gib = round(properties.total_memory / GIB / REPORTED_SHARE)
-        name = properties.name.lower().replace(" ", "").replace("nvidia", "").replace("geforce", "")
-        like = CARDS.get(name) or generic_card(gib)
-        capability = 10 * properties.major + properties.minor
-        rates = (like.tensor_tflops, like.bandwidth_gb_per_second)
-        found.append(Card(properties.name, gib, properties.total_memory, capability, *rates, like.rates_of))
-    return found
+    return [
+        _card_here(torch.cuda.get_device_properties(index), _free_bytes(index))
+        for index in range(torch.cuda.device_count())
+    ]
+
+
+def _free_bytes(index: int) -> int:
+    """What is free beside this process' own context; nothing when there is no room for even that."""
+    import torch
+
+    try:
+        return int(torch.cuda.mem_get_info(index)[0])
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        return 0
+
+
+def _card_here(properties: Any, free_bytes: int) -> Card:
+    name, total = properties.name, properties.total_memory
+    called = [CARDS[key] for product, key in table.PRODUCTS if table.plain(product) == table.plain(name)]
+    like = min(called, key=lambda card: abs(card.reported_bytes - total), default=_commonest(total / GIB))
+    return dataclasses.replace(
+        like, name=name, product=name, reported_bytes=total, assumed=False,
+        marketed_gib=like.marketed_gib if called else math.ceil(total / GIB),
+        compute_capability=10 * properties.major + properties.minor,
+        rates_of=None if called else like.name,
+        taken_bytes=max(total - CONTEXT_BYTES - free_bytes, 0),
+    )  # fmt: skip
+
+
+def spills_to_system_memory() -> bool:
+    """Whether the driver goes on in system memory, slowly, where it would fail on Linux: on Windows and in WSL."""
+    return platform.system() == "Windows" or "microsoft" in platform.release().lower()
+
+
+def list_cards_table() -> list[tuple[str, str, float, float, bool, float, str, float, float]]:
+    """Name, product, GiB sold, GiB reported, whether that is assumed, compute capability, precision, TFLOPS, GB/s."""
+    return [
+        (card.name, card.product or "", card.marketed_gib, card.reported_bytes / GIB, card.assumed,
+         card.compute_capability / 10, card.precision, card.tensor_tflops, card.bandwidth_gb_per_second)
+        for card in CARDS.values()
+    ]  # fmt: skip

@@ -3,57 +3,54 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
 from moco_accel.recipe import Recipe
 from planner.allocator import Event, replay
+from planner.both_views import both_views_step
+from planner.candidate import (
+    ASSUMED_SHARES,
+    CATEGORIES,
+    Candidate,
+    MemoryEstimate,
+    PapersWay,
+    family,
+    with_micro_batch,
+)
 from planner.devices import UTILISATION, Card
 from planner.scaling import ScalableTrace, scalable, traceable_batch
 from planner.trace import trace_step
 
-CATEGORIES = (
-    "weights", "momentum_weights", "gradients", "optimizer_state", "activations", "heads", "inputs", "temporaries",
-    "workspaces", "fragmentation", "context", "headroom",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """One device's memory, in bytes.
-
-    `peak_reserved_bytes` is the allocator's, `device_used_bytes` adds what lies outside it. `headroom_bytes` is what
-    stays free; it fits when that is the card's own headroom or more, of which `missing_bytes` are lacking. The
-    breakdown is that of the instant at which most is allocated, in `peak_operation`; with fragmentation it adds up to
-    what is reserved.
-    """
-
-    peak_reserved_bytes: int
-    peak_allocated_bytes: int
-    device_used_bytes: int
-    breakdown_bytes: dict[str, int]
-    fits: bool
-    headroom_bytes: int
-    missing_bytes: int
-    peak_operation: str
+_traces: dict[tuple[str, int], ScalableTrace] = {}
 
 
 def trace_for(recipe: Recipe, card: Card) -> ScalableTrace:
     """Trace `recipe`'s step once, for every micro-batch size (with one micro-batch, or for more than one)."""
     traceable = traceable_batch(recipe, min(recipe.batch.accumulation_steps, 2))
-    return scalable(trace_step(traceable, card.compute_capability), traceable)
+    key = (traceable.model_dump_json(exclude={"planned"}), card.compute_capability)
+    if key not in _traces:
+        _traces[key] = scalable(trace_step(traceable, card.compute_capability), traceable)
+    return _traces[key]
+
+
+def judge(recipe: Recipe, card: Card) -> Candidate:
+    """The recipe as it is."""
+    traced = trace_for(recipe, card)
+    return Candidate(
+        recipe=recipe,
+        memory=estimate(traced, recipe, card),
+        tiles_per_second=predicted_tiles_per_second(traced, recipe, card),
+    )
 
 
 def estimate(traced: ScalableTrace, recipe: Recipe, card: Card) -> MemoryEstimate:
-    """The memory of `recipe` on `card`, from a trace of the same recipe at any batch size.
-
-    Without expandable segments: the launch does not ask for them, and they only take less.
-    """
+    """The memory of `recipe` on `card`, from a trace of the same recipe at any batch size."""
     events = traced.events(recipe.batch.micro_batch_size, recipe.batch.accumulation_steps)
-    peaks = replay(events)
+    peaks = replay(events, recipe.memory.expandable_segments)
     breakdown = _categories_at(events, peaks.at_event, traced)
     outside = card.outside_bytes(recipe.hardware.num_devices)
     used = peaks.peak_reserved_bytes + outside
     free = card.budget_bytes(recipe.hardware.num_devices) - peaks.peak_reserved_bytes + card.headroom_bytes
+    needed = max(card.headroom_bytes, int(ASSUMED_SHARES[family(recipe.encoder.name)] * peaks.peak_reserved_bytes))
     breakdown["fragmentation"] = peaks.peak_reserved_bytes - sum(breakdown.values())
     breakdown["context"], breakdown["headroom"] = outside, free
     tensor = traced.trace.tensors[traced.original(events[peaks.at_event][0])]
@@ -62,11 +59,19 @@ def estimate(traced: ScalableTrace, recipe: Recipe, card: Card) -> MemoryEstimat
         peak_allocated_bytes=peaks.peak_allocated_bytes,
         device_used_bytes=used,
         breakdown_bytes={name: breakdown[name] for name in CATEGORIES},
-        fits=free >= card.headroom_bytes,
+        fits=free >= needed,
         headroom_bytes=free,
-        missing_bytes=max(card.headroom_bytes - free, 0),
+        missing_bytes=max(needed - free, 0),
         peak_operation=f"{tensor.operation.removeprefix('aten.').partition('.')[0]} ({tensor.phase})",
     )
+
+
+def papers_way(recipe: Recipe, card: Card) -> PapersWay:
+    """The memory of the paper's own step on the same per-device batch: both views at once, no micro-batches."""
+    traceable = traceable_batch(recipe, 1)
+    traced = scalable(trace_step(traceable, card.compute_capability, step=both_views_step), traceable)
+    memory = estimate(traced, with_micro_batch(recipe, recipe.per_device_batch_size), card)
+    return PapersWay(peak_reserved_bytes=memory.peak_reserved_bytes, breakdown_bytes=memory.breakdown_bytes)
 
 
 def predicted_tiles_per_second(traced: ScalableTrace, recipe: Recipe, card: Card) -> float:

@@ -1,21 +1,25 @@
-"""The planner's answer, for people (rich, on stderr) and for programs (JSON, on stdout)."""
+"""The planner's answer for people: rich, on stderr, and kept as a picture if they ask for one."""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moco_accel.console import console
 from moco_accel.recipe import Recipe
-from planner.allocator import MIB
-from planner.devices import DESKTOP_BYTES, GIB, UTILISATION, Card
+from moco_accel.recipe_text import RecipeError
+from planner.candidate import Candidate, PapersWay
+from planner.devices import GIB, MIB, Fleet, spills_to_system_memory
+from planner.evidence import Rows, evidence
 
-if TYPE_CHECKING:  # the search imports torch, and hardware is printed before that
-    from planner.search import Candidate
+if TYPE_CHECKING:  # it imports torch
+    from planner.measure import Measured
 
 _COLOURS = {
     "weights": "blue",
@@ -32,61 +36,114 @@ _COLOURS = {
     "headroom": "bright_black",
 }
 _BAR_CELLS = 60
-EVIDENCE = "predicted, not yet measured on this kind of card"
+_WIDTH = 110  # columns of a saved report
+_PICTURES = (".svg", ".html", ".txt")
 
 
-def hardware(card: Card, num_devices: int) -> RenderableType:
+class Page:
+    """Shows parts of a report as they come, and remembers them for `save`."""
+
+    def __init__(self) -> None:
+        self._parts: list[RenderableType] = []
+
+    def show(self, *parts: RenderableType) -> None:
+        self._parts += parts
+        for part in parts:
+            console.print(part, soft_wrap=isinstance(part, str))
+
+    def save(self, path: Path) -> None:
+        """As SVG, HTML or text, by the path's ending."""
+        recording = Console(record=True, file=io.StringIO(), width=_WIDTH, highlight=False)
+        for part in self._parts:
+            recording.print(part)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".svg":
+            recording.save_svg(str(path), title="moco-plan")
+        elif path.suffix == ".html":
+            recording.save_html(str(path))
+        else:
+            recording.save_text(str(path))
+
+
+def check_picture(path: Path | None) -> None:
+    """Raises RecipeError for a path whose ending `Page.save` doesn't know."""
+    if path is not None and path.suffix not in _PICTURES:
+        raise RecipeError(f"--save={path} must end in {', '.join(_PICTURES)}; --save plan.svg works")
+
+
+def hardware(cards: Fleet) -> RenderableType:
     """Usable memory, from the marketed figure downward."""
+    card, count = cards.deciding, len(cards.cards)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
-    table.add_column(justify="right")
+    table.add_column(justify="right", no_wrap=True)
     sold = int(card.marketed_gib * GIB)
+    names = f"{count} × {card.name}" if not cards.unlike else " + ".join(other.name for other in cards.cards)
+    desktop = "a desktop on the card" if card.taken_bytes is None else "taken by others now"
     rows = [
-        (f"{num_devices} × {card.name}, sold with", sold),
-        ("not reported as memory", card.reported_bytes - sold),
-        ("CUDA context" + (" and NCCL" if num_devices > 1 else ""), -card.outside_bytes(num_devices)),
-        ("a desktop on the card", -DESKTOP_BYTES),
+        (f"{names}, sold with" if not cards.unlike else f"{names}: the smallest is sold with", sold),
+        ("not reported as memory" + (" (assumed)" if card.assumed else ""), card.reported_bytes - sold),
+        ("CUDA context" + (" and NCCL" if count > 1 else ""), -card.outside_bytes(count)),
+        (desktop, -card.desktop_bytes),
         ("headroom, 5 %", -card.headroom_bytes),
-        ("for the allocator, each", card.budget_bytes(num_devices)),
+        ("for the allocator, each", card.budget_bytes(count)),
     ]
     for label, size in rows:
-        table.add_row(label, f"{mib(size)} MiB", style="bold" if label.startswith("for the") else None)
-    return table
+        if size:
+            table.add_row(label, f"{mib(size)} MiB", style="bold" if label.startswith("for the") else None)
+    notes = [cards.note, card.needs]
+    if spills_to_system_memory():
+        notes.append("under Windows and WSL a full card spills into system memory, slowly, where Linux would fail")
+    return Group(table, *(f"[yellow]{note}[/]" for note in notes if note))
 
 
-def candidates_table(candidates: list[Candidate], tiles: int | None, waiting: str | None = None) -> Table:
+def asked_for(recipe: Recipe) -> str:
+    """What every row has in common."""
+    devices, precision = recipe.hardware.num_devices, recipe.memory.mixed_precision
+    return (
+        f"global batch {recipe.batch.global_batch_size:,} = micro-batch × accumulation × {devices} "
+        f"GPU{'s' if devices > 1 else ''}; {recipe.negatives_per_query:,} negatives per query\n"
+        f"{recipe.encoder.image_size} pixels, {recipe.encoder.bands} bands, "
+        f"{'fp32' if precision == 'no' else precision}, {recipe.optimizer.name}, lr {recipe.optimizer.lr:g}"
+    )
+
+
+def candidates_table(candidates: list[Candidate], rows: Rows, tiles: int | None, waiting: str | None = None) -> Table:
     """A row per encoder; `waiting` names the one being traced."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for name, justify in (
         ("encoder", "left"),
+        ("micro-batch ×\naccum. × GPUs", "right"),
         ("recom-\npute", "left"),
-        ("micro-\nbatch", "right"),
-        ("accumu-\nlation", "right"),
-        ("peak\nMiB", "right"),
-        ("fits", "left"),
-        ("tiles/s\npredicted", "right"),
-        ("days\npredicted" if tiles else "hours per\nmillion", "right"),
+        ("peak MiB,\npredicted", "right"),
+        ("fits: MiB\nfree", "right"),
+        ("tiles/s\npred.", "right"),
+        ("days\npred." if tiles else "hours per\nmillion", "right"),
     ):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for candidate in candidates:
-        table.add_row(*_row(candidate, tiles))
+        table.add_row(*_row(candidate, rows, tiles))
     if waiting is not None:
         table.add_row(f"[dim]{waiting} …[/]")
     return table
 
 
-def asked_for(recipe: Recipe) -> str:
-    """What every row has in common."""
-    devices = recipe.hardware.num_devices
-    return (
-        f"global batch {recipe.batch.global_batch_size:,} = micro-batch × accumulation × {devices} "
-        f"GPU{'s' if devices > 1 else ''}; {recipe.negatives_per_query:,} negatives per query\n"
-        f"{recipe.encoder.image_size} pixels, {recipe.encoder.bands} bands, {recipe.memory.mixed_precision}, "
-        f"{recipe.optimizer.name}, lr {recipe.optimizer.lr:g}"
-    )
+def _row(candidate: Candidate, rows: Rows, tiles: int | None) -> list[str]:
+    recipe, memory, batch = candidate.recipe, candidate.memory, candidate.recipe.batch
+    tiles_per_unit = tiles * recipe.schedule.epochs / 24 if tiles else 1_000_000  # hours of the first are days
+    off = round(memory.peak_reserved_bytes * evidence(recipe.encoder.name, rows).share)
+    return [
+        recipe.encoder.name,
+        f"{batch.micro_batch_size:,} × {batch.accumulation_steps:,} × {recipe.hardware.num_devices}",
+        "blocks" if recipe.memory.activation_checkpointing else "–",
+        f"{mib(memory.peak_reserved_bytes)} ± {mib(off)}",
+        f"[green]yes: {mib(memory.headroom_bytes)}[/]" if memory.fits else f"[red]no: −{mib(memory.missing_bytes)}[/]",
+        f"{candidate.tiles_per_second:,.0f}" if memory.fits else "–",
+        f"{tiles_per_unit / candidate.tiles_per_second / 3600:,.1f}" if memory.fits else "–",
+    ]
 
 
-def budget_bar(candidate: Candidate) -> RenderableType:
+def budget(candidate: Candidate) -> list[RenderableType]:
     """The chosen recipe's memory at its peak: a bar, and MiB per category."""
     breakdown = {name: size for name, size in candidate.memory.breakdown_bytes.items() if size > 0}
     total = sum(breakdown.values())
@@ -101,97 +158,40 @@ def budget_bar(candidate: Candidate) -> RenderableType:
         cells += [f"[{_COLOURS[name]}]█[/] {name.replace('_', ' ')}", mib(size)]
     for start in range(0, len(cells), 6):
         legend.add_row(*cells[start : start + 6])
-    return Group(bar, legend)
+    title = f"[bold]{candidate.recipe.encoder.name}[/] at its peak, MiB on each card"
+    return [title, bar, legend, f"The peak is in {candidate.memory.peak_operation}."]
 
 
-def outcome(candidate: Candidate, card: Card, path: str | None, command: str | None, checked: float | None) -> str:
-    """What follows from the plan, in a few lines."""
-    recipe, memory = candidate.recipe, candidate.memory
-    lines = [f"The peak is in {memory.peak_operation}."]
-    if memory.fits:
-        lines[0] += f" {mib(memory.headroom_bytes)} MiB stay free on each card."
-    else:
-        lines[0] += f" [bold red]{recipe.encoder.name} does not fit:[/] {mib(memory.missing_bytes)} MiB are missing."
-    if checked is not None:
-        lines.append(f"Traced again at this micro-batch size: {checked:+.1%} from the table's figure.")
-    if recipe.encoder.name.startswith("resnet") and recipe.batch.accumulation_steps > 1:
-        lines.append("A ResNet's BatchNorm takes its statistics from each micro-batch; its gradient is exact for that.")
-    lines.append(f"[yellow]{EVIDENCE}[/]; tiles/s at {UTILISATION:.0%} of {card.rates_of or card.name}'s peak.")
-    if path is not None:
-        lines.append(f"Recipe: [bold]{path}[/]")
-    if command is not None:
-        lines.append(f"[bold green]{command}[/]")
-    return "\n".join(lines)
-
-
-def as_json(card: Card, num_devices: int, candidates: list[Candidate], chosen: Candidate, path: str | None) -> str:
-    """Everything the report says, for programs. Sizes are bytes."""
-    return json.dumps(
-        {
-            "hardware": {
-                "gpu": card.name,
-                "num_devices": num_devices,
-                "marketed_gib": card.marketed_gib,
-                "reported_bytes": card.reported_bytes,
-                "budget_bytes": card.budget_bytes(num_devices),
-                "compute_capability": card.compute_capability / 10,
-            },
-            "candidates": [_fields(candidate) for candidate in candidates],
-            "chosen": _fields(chosen),
-            "recipe": path,
-        },
-        indent=2,
+def papers_way(chosen: Candidate, way: PapersWay) -> str:
+    """The paper's own step beside ours."""
+    inside = {name: size for name, size in way.breakdown_bytes.items() if name not in ("context", "headroom")}
+    name, size = max(inside.items(), key=lambda item: item[1])
+    per_device = chosen.recipe.per_device_batch_size
+    return (
+        f"The paper's own way, both views of {per_device:,} tiles at once, would take "
+        f"{gib(way.peak_reserved_bytes)} GiB on each card, {gib(size)} of them {name.replace('_', ' ')}."
     )
 
 
-def cpu_json(peak_bytes: int, machine_bytes: int, path: str) -> str:
-    """A CPU recipe's memory beside the machine's."""
-    fields = {
-        "hardware": {"gpu": None, "num_devices": 0, "machine_bytes": machine_bytes},
-        "candidates": [],
-        "chosen": {"peak_allocated_bytes": peak_bytes, "fits": peak_bytes < machine_bytes, "evidence": "predicted"},
-        "recipe": path,
-    }
-    return json.dumps(fields, indent=2)
+def beside_measured(candidate: Candidate, measured: Measured) -> RenderableType:
+    """Predicted beside measured, of one card."""
+    memory, table = candidate.memory, Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in (f"on {measured.gpu}", "predicted", "measured", "predicted / measured − 1"):
+        table.add_column(name, justify="right" if name != f"on {measured.gpu}" else "left")
+    pairs = [
+        ("peak reserved, MiB", memory.peak_reserved_bytes / MIB, measured.peak_reserved_bytes / MIB),
+        ("peak allocated, MiB", memory.peak_allocated_bytes / MIB, measured.peak_allocated_bytes / MIB),
+        ("used on the card, MiB", memory.device_used_bytes / MIB, measured.device_used_bytes / MIB),
+        ("tiles/s", candidate.tiles_per_second, measured.tiles_per_second),
+    ]
+    for name, predicted, found in pairs:
+        table.add_row(name, f"{predicted:,.0f}", f"{found:,.0f}", f"{predicted / found - 1:+.1%}")
+    return table
 
 
 def mib(size: int) -> str:
     return f"{round(size / MIB):,}"
 
 
-def _row(candidate: Candidate, tiles: int | None) -> list[str]:
-    recipe, memory = candidate.recipe, candidate.memory
-    tiles_per_unit = tiles * recipe.schedule.epochs / 24 if tiles else 1_000_000  # hours of the first are days
-    return [
-        recipe.encoder.name,
-        "blocks" if recipe.memory.activation_checkpointing else "–",
-        f"{recipe.batch.micro_batch_size:,}",
-        f"{recipe.batch.accumulation_steps:,}",
-        mib(memory.peak_reserved_bytes),
-        "[green]yes[/]" if memory.fits else f"[red]no, by {mib(memory.missing_bytes)}[/]",
-        f"{candidate.tiles_per_second:,.0f}" if memory.fits else "–",
-        f"{tiles_per_unit / candidate.tiles_per_second / 3600:,.1f}" if memory.fits else "–",
-    ]
-
-
-def _fields(candidate: Candidate) -> dict[str, Any]:
-    recipe, memory = candidate.recipe, candidate.memory
-    return {
-        "encoder": recipe.encoder.name,
-        "mixed_precision": recipe.memory.mixed_precision,
-        "activation_checkpointing": recipe.memory.activation_checkpointing,
-        "peak_reserved_bytes": memory.peak_reserved_bytes,
-        "peak_allocated_bytes": memory.peak_allocated_bytes,
-        "device_used_bytes": memory.device_used_bytes,
-        "breakdown_bytes": memory.breakdown_bytes,
-        "peak_operation": memory.peak_operation,
-        "fits": memory.fits,
-        "headroom_bytes": memory.headroom_bytes,
-        "missing_bytes": memory.missing_bytes,
-        "micro_batch_size": recipe.batch.micro_batch_size,
-        "accumulation_steps": recipe.batch.accumulation_steps,
-        "global_batch_size": recipe.batch.global_batch_size,
-        "negatives_per_query": recipe.negatives_per_query,
-        "tiles_per_second_predicted": round(candidate.tiles_per_second, 2),
-        "evidence": "predicted",
-    }
+def gib(size: int) -> str:
+    return f"{size / GIB:,.1f}"

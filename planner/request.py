@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ DEFAULT_ENCODER = "vit_small_patch16"
 # base_lr and weight decay as published: MoCo v3's ViT recipes, and its ResNet-50 of 300 epochs
 _OPTIMIZERS = {"adamw": (1.5e-4, 0.1), "adamw_8bit": (1.5e-4, 0.1), "lars": (0.3, 1e-6)}
 _MOST_WARMUP_EPOCHS = 40
+TABLE_ENCODERS = (*(f"vit_{size}_patch16" for size in ("tiny", "small", "base", "large")), "resnet18", "resnet50")
+_FEW_STEPS = 20  # per epoch: below, an epoch is too coarse a unit for warm-up and cosine
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Request:
     image_size: int = 224
     bands: int = 3
     global_batch_size: int = 4096
-    mixed_precision: str = "bf16"
+    mixed_precision: str | None = None
     optimizer: str = "adamw_8bit"
     contrast_over: str = "global_batch"
     epochs: int = 300
@@ -34,10 +37,6 @@ class Request:
 
 def check(request: Request, tiles: int | None) -> None:
     """Raises RecipeError on the first thing asked for that cannot be."""
-    if request.gpus < 1:
-        raise RecipeError(f"--gpus={request.gpus} must be at least 1; --gpus 1 works")
-    if request.vram_gib is not None and not 0 < request.vram_gib < 10_000:
-        raise RecipeError(f"--vram={request.vram_gib:g} must be the GB a card is sold with; --vram 8 works")
     if request.encoder is not None and request.encoder not in ENCODER_NAMES:
         near = difflib.get_close_matches(request.encoder, ENCODER_NAMES, n=3, cutoff=0.4) or ENCODER_NAMES
         raise RecipeError(f"--encoder={request.encoder} is not known; nearest: {', '.join(near)}")
@@ -53,6 +52,17 @@ def check(request: Request, tiles: int | None) -> None:
         raise RecipeError(
             f"--tiles={tiles} make no batch of {request.global_batch_size}; --global-batch {tiles} is most"
         )
+
+
+def few_steps(request: Request, tiles: int | None) -> str | None:
+    """A warning where an epoch has few optimizer steps, with a batch of which it has more."""
+    batch = request.global_batch_size
+    if tiles is None or tiles // batch >= _FEW_STEPS:
+        return None
+    sizes = [request.gpus << power for power in range(1, batch.bit_length()) if request.gpus << power < batch]
+    better = max((size for size in sizes if tiles // size >= _FEW_STEPS), default=None)
+    hint = f"; --global-batch {better} takes {tiles // better:,}" if better else ""
+    return f"{tiles:,} tiles make {tiles // batch} optimizer steps of {batch:,} an epoch, which is few{hint}"
 
 
 def recipe_for(request: Request, encoder: str) -> Recipe:
@@ -79,7 +89,7 @@ def recipe_for(request: Request, encoder: str) -> Recipe:
             "weight_decay": weight_decay,
         },
         "schedule": {"epochs": request.epochs, "warmup_epochs": min(_MOST_WARMUP_EPOCHS, request.epochs // 2)},
-        "memory": {"mixed_precision": request.mixed_precision},
+        "memory": {} if request.mixed_precision is None else {"mixed_precision": request.mixed_precision},
         "hardware": {"num_devices": request.gpus, "vram_gib": request.vram_gib, "gpu": request.gpu},
         "data": {},
     }
@@ -90,8 +100,11 @@ def recipe_for(request: Request, encoder: str) -> Recipe:
 
 def recipe_path(request: Request, vram_gib: float) -> str:
     """Where the recipe goes when no place is named."""
-    count = {1: "single", 2: "dual"}.get(request.gpus)
-    return f"recipes/{count}{vram_gib:g}gb.yaml" if count else f"recipes/{request.gpus}x{vram_gib:g}gb.yaml"
+    count = {1: "single", 2: "dual"}.get(request.gpus, f"{request.gpus}x")
+    card = re.sub(r"[^a-z0-9]+", "_", request.gpu.lower()) if request.gpu else f"{vram_gib:g}gb"
+    between = "_" if request.gpu else ""
+    encoder = f"_{request.encoder}" if request.encoder not in (None, DEFAULT_ENCODER) else ""
+    return f"recipes/{count}{between}{card}{encoder}.yaml"
 
 
 def launch_command(gpus: int, path: str) -> str:

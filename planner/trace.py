@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,12 +15,13 @@ from torch.utils._python_dispatch import _disable_current_modes as disable_curre
 from moco_accel.augment import AugmentedView, CropBatch, Photometry
 from moco_accel.moco import MoCo, View, build_moco
 from moco_accel.optim import build_optimizer
-from moco_accel.recipe import Memory, Recipe
+from moco_accel.recipe import Recipe
 from moco_accel.step import StepResult, build_accelerator, train_step
 from planner.cuda_rules import cublas_workspace_bytes, cuda_autocast_rules
 from planner.fake_ops import FakeOps
 from planner.fake_processes import fresh_accelerate
-from planner.recorder import Recorder, Trace, TracedView, phases
+from planner.recorder import Recorder, TracedView, phases
+from planner.traced import Trace
 
 _CPU = torch.device("cpu")
 
@@ -47,6 +49,7 @@ def trace_step(
         stack.enter_context(mode)
         recorder = Recorder(FakeOps(mode), cuda)
         accelerator = build_accelerator(traced, cpu=True)
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of CPU kernels that it misses, and nobody calls
         with disable_current_modes():  # bitsandbytes computes its quantisation tables here, which wants real numbers
             optimizer = build_optimizer(traced, moco)
         crops = _host_crops(traced)
@@ -69,8 +72,7 @@ def trace_step(
 def _traceable(recipe: Recipe) -> Recipe:
     if recipe.memory.mixed_precision != "fp16":
         return recipe
-    memory = Memory(mixed_precision="bf16", activation_checkpointing=recipe.memory.activation_checkpointing)
-    return recipe.model_copy(update={"memory": memory})
+    return recipe.model_copy(update={"memory": recipe.memory.model_copy(update={"mixed_precision": "bf16"})})
 
 
 def _fake_on_cpu(moco: MoCo, mode: FakeTensorMode) -> None:

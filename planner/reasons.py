@@ -1,0 +1,91 @@
+"""The sentences of a report: why one and not the others, what would fit, how sure all of it is."""
+
+from __future__ import annotations
+
+from moco_accel.recipe import RESNET_NAMES, VIT_NAMES
+from planner.candidate import Candidate, Changes, family
+from planner.devices import UTILISATION, Card, smallest_card_with
+from planner.evidence import Rows, evidence, standing
+from planner.report import gib, mib
+
+_COARSE = 4  # a micro-batch so many times smaller than what would fit wastes a card
+_LISTED_CHANGES = 4
+
+
+def why_not(found: list[Candidate], chosen: Candidate) -> list[str]:
+    """A line for each encoder that was not chosen."""
+    others = [candidate for candidate in found if candidate is not chosen]
+    lines = [f"[dim]{other.recipe.encoder.name}: {_reason(other, chosen)}[/]" for other in others]
+    return ["", f"Chosen: {chosen.recipe.encoder.name}; --encoder takes another.", *lines] if lines else []
+
+
+def _reason(other: Candidate, chosen: Candidate) -> str:
+    if not other.memory.fits:
+        return f"does not fit in micro-batches of {other.recipe.batch.micro_batch_size}{_smallest_card(other)}"
+    ratio = other.tiles_per_second / chosen.tiles_per_second
+    pace = (
+        "about as fast"
+        if 0.95 < ratio < 1.05
+        else f"{ratio:.1f} × as fast"
+        if ratio > 1
+        else f"{1 / ratio:.1f} × as slow"
+    )
+    if other.recipe.encoder.name in RESNET_NAMES and chosen.recipe.encoder.name in VIT_NAMES:
+        return f"fits, {pace}; its BatchNorm sees {other.recipe.batch.micro_batch_size} tiles at a time"
+    return f"fits, {pace}; a {'smaller' if ratio >= 1 else 'larger'} encoder"
+
+
+def _smallest_card(candidate: Candidate) -> str:
+    would = smallest_card_with(candidate.memory.peak_reserved_bytes, candidate.recipe.hardware.num_devices)
+    return f"; the smallest card that would do: {would.name} ({would.marketed_gib:g} GB)" if would else ""
+
+
+def does_not_fit(candidate: Candidate, changes: Changes) -> list[str]:
+    """What is too big, what would make it fit, the cheapest first, and the smallest card that would do."""
+    memory, name = candidate.memory, candidate.recipe.encoder.name
+    inside = {k: size for k, size in memory.breakdown_bytes.items() if k not in ("context", "headroom")}
+    largest = sorted(inside, key=lambda category: -inside[category])[:3]
+    parts = ", ".join(f"{category.replace('_', ' ')} {gib(inside[category])} GiB" for category in largest)
+    lines = [
+        f"[bold red]{name} does not fit:[/] {mib(memory.missing_bytes)} MiB are missing in micro-batches of "
+        f"{candidate.recipe.batch.micro_batch_size} ({parts}){_smallest_card(candidate)}."
+    ]
+    for change in changes.changes[:_LISTED_CHANGES]:
+        lines.append(
+            f"It fits with {change.words}: {change.memory_bytes / 2**30:+.1f} GiB, {change.time_share:+.0%} time."
+        )
+    if not changes.changes:
+        lines.append("No change of memory settings makes it fit; a smaller encoder, image size or batch may.")
+    return lines
+
+
+def coarse(candidate: Candidate) -> str | None:
+    """A warning where the per-device batch has no divisor near what would fit."""
+    recipe, memory = candidate.recipe, candidate.memory
+    batch, devices = recipe.batch, recipe.hardware.num_devices
+    if not memory.fits or batch.accumulation_steps == 1:
+        return None
+    activations = memory.breakdown_bytes["activations"] or 1
+    spare = memory.headroom_bytes
+    room = batch.micro_batch_size * (1 + spare / activations)
+    if room < _COARSE * batch.micro_batch_size:
+        return None
+    unit = devices * 2 ** (int(room).bit_length() - 1)
+    near = max(round(batch.global_batch_size / unit), 1) * unit
+    return (
+        f"{recipe.per_device_batch_size:,} tiles per device divide into micro-batches of {batch.micro_batch_size} at "
+        f"most, where about {int(room):,} would fit; --global-batch {near:,} takes larger ones and less time"
+    )
+
+
+def how_sure(found: list[Candidate], card: Card, rows: Rows) -> list[str]:
+    """Where the figures come from."""
+    encoders = {family(candidate.recipe.encoder.name): candidate.recipe.encoder.name for candidate in found}
+    intervals = "; ".join(evidence(name, rows).checked for name in encoders.values())
+    lines = [f"[yellow]{standing(card, rows)}[/]; tiles/s at {UTILISATION:.0%} of {card.rates_of or card.name}'s peak."]
+    lines.append(f"[dim]{intervals}.[/]")
+    if any(name.startswith("resnet") for name in encoders.values()):
+        lines.append(
+            "[dim]A ResNet's BatchNorm takes its statistics from each micro-batch; its gradient is exact for that.[/]"
+        )
+    return lines
