@@ -28,7 +28,7 @@ from transformers import __version__ as transformers_version
 from moco_accel.moco import build_moco
 from moco_accel.optim import build_optimizer
 from moco_accel.recipe import RESNET_NAMES, Recipe, recipe_from_dict, scaled_lr
-from moco_accel.step import StepResult, build_accelerator, train_step
+from moco_accel.step import StepResult, build_accelerator, prepare, train_step
 from planner.allocator import replay
 from planner.both_views import both_views_step
 from planner.trace import trace_step
@@ -55,7 +55,7 @@ def recipe_of(encoder: str, side: int, batch: int, micro: int, precision: str = 
 def our_step(recipe: Recipe, views: Tensor, step: Callable[..., StepResult] = train_step) -> Step:
     accelerator = build_accelerator(recipe, cpu=True)
     moco = build_moco(recipe)
-    model, optimizer = accelerator.prepare(moco, build_optimizer(recipe, moco))
+    model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
     first, second = (view.split(recipe.batch.micro_batch_size) for view in views)
     return lambda: step(accelerator, model, optimizer, (first, second), recipe, 0.99).loss.item()
 

@@ -95,7 +95,8 @@ class VisionTransformer(nn.Module):
         self.vit = vit
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return cast(Tensor, self.vit(pixels).last_hidden_state[:, 0])
+        # a copy: the CLS tokens as a view would keep all the others' memory
+        return cast(Tensor, self.vit(pixels).last_hidden_state[:, 0].contiguous())
 
 
 def _build_vit(config: EncoderConfig, activation_checkpointing: bool) -> nn.Module:

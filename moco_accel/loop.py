@@ -17,7 +17,7 @@ from moco_accel.monitor import Monitor
 from moco_accel.optim import build_optimizer, lr_at, momentum_coefficient_at, set_lr
 from moco_accel.recipe import Recipe, load_recipe, save_recipe
 from moco_accel.recipe_text import RecipeError
-from moco_accel.step import build_accelerator, train_step
+from moco_accel.step import build_accelerator, prepare, train_step
 
 # what a resumed run may change without changing what it computes
 _FREE_ON_RESUME = {"hardware", "memory", "planned", "evaluation"}
@@ -42,7 +42,7 @@ def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
     accelerator = build_accelerator(recipe, cpu=not torch.cuda.is_available())
     torch.manual_seed(recipe.run.seed)
     moco = build_moco(recipe)
-    model, optimizer = accelerator.prepare(moco, build_optimizer(recipe, moco))
+    model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
     first_step = restore(run, accelerator, moco, optimizer) if resume else 0
     if accelerator.is_main_process:
         save_recipe(recipe, run / "recipe.yaml", comment="resolved: every field of this run")
@@ -57,6 +57,7 @@ def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
             lr, momentum_coefficient = lr_at(recipe, epoch), momentum_coefficient_at(recipe, epoch)
             set_lr(optimizer, lr)
             result = train_step(accelerator, model, optimizer, view_pair, recipe, momentum_coefficient)
+            del view_pair  # a single micro-batch's pixels would wait beside the next one's
             stop_if_not_finite(result.loss, "the loss", step, run)
             monitor.after_step(step, epoch, lr, momentum_coefficient, result, waited)
             last = step + 1 == total_steps

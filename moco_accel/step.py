@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from moco_accel.collectives import gather_keys
@@ -33,10 +33,28 @@ class StepResult:
 def build_accelerator(recipe: Recipe, cpu: bool = False) -> Accelerator:
     """The Accelerator every run and every trace uses. Accumulation is the step's own, so Accelerate's stays at 1."""
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=recipe.memory.mixed_precision, kwargs_handlers=[ddp])
+    precision = recipe.memory.mixed_precision
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision=precision, kwargs_handlers=[ddp, AutocastKwargs(cache_enabled=False)]
+    )
     # ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment beats the constructor; backward() divides by it
     accelerator.gradient_accumulation_steps = 1
     return accelerator
+
+
+def prepare(
+    accelerator: Accelerator, moco: MoCo, optimizer: torch.optim.Optimizer, on_device: bool = False
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """What `train_step` takes: on the accelerator's device (or there already), wrapped for several processes.
+
+    Gradients exist from the start and are zeroed, never dropped: DDP makes them views of its buckets when it is built,
+    and would else keep the first view's beside the buckets until the second view's backward.
+    """
+    for parameter in moco.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    model, prepared = accelerator.prepare(moco, optimizer, device_placement=[not on_device] * 2)
+    return model, prepared
 
 
 def train_step(
@@ -49,7 +67,7 @@ def train_step(
 ) -> StepResult:
     """One optimizer step of MoCo v3 on this process's tiles (algorithm 1 of the paper).
 
-    `model` and `optimizer` are prepared by `accelerator`; each view is a sequence of `accumulation_steps`
+    `model` and `optimizer` are what `prepare` gives; each view is a sequence of `accumulation_steps`
     micro-batches. Keys carry no gradient, so each view's loss is computed and differentiated on its own: exact, and
     only one view's activations live at a time.
     """
@@ -57,7 +75,7 @@ def train_step(
     assert isinstance(moco, MoCo)
     if accelerator.scaler is None or moco.query_side_moved:  # after a skipped step there is nothing new to take in
         moco.update_momentum_side(momentum_coefficient)
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=False)
     groups = contrast_groups(views, recipe)
     losses, spreads, enqueued = [], [], []
     for number, (view1, view2) in enumerate(groups, start=1):

@@ -20,7 +20,7 @@ from moco_accel.data import MicroBatchPlaces
 from moco_accel.moco import build_moco
 from moco_accel.optim import build_optimizer, lr_at, momentum_coefficient_at
 from moco_accel.recipe import Recipe, recipe_from_dict, scaled_lr
-from moco_accel.step import build_accelerator, contrast_groups, train_step
+from moco_accel.step import build_accelerator, contrast_groups, prepare, train_step
 from moco_accel.verify_networks import Check, check_networks
 
 _TRIAL_TILES, _TRIAL_MICRO_BATCH, _TRIAL_SIDE = 16, 8, 32
@@ -95,7 +95,7 @@ def check_steps(trial: Recipe) -> Iterator[Check]:
     """Two optimizer steps on noise, and what they did to the loss, the momentum side, the gradients and the queue."""
     accelerator = build_accelerator(trial, cpu=True)
     moco = build_moco(trial)
-    model, optimizer = accelerator.prepare(moco, build_optimizer(trial, moco))
+    model, optimizer = prepare(accelerator, moco, build_optimizer(trial, moco))
     side = trial.encoder.image_size
     shape = (2, _TRIAL_TILES, trial.encoder.bands, side, side)
     first, second = (view.split(_TRIAL_MICRO_BATCH) for view in torch.randn(shape))

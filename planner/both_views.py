@@ -24,7 +24,7 @@ def both_views_step(
     moco = accelerator.unwrap_model(model)
     assert isinstance(moco, MoCo)
     moco.update_momentum_side(momentum_coefficient)
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=False)
     view1, view2 = ([torch.cat([view[index] for index in range(len(view))])] for view in views)
     with accelerator.autocast():
         keys1, keys2 = gather_keys(moco.keys(view1)), gather_keys(moco.keys(view2))

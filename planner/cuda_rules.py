@@ -1,133 +1,109 @@
-"""Where CUDA allocates otherwise than the CPU on which a step is traced.
+"""Where CUDA's kernels and libraries allocate otherwise than the CPU on which a step is traced.
 
-Sources: PyTorch 2.11-2.15, ATen/autocast_mode.h (operation lists), ATen/cuda/CUDABlas (workspaces) and
-ATen/native/transformers/cuda (attention's scratch memory).
+What is left out is below a hundredth of a peak, or the library's secret:
+- cuDNN's convolutions take a workspace while they run; heuristics choose its size (`benchmark=False`). A margin.
+- cuDNN's batch norm, which fp16 and fp32 images take and bf16 does not, may keep a reserve for backward.
+- cuDNN's first convolution copies contiguous pixels to channels-last: their own bytes, far from the peak.
+- LayerNorm's backward takes up to 4 MiB each for the partial sums of weight and bias.
+- The memory-efficient kernel pads its row sums to 32 rows; flash attention keeps two blocks of 512 bytes a layer.
+
+Sources: PyTorch 2.11-2.15, ATen/cuda/CublasHandlePool.cpp, ATen/native/Normalization.cpp,
+ATen/native/cuda/layer_norm_kernel.cu and ATen/native/transformers/cuda: sdp_utils.cpp, attention_backward.cu,
+flash_attn/flash_api.cpp, mem_eff_attention/kernel_backward.h; cudnn-frontend, its node of attention's backward.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-# ATen/autocast_mode.h: AT_FORALL_FP32 and AT_FORALL_FP32_SET_OPT_DTYPE, as far as CPU autocast does not agree
-# and a network or a loss may call them
-FP32 = (
-    "acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt", "sinh",
-    "tan", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "softplus", "layer_norm", "native_layer_norm",
-    "rms_norm", "group_norm", "cosine_similarity", "cosine_embedding_loss", "nll_loss", "nll_loss_nd", "nll_loss2d",
-    "hinge_embedding_loss", "kl_div", "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss",
-    "binary_cross_entropy_with_logits", "dist", "cdist", "renorm", "logsumexp",
-)  # fmt: skip
-FP32_BY_DTYPE = (
-    "prod", "prod.dim_int", "softmax.int", "log_softmax.int", "cumprod", "cumsum", "linalg_vector_norm", "sum",
-    "sum.dim_IntList",
-)  # fmt: skip
-_HALVES = (torch.float16, torch.bfloat16)
+Backend = Literal["flash", "cudnn", "efficient"]
+Scratch = tuple[tuple[int, ...], int]
+"""Shape and bytes of a tensor inside a kernel."""
 
-CUBLAS_WORKSPACE_BYTES = 8_519_680  # 4096 KiB x 2 + 16 KiB x 8, per (handle, stream)
-CUBLAS_WORKSPACE_BYTES_LARGE = 32 << 20  # Hopper and Blackwell
+CUBLAS_WORKSPACE_BYTES = 8_519_680  # 4096 KiB x 2 + 16 KiB x 8
+CUBLAS_WORKSPACE_BYTES_LARGE = 32 << 20
+CUBLASLT_WORKSPACE_BYTES = 1 << 20
 _ATTENTION_BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
+_EFFICIENT_TILE = 64  # rows and columns of q's gradient in one block of the memory-efficient kernel
+_FLOAT = 4
 
 
-def cublas_workspace_bytes(compute_capability: int) -> int:
-    """Bytes cuBLAS keeps on a card of `compute_capability` (86 is 8.6), in the allocator's reserved memory.
+def cublas_workspaces(compute_capability: int, torch_version: str = torch.__version__) -> list[int]:
+    """Bytes of each workspace that cuBLAS holds in the allocator on a card of `compute_capability` (86 is 8.6).
 
-    Before PyTorch 2.15 the backward's own thread kept a second one.
+    Up to 2.14 the handles of the main thread and of backward's own each keep one from their first product on; 2.11
+    keeps cuBLASLt's apart. From 2.15 on every product takes one and gives it back, which counts here as one kept.
     """
-    each = CUBLAS_WORKSPACE_BYTES_LARGE if compute_capability in (90, 100, 103, 120) else CUBLAS_WORKSPACE_BYTES
-    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
-    return each if (major, minor) >= (2, 15) else 2 * each
+    version = _version(torch_version)
+    # read off the libraries of 2.11 and 2.14; the change for Blackwell is pull request 175344, after 2.11
+    large = compute_capability // 10 in (9, 10, 11, 12) if version >= (2, 12) else compute_capability == 90
+    each = [CUBLAS_WORKSPACE_BYTES_LARGE if large else CUBLAS_WORKSPACE_BYTES]
+    if version < (2, 12):
+        each.append(CUBLASLT_WORKSPACE_BYTES)
+    return each if version >= (2, 15) else each * 2
 
 
-def scratch_shapes(func: Any, args: Sequence[Any]) -> list[tuple[tuple[int, ...], int]]:
-    """(shape, bytes) of what CUDA's kernel for `func` allocates inside, unseen by dispatch.
+def attention_backend(compute_capability: int, dtype: torch.dtype) -> Backend:
+    """The kernel that attention without mask and dropout takes, heads of up to 128 a multiple of 8 wide.
 
-    Flash attention's backward sums dq in fp32 `[B, N up to 128, heads, head_dim up to 32]` and keeps a row sum.
+    Hopper and data-centre Blackwell prefer cuDNN's where it is newer than 9.15.0, as in PyTorch's CUDA 13 builds since
+    2.11; older ones take flash attention there, with about the same scratch.
+    """
+    if dtype not in (torch.float16, torch.bfloat16) or compute_capability < 80:
+        return "efficient"
+    return "cudnn" if compute_capability // 10 in (9, 10) else "flash"
+
+
+def scratch_phases(func: Any, args: Sequence[Any], compute_capability: int = 86) -> list[list[Scratch]]:
+    """What CUDA's kernel for `func` allocates inside, unseen by dispatch, after its outputs.
+
+    The tensors of one phase live together, and are gone before those of the next. 16-bit tensors on a card before
+    Ampere stand for fp16.
     """
     if func.overloadpacket.__name__ != _ATTENTION_BACKWARD:
         return []
-    query = args[1]
+    query: Tensor = args[1]
+    backend = attention_backend(compute_capability, query.dtype)
+    return {"flash": _flash, "cudnn": _cudnn, "efficient": _efficient}[backend](query)
+
+
+def _flash(query: Tensor) -> list[list[Scratch]]:
+    """A row sum, and dq summed in fp32; rows up to 128, columns up to 32 (beyond 128 wide: 64)."""
     tiles, heads, tokens, width = query.shape
-    tokens, width = math.ceil(tokens / 128) * 128, math.ceil(width / 32) * 32
-    rows = (tiles, heads, tokens)
-    if query.dtype not in _HALVES:
-        return [(rows, 4 * math.prod(rows))]  # the memory-efficient kernel, which fp32 takes, keeps the row sums only
-    return [(rows, 4 * math.prod(rows)), ((*rows, width), 4 * math.prod(rows) * width)]
+    tokens, width = _up(tokens, 128), _up(width, 32 if width <= 128 else 64)
+    return [[_fp32(tiles, heads, tokens), _fp32(tiles, tokens, heads, width)]]
 
 
-@contextmanager
-def cuda_autocast_rules() -> Iterator[None]:
-    """While open, `torch.autocast("cpu")` keeps in fp32 what `torch.autocast("cuda")` keeps in fp32."""
-    library = torch.library.Library("aten", "IMPL")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch says that a CPU rule is replaced, which is what we want
-            for name in FP32:
-                _register(library, name, _in_fp32)
-            for name in FP32_BY_DTYPE:
-                _register(library, name, _with_fp32_dtype)
-        yield
-    finally:
-        library._destroy()
+def _cudnn(query: Tensor) -> list[list[Scratch]]:
+    """dq in fp32 and a row sum, in one workspace. What the engine itself wants beside them is not known."""
+    tiles, heads, tokens, width = query.shape
+    return [[_fp32(tiles, heads, tokens, width + 1)]]
 
 
-def _register(library: Any, name: str, rule: Callable[[Any], Callable[..., Any]]) -> None:
-    packet, _, overload = name.partition(".")
-    operation = getattr(getattr(torch.ops.aten, packet), overload or "default", None)
-    if operation is not None:
-        library.impl(name, rule(operation), "AutocastCPU", allow_override=True)
+def _efficient(query: Tensor) -> list[list[Scratch]]:
+    """A row sum, and dq in fp32, in tiles of 64 × 64 with 16 bytes of locks, however narrow a head is.
+
+    In fp32 the row sum is taken outside the kernel, over a product as large as q.
+    """
+    tiles, heads, tokens, width = query.shape
+    blocks = math.ceil(tokens / _EFFICIENT_TILE) * math.ceil(width / _EFFICIENT_TILE)
+    inside = [_fp32(tiles, heads, tokens), _fp32(tiles, heads, blocks, _EFFICIENT_TILE**2 + 4)]
+    return [[_fp32(tiles, tokens, heads, width)], inside] if query.dtype == torch.float32 else [inside]
 
 
-_AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+def _fp32(*shape: int) -> Scratch:
+    return shape, _FLOAT * math.prod(shape)
 
 
-def _in_fp32(operation: Any) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
-            return operation(*(_to_fp32(a) for a in args), **{k: _to_fp32(v) for k, v in kwargs.items()})
-
-    return run
+def _up(size: int, unit: int) -> int:
+    return math.ceil(size / unit) * unit
 
 
-def _with_fp32_dtype(operation: Any) -> Callable[..., Any]:
-    """CUDA passes dtype=float32 on to these where the caller named none."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
-            if args[0].dtype in _HALVES and kwargs.get("dtype") is None and not _names_dtype(operation, args):
-                return _call_with_dtype(operation, args, kwargs)
-            return operation(*args, **kwargs)
-
-    return run
-
-
-def _names_dtype(operation: Any, args: Sequence[Any]) -> bool:
-    place = _dtype_place(operation)
-    return place is not None and len(args) > place and args[place] is not None
-
-
-def _call_with_dtype(operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    place = _dtype_place(operation)
-    if place is not None:
-        args = [*args[:place], torch.float32, *args[place + 1 :]] if len(args) > place else args
-        if len(args) > place:
-            return operation(*args, **kwargs)
-    return operation(*args, **{**kwargs, "dtype": torch.float32})
-
-
-def _dtype_place(operation: Any) -> int | None:
-    """Position of `dtype` among the operation's positional arguments; None where it is keyword-only."""
-    for place, argument in enumerate(operation._schema.arguments):
-        if argument.name == "dtype":
-            return None if argument.kwarg_only else place
-    return None
-
-
-def _to_fp32(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in _HALVES else value
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)

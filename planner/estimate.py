@@ -14,6 +14,7 @@ from planner.candidate import (
     MemoryEstimate,
     PapersWay,
     family,
+    with_memory,
     with_micro_batch,
 )
 from planner.devices import UTILISATION, Card
@@ -68,6 +69,7 @@ def estimate(traced: ScalableTrace, recipe: Recipe, card: Card) -> MemoryEstimat
 
 def papers_way(recipe: Recipe, card: Card) -> PapersWay:
     """The memory of the paper's own step on the same per-device batch: both views at once, no micro-batches."""
+    recipe = with_memory(recipe, activation_checkpointing=False)
     traceable = traceable_batch(recipe, 1)
     traced = scalable(trace_step(traceable, card.compute_capability, step=both_views_step), traceable)
     memory = estimate(traced, with_micro_batch(recipe, recipe.per_device_batch_size), card)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def _fake_processes(world_size: int) -> Iterator[None]:
         "MASTER_ADDR": "localhost",  # accelerate wants one; nothing connects to it
         "OMP_NUM_THREADS": str(torch.get_num_threads()),  # else accelerate sets the number of threads, and warns
     }
-    before = {name: os.environ.get(name) for name in environment}
+    before = {name: os.environ.get(name) for name in (*environment, "MASTER_PORT")}  # which accelerate sets
     wrapper = torch.nn.parallel.DistributedDataParallel
     os.environ.update(environment)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
@@ -56,6 +57,21 @@ class _Silent(torch.nn.parallel.DistributedDataParallel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "init_sync": False})
         self.register_comm_hook(None, _keep_bucket)
+        if isinstance(next(self.module.parameters()), FakeTensor):
+            self.reducer = _KeepsBuckets(self.reducer)  # type: ignore[assignment]
+
+
+class _KeepsBuckets:
+    """The reducer without its new order of buckets at the second step, which it would agree on by real numbers."""
+
+    def __init__(self, reducer: Any) -> None:
+        self._reducer = reducer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reducer, name)
+
+    def _rebuild_buckets(self) -> bool:
+        return False
 
 
 def _keep_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]

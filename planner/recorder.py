@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from planner.cuda_rules import scratch_shapes
+from planner.cuda_rules import Scratch, scratch_phases
 from planner.fake_ops import FakeOps
 from planner.traced import Mark, Trace, TracedTensor
 
@@ -26,16 +26,16 @@ ENCODERS = ("encoder", "momentum_encoder")
 class Recorder(TorchDispatchMode):
     """Emits an event when a storage is first seen and when it dies.
 
-    With `cuda_rules`, allocations that CUDA's kernels make inside an operation are added.
+    With `compute_capability`, allocations that CUDA's kernels on such a card make inside an operation are added.
     """
 
-    def __init__(self, fake_ops: FakeOps, cuda_rules: bool) -> None:
+    def __init__(self, fake_ops: FakeOps, compute_capability: int | None) -> None:
         super().__init__()
         self._fake_ops = fake_ops
         self.trace = Trace()
         self.phase = "setup"
         self.closed = False  # once closed, what dies is the trace's own end
-        self._cuda_rules = cuda_rules
+        self._compute_capability = compute_capability
         self._numbers: dict[int, int] = {}  # storage → number; 0 and up
 
     @classmethod
@@ -62,9 +62,9 @@ class Recorder(TorchDispatchMode):
         if count_flops is not None:
             again = bool(self.trace.marks) and self.trace.marks[-1].loop == "recomputed"
             self.trace.flops.append((int(count_flops(*args, **(kwargs or {}), out_val=result)), again))
-        if self._cuda_rules:
-            for shape, size in scratch_shapes(func, args):
-                self._scratch(shape, size, str(func))
+        if self._compute_capability is not None:
+            for phase in scratch_phases(func, args, self._compute_capability):
+                self._scratch(phase, str(func))
         return result
 
     def number_of(self, tensor: Tensor) -> int | None:
@@ -123,10 +123,12 @@ class Recorder(TorchDispatchMode):
         if tensor.category == "forward":
             tensor.category = "temporaries" if torch.is_grad_enabled() else "activations"
 
-    def _scratch(self, shape: tuple[int, ...], size_bytes: int, operation: str) -> None:
-        number = len(self.trace.tensors)
-        self.trace.tensors.append(TracedTensor(size_bytes, shape, operation, self._where(), "temporaries"))
-        self.trace.events += [(number, size_bytes), (number, 0)]
+    def _scratch(self, phase: Sequence[Scratch], operation: str) -> None:
+        first = len(self.trace.tensors)
+        for shape, size in phase:
+            self.trace.tensors.append(TracedTensor(size, shape, operation, self._where(), "temporaries"))
+        self.trace.events += [(first + place, size) for place, (_, size) in enumerate(phase)]
+        self.trace.events += [(first + place, 0) for place in range(len(phase))]
 
     def _where(self) -> str:
         if torch._C._current_autograd_node() is None:  # type: ignore[attr-defined]

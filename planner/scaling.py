@@ -69,14 +69,10 @@ class ScalableTrace:
         )
 
     def _repeated(self, steps: int) -> list[Event]:
-        """What the first step makes for good (optimizer state) is not made again; gradients are, freed at the start."""
+        """What the first step makes for good (optimizer state) is not made again."""
         step = self.trace.events[self.trace.step_start :]
-        made = {number for number, size in step if size}
-        freed = {number for number, size in step if not size}
-        gradients = {number for number in made - freed if self.trace.tensors[number].category == "gradients"}
-        passing = made & freed | gradients
-        again = [(number, 0) for number in sorted(gradients)] + [event for event in step if event[0] in passing]
-        return self.trace.events + again * (steps - 1)
+        passing = {number for number, size in step if size} & {number for number, size in step if not size}
+        return self.trace.events + [event for event in step if event[0] in passing] * (steps - 1)
 
     def _bytes(self, law: Law, micro_batch_size: int, accumulation_steps: int) -> int:
         traced = self.traced_micro_batch_size

@@ -16,8 +16,9 @@ from moco_accel.augment import AugmentedView, CropBatch, Photometry
 from moco_accel.moco import MoCo, View, build_moco
 from moco_accel.optim import build_optimizer
 from moco_accel.recipe import Recipe
-from moco_accel.step import StepResult, build_accelerator, train_step
-from planner.cuda_rules import cublas_workspace_bytes, cuda_autocast_rules
+from moco_accel.step import StepResult, build_accelerator, prepare, train_step
+from planner.autocast_rules import cuda_autocast_rules
+from planner.cuda_rules import cublas_workspaces
 from planner.fake_ops import FakeOps
 from planner.fake_processes import fresh_accelerate
 from planner.recorder import Recorder, TracedView, phases
@@ -35,19 +36,18 @@ def trace_step(
     `step` is the trainer's, or one to be compared with it.
     fp16 is traced as bf16, which accelerate can run on a CPU and whose tensors have the same bytes.
     """
-    cuda = compute_capability is not None
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", FutureWarning)  # the trainer's own launch shows the trainer's
         stack.enter_context(fresh_accelerate(recipe.hardware.num_devices))
-        if cuda:
+        if compute_capability is not None:
             stack.enter_context(cuda_autocast_rules())
         traced = _traceable(recipe)
         with torch.device("meta"):
             moco = build_moco(traced)
         _fake_on_cpu(moco, mode := FakeTensorMode())
         stack.enter_context(mode)
-        recorder = Recorder(FakeOps(mode), cuda)
+        recorder = Recorder(FakeOps(mode), compute_capability)
         accelerator = build_accelerator(traced, cpu=True)
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of CPU kernels that it misses, and nobody calls
         with disable_current_modes():  # bitsandbytes computes its quantisation tables here, which wants real numbers
@@ -56,9 +56,10 @@ def trace_step(
         with recorder:
             _put_on_device(recorder, moco)
             # it is on the device already; moving would swap fake tensors, which torch refuses
-            model, prepared = accelerator.prepare(moco, optimizer, device_placement=[False, False])
+            model, prepared = prepare(accelerator, moco, optimizer, on_device=True)
             if compute_capability is not None:
-                recorder.reserve(cublas_workspace_bytes(compute_capability), "cuBLAS workspace", "workspaces")
+                for size in cublas_workspaces(compute_capability):
+                    recorder.reserve(size, "cuBLAS workspace", "workspaces")
             views = _views(crops, traced, recorder)
             recorder.trace.step_start = len(recorder.trace.events)
             for _ in range(steps):

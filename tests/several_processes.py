@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moco_accel.moco import build_moco
 from moco_accel.optim import build_optimizer
-from moco_accel.step import build_accelerator, train_step
+from moco_accel.step import build_accelerator, prepare, train_step
 
 
 def count_sent_gradients(model: nn.Module) -> list[int]:
@@ -38,7 +38,7 @@ def main() -> None:
     torch.manual_seed(0)
     accelerator = build_accelerator(recipe, cpu=True)
     moco = build_moco(recipe)
-    model, optimizer = accelerator.prepare(moco, build_optimizer(recipe, moco))
+    model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
     sent = count_sent_gradients(model)
     losses = []
     for step in range(2):

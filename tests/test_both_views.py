@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moco_accel.moco import build_moco
 from moco_accel.optim import build_optimizer
-from moco_accel.step import build_accelerator, train_step
+from moco_accel.step import build_accelerator, prepare, train_step
 from planner.allocator import replay
 from planner.both_views import both_views_step
 from planner.trace import trace_step
@@ -32,7 +32,7 @@ def test_both_views_at_once_give_our_steps(sections: dict[str, Any]) -> None:
         torch.manual_seed(0)
         accelerator = build_accelerator(recipe, cpu=True)
         moco = build_moco(recipe)
-        model, optimizer = accelerator.prepare(moco, build_optimizer(recipe, moco))
+        model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
         losses = []
         for seed in range(3):
             first, second = (view.split(recipe.batch.micro_batch_size) for view in make_views(recipe, seed))

@@ -114,3 +114,10 @@ def test_momentum_side_starts_equal_and_takes_no_gradient() -> None:
             assert name == other
             assert torch.equal(value, momentum_value)
         assert not any(p.requires_grad for p in momentum_side.parameters())
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch8", "resnet18"])
+def test_features_keep_no_other_memory(name: str) -> None:
+    """As a view, a ViT's CLS token would keep the tokens of all patches."""
+    features = build_encoder(Encoder(name=name, image_size=32))(torch.rand(2, 3, 32, 32))
+    assert features.untyped_storage().nbytes() == features.numel() * features.itemsize

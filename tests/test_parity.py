@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moco_accel.moco import build_moco
 from moco_accel.optim import build_optimizer, lr_at, momentum_coefficient_at, set_lr
 from moco_accel.recipe import Recipe
-from moco_accel.step import build_accelerator, train_step
+from moco_accel.step import build_accelerator, prepare, train_step
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -64,7 +64,7 @@ def test_equals_the_paper_at_every_step(
     torch.manual_seed(0)
     accelerator = build_accelerator(recipe, cpu=True)
     moco = build_moco(recipe)
-    model, prepared = accelerator.prepare(moco, build_optimizer(recipe, moco))
+    model, prepared = prepare(accelerator, moco, build_optimizer(recipe, moco))
     worst: dict[str, float] = {}
 
     def hold(what: str, value: float) -> None:

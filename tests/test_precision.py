@@ -17,7 +17,7 @@ from moco_accel.loss import contrastive_loss
 from moco_accel.moco import MoCo, build_moco
 from moco_accel.optim import build_optimizer, lr_at, set_lr
 from moco_accel.recipe import Recipe
-from moco_accel.step import StepResult, build_accelerator, train_step
+from moco_accel.step import StepResult, build_accelerator, prepare, train_step
 
 _OVERFLOWING = 2.0**127  # times a loss of 8 (at temperature 1) is past float32's largest number
 _HOT = {"temperature": 1.0}
@@ -36,7 +36,7 @@ class Trainer:
         self.moco: MoCo = build_moco(recipe)
         for encoder in (self.moco.encoder, self.moco.momentum_encoder):
             del encoder.vit.layers[vit_blocks:]
-        self.model, self.optimizer = self.accelerator.prepare(self.moco, build_optimizer(recipe, self.moco))
+        self.model, self.optimizer = prepare(self.accelerator, self.moco, build_optimizer(recipe, self.moco))
 
     def step(self, views: Tensor) -> StepResult:
         first, second = (view.split(self.recipe.batch.micro_batch_size) for view in views)
@@ -160,7 +160,7 @@ def test_fp16_trains_on_a_gpu() -> None:
     torch.manual_seed(0)
     accelerator = build_accelerator(recipe)
     moco = build_moco(recipe)
-    model, optimizer = accelerator.prepare(moco, build_optimizer(recipe, moco))
+    model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
     views = make_views(recipe).cuda()
     losses = []
     for _ in range(60):
@@ -169,3 +169,20 @@ def test_fp16_trains_on_a_gpu() -> None:
         losses += [] if result.skipped else [result.loss.item()]
     assert len(losses) >= 40
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("micro", [16, 1])
+def test_micro_batches_are_summed_in_fp32(micro: int) -> None:
+    """In bf16, sums of many micro-batches would lose what a bf16 number cannot hold: 1 in 256 of the sum."""
+
+    def gradient(micro_batch_size: int) -> Tensor:
+        sizes = {"micro_batch_size": micro_batch_size, "accumulation_steps": 128 // micro_batch_size}
+        recipe = small_recipe(batch={"global_batch_size": 128, **sizes}, memory={"mixed_precision": "bf16"})
+        trainer = Trainer(recipe, vit_blocks=2)
+        trainer.step(make_views(recipe))
+        return torch.cat([p.grad.flatten() for p in trainer.moco.encoder.parameters() if p.grad is not None])
+
+    whole = gradient(128)
+    error = ((gradient(micro) - whole).norm() / whole.norm()).item()
+    print(f"relative difference {error:.1e}")
+    assert error < 3e-4  # measured: 1.3e-4; summed in bf16, 2.3e-4 and 7.4e-4

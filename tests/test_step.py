@@ -15,7 +15,8 @@ from torchvision.ops import StochasticDepth
 from moco_accel.moco import MoCo, build_moco
 from moco_accel.optim import build_optimizer
 from moco_accel.recipe import Recipe
-from moco_accel.step import build_accelerator, train_step
+from moco_accel.step import build_accelerator, prepare, train_step
+from planner.fake_processes import fresh_accelerate
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -31,7 +32,7 @@ def our_steps(recipe: Recipe, steps: int, momentum_coefficient: float = 0.99) ->
     torch.manual_seed(0)
     accelerator = build_accelerator(recipe, cpu=True)
     moco = build_moco(recipe)
-    model, optimizer = accelerator.prepare(moco, build_optimizer(recipe, moco))
+    model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
     losses = []
     for step in range(steps):
         first, second = (view.split(recipe.batch.micro_batch_size) for view in make_views(recipe, step))
@@ -128,7 +129,7 @@ def test_dropout_and_drop_path_are_replayed(checkpointing: bool, monkeypatch: py
         moco = build_moco(recipe)
         for encoder in (moco.encoder, moco.momentum_encoder):
             encoder.vit.layers = nn.ModuleList(DroppingBlock(block) for block in encoder.vit.layers)
-        model, optimizer = accelerator.prepare(moco, build_optimizer(recipe, moco))
+        model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
         first, second = (view.split(4) for view in make_views(recipe))
         train_step(accelerator, model, optimizer, (first, second), recipe, 0.99)
         return all_gradients(moco)
@@ -147,7 +148,7 @@ def test_uneven_micro_batches_leave_the_gradient_alone() -> None:
         torch.manual_seed(0)
         accelerator = build_accelerator(recipe, cpu=True)
         moco = build_moco(recipe)
-        model, optimizer = accelerator.prepare(moco, build_optimizer(recipe, moco))
+        model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
         first, second = (view.split(sizes) for view in make_views(recipe))
         train_step(accelerator, model, optimizer, (first, second), recipe, 0.99)
         gradients.append(all_gradients(moco))
@@ -228,3 +229,23 @@ def test_loss_starts_near_chance() -> None:
     recipe = small_recipe(batch=batch, moco={"projector_hidden_dim": 512, "output_dim": 256})
     losses, _ = our_steps(recipe, steps=1)
     assert losses[0] == pytest.approx(recipe.chance_loss, rel=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*broadcast_buffers:FutureWarning")
+def test_gradients_live_in_the_buckets_from_the_start() -> None:
+    """Of two processes: what is sent is what accumulates, so that there is one copy of the gradients."""
+    recipe = small_recipe(hardware={"num_devices": 2}, batch={"global_batch_size": 16})
+    with fresh_accelerate(2):
+        accelerator = build_accelerator(recipe, cpu=True)
+        moco = build_moco(recipe)
+        model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
+        trainable = [p for p in moco.parameters() if p.requires_grad]
+
+        def storages() -> set[int]:
+            return {p.grad.untyped_storage().data_ptr() for p in trainable if p.grad is not None}
+
+        before = storages()
+        assert len(before) < len(trainable) / 10
+        first, second = (view[:8].split(4) for view in make_views(recipe))
+        train_step(accelerator, model, optimizer, (first, second), recipe, 0.99)
+        assert storages() == before

@@ -1,0 +1,174 @@
+"""What `gpu_validate.py` runs: recipes small enough for seconds on a large card, and plans made for small cards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moco_accel.recipe import RESNET_NAMES, Recipe, recipe_from_dict, scaled_lr
+
+BASE_LR = {"adamw": 1.5e-4, "adamw_8bit": 1.5e-4, "lars": 0.3}
+CARDS_GIB = (8.0, 12.0, 24.0)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A recipe to run as it is, or (`card_gib`) the planner's own plan of it for a card sold with so much memory."""
+
+    name: str
+    recipe: Recipe
+    card_gib: float | None = None
+
+    @property
+    def family(self) -> str:
+        return "resnet" if self.recipe.encoder.name in RESNET_NAMES else "vit"
+
+
+def recipe_of(
+    encoder: str, tiles: tuple[int, int], *, side: int = 224, bands: int = 3, precision: str = "bf16",
+    optimizer: str = "adamw", devices: int = 1, queue: int = 0, contrast: str = "global_batch", recompute: bool = False,
+    train_patches: bool = False, expandable: bool = False, keep_last: bool = True,
+) -> Recipe:  # fmt: skip
+    """A valid recipe; `tiles` is (micro-batch size, accumulation steps)."""
+    micro, count = tiles
+    batch = {"global_batch_size": micro * count * devices, "micro_batch_size": micro, "accumulation_steps": count}
+    frozen = encoder not in RESNET_NAMES and not train_patches
+    base_lr = BASE_LR[optimizer]
+    fields: dict[str, Any] = {
+        "encoder": {"name": encoder, "image_size": side, "bands": bands, "freeze_patch_projection": frozen},
+        "moco": {"queue_size": queue},
+        "batch": batch | {"contrast_over": contrast},
+        "optimizer": {"name": optimizer, "base_lr": base_lr, "lr": scaled_lr(base_lr, batch["global_batch_size"])},
+        "memory": {
+            "mixed_precision": precision,
+            "activation_checkpointing": recompute,
+            "keep_last_micro_batch": keep_last,
+            "expandable_segments": expandable,
+        },
+        "hardware": {"num_devices": devices},
+    }
+    if bands != 3:
+        fields["data"] = {"mean": [0.5] * bands, "std": [0.25] * bands}
+    return recipe_from_dict(fields)
+
+
+def _run(encoder: str, micro: int, count: int, **more: Any) -> Configuration:
+    recipe = recipe_of(encoder, (micro, count), **more)
+    parts = [encoder.removesuffix("_patch16"), f"{more.get('side', 224)}px", f"{micro}x{count}"]
+    parts += [recipe.memory.mixed_precision, recipe.optimizer.name]
+    parts += [f"{recipe.encoder.bands}bands"] * (recipe.encoder.bands != 3)
+    parts += [f"{recipe.hardware.num_devices}devices"] * (recipe.hardware.num_devices > 1)
+    parts += [f"queue{recipe.moco.queue_size}"] * (recipe.moco.queue_size > 0)
+    parts += ["micro_contrast"] * (recipe.batch.contrast_over == "micro_batch")
+    parts += ["recompute"] * recipe.memory.activation_checkpointing
+    parts += ["keep_none"] * (not recipe.memory.keep_last_micro_batch)
+    parts += ["train_patches"] * more.get("train_patches", False)
+    parts += ["expandable"] * recipe.memory.expandable_segments
+    return Configuration("-".join(parts), recipe)
+
+
+_TINY, _SMALL, _BASE = (f"vit_{size}_patch16" for size in ("tiny", "small", "base"))
+_AS_THEY_ARE = (
+    # whole batches
+    _run(_TINY, 256, 1),
+    _run(_SMALL, 128, 1),
+    _run(_SMALL, 128, 1, precision="no"),
+    _run(_SMALL, 128, 1, precision="fp16"),
+    _run(_BASE, 64, 1),
+    _run(_BASE, 64, 1, precision="no"),
+    _run("resnet18", 256, 1),
+    _run("resnet18", 128, 1, precision="no"),
+    _run("resnet50", 64, 1),
+    _run("resnet50", 64, 1, precision="no"),
+    _run("resnet50", 64, 1, precision="fp16"),
+    # micro-batches
+    _run(_TINY, 128, 4, precision="no"),
+    _run(_SMALL, 128, 2, precision="fp16"),
+    _run(_SMALL, 64, 4),
+    _run(_SMALL, 64, 16),
+    _run(_SMALL, 16, 16),
+    _run(_BASE, 32, 4),
+    _run(_BASE, 64, 16),
+    _run("resnet18", 128, 4, precision="fp16"),
+    _run("resnet50", 32, 4),
+    _run("resnet50", 32, 16, optimizer="lars"),
+    # other sizes and bands
+    _run(_TINY, 512, 1, side=96),
+    _run("vit_small_patch8", 64, 2, side=96),
+    _run(_SMALL, 128, 1, bands=13),
+    _run(_SMALL, 64, 4, bands=13, train_patches=True),
+    _run("resnet18", 512, 2, side=64),
+    _run("resnet18", 128, 2, bands=13),
+    _run("resnet50", 64, 2, side=120, bands=13),
+    # what decides memory otherwise: optimizer, negatives, queue, recomputation, the patch projection
+    _run(_SMALL, 128, 1, optimizer="lars"),
+    _run(_SMALL, 128, 4, optimizer="adamw_8bit"),
+    _run(_BASE, 64, 2, optimizer="adamw_8bit"),
+    _run(_SMALL, 64, 4, contrast="micro_batch"),
+    _run(_SMALL, 64, 4, queue=65_536),
+    _run(_SMALL, 256, 1, recompute=True),
+    _run(_BASE, 128, 4, recompute=True),
+    _run(_SMALL, 128, 1, train_patches=True),
+    _run("resnet50", 64, 4, contrast="micro_batch", queue=65_536),
+    _run("resnet50", 128, 2, recompute=True),
+    # several devices
+    _run(_TINY, 1024, 1, devices=8),
+    _run(_SMALL, 128, 1, devices=2),
+    _run(_SMALL, 64, 4, devices=8),
+    _run(_SMALL, 128, 16, devices=2),
+    _run(_SMALL, 128, 16, devices=2, optimizer="adamw_8bit"),
+    _run(_BASE, 64, 2, devices=8),
+    _run(_BASE, 32, 4, devices=2, contrast="micro_batch"),
+    _run("resnet18", 256, 2, devices=2),
+    _run("resnet18", 256, 4, side=96, precision="no", optimizer="lars", devices=8),
+    _run("resnet50", 64, 2, devices=8, optimizer="lars"),
+    _run("resnet50", 64, 4, devices=2, optimizer="adamw_8bit", queue=65_536),
+    # expandable segments, and no micro-batch's activations kept for backward
+    _run(_TINY, 256, 1, expandable=True),
+    _run(_SMALL, 128, 1, expandable=True),
+    _run(_SMALL, 128, 4, expandable=True),
+    _run(_SMALL, 64, 4, keep_last=False),
+    _run(_SMALL, 64, 4, devices=8, expandable=True),
+    _run(_SMALL, 64, 4, precision="no", keep_last=False, expandable=True),
+    _run(_BASE, 64, 1, precision="fp16", expandable=True),
+    _run(_BASE, 32, 4, expandable=True),
+    _run("resnet18", 128, 2, bands=13, expandable=True),
+    _run("resnet50", 64, 1, expandable=True),
+    _run("resnet50", 64, 4, expandable=True),
+    _run("resnet50", 32, 4, keep_last=False),
+    _run("resnet50", 32, 4, precision="fp16", devices=2, expandable=True),
+)
+
+
+_PLANNED = (  # encoder, devices, expandable segments
+    (_SMALL, 1, True),
+    (_BASE, 1, True),
+    ("resnet50", 1, True),
+    (_SMALL, 1, False),
+    (_SMALL, 2, True),
+    ("resnet50", 1, False),
+)
+
+
+def configurations(cards_gib: Iterable[float] = CARDS_GIB) -> list[Configuration]:
+    """All of them, those of every kind taking turns, so that the first few cover every kind."""
+    plans = []
+    for gib in cards_gib:
+        for encoder, devices, expandable in _PLANNED:
+            recipe = recipe_of(encoder, (1024, 1), devices=devices, expandable=expandable)
+            parts = ["plan", encoder.removesuffix("_patch16"), f"{gib:g}gb"]
+            parts += ["2devices"] * (devices == 2) + ["expandable"] * expandable
+            plans.append(Configuration("-".join(parts), recipe, gib))
+    return taking_turns([*_AS_THEY_ARE, *plans])
+
+
+def taking_turns(found: Sequence[Configuration]) -> list[Configuration]:
+    """One of each kind (family, precision, planned or not, devices), then another of each, while there are any."""
+    kinds: dict[tuple[Any, ...], list[Configuration]] = {}
+    for configuration in found:
+        precision, devices = configuration.recipe.memory.mixed_precision, configuration.recipe.hardware.num_devices
+        kind = (configuration.family, precision, configuration.card_gib is not None, devices > 1)
+        kinds.setdefault(kind, []).append(configuration)
+    longest = max((len(kind) for kind in kinds.values()), default=0)
+    return [kind[turn] for turn in range(longest) for kind in kinds.values() if turn < len(kind)]
