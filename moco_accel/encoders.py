@@ -122,9 +122,17 @@ def _build_vit(config: EncoderConfig, activation_checkpointing: bool) -> nn.Modu
     with no_init_weights():
         vit = ViTModel(settings, add_pooling_layer=False)
     _initialise_vit(vit)
+    for layer in vit.layers:
+        layer.layernorm_before.register_forward_hook(cast_once)
     if activation_checkpointing:
         _recompute_blocks(vit, ViTLayer)
     return VisionTransformer(vit)
+
+
+def cast_once(_: nn.Module, __: Any, normed: Tensor) -> Tensor:
+    """Under autocast, the 16-bit copy of a norm's output that query, key and value would each make and keep."""
+    device = normed.device.type
+    return normed.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed
 
 
 @torch.no_grad()

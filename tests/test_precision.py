@@ -13,11 +13,13 @@ from conftest import small_recipe
 from test_step import all_gradients, make_views
 from torch import Tensor
 
+from moco_accel.encoders import build_encoder
 from moco_accel.loss import contrastive_loss
 from moco_accel.moco import MoCo, build_moco
 from moco_accel.optim import build_optimizer, lr_at, set_lr
 from moco_accel.recipe import Recipe
 from moco_accel.step import StepResult, build_accelerator, prepare, train_step
+from planner.autocast_rules import cuda_autocast_rules
 
 _OVERFLOWING = 2.0**127  # times a loss of 8 (at temperature 1) is past float32's largest number
 _HOT = {"temperature": 1.0}
@@ -186,3 +188,26 @@ def test_micro_batches_are_summed_in_fp32(micro: int) -> None:
     error = ((gradient(micro) - whole).norm() / whole.norm()).item()
     print(f"relative difference {error:.1e}")
     assert error < 3e-4  # measured: 1.3e-4; summed in bf16, 2.3e-4 and 7.4e-4
+
+
+def test_query_key_and_value_share_a_cast() -> None:
+    """The features are those of three casts to the bit; the gradient is as near to fp32's as theirs."""
+    recipe = small_recipe()
+    pixels, direction = make_views(recipe)[0].float(), torch.randn(8, 192)
+
+    def run(half: bool, shared: bool) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)
+        encoder = build_encoder(recipe.encoder)
+        for layer in [] if shared else encoder.vit.layers:
+            layer.layernorm_before._forward_hooks.clear()
+        # a CPU's own rules give the norm's output in bf16 already
+        with cuda_autocast_rules(), torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False, enabled=half):
+            features = encoder(pixels)
+        (features * direction).sum().backward()
+        return features, torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+
+    (_, exact), (shared, gradient), (single, expected) = run(False, True), run(True, True), run(True, False)
+    assert torch.equal(shared, single)
+    errors = [((found - exact).norm() / exact.norm()).item() for found in (gradient, expected)]
+    print(f"relative to fp32: {errors[0]:.2e} with one cast, {errors[1]:.2e} with three")
+    assert 0 < errors[0] < 1.1 * errors[1]
