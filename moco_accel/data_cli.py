@@ -97,7 +97,9 @@ def build(
 
 def main() -> None:
     """Entry point of `moco-data`. Exit codes: 0 done, 2 the user's mistake."""
-    app()
+    from moco_accel.console import run_command
+
+    run_command(app)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

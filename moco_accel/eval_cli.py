@@ -65,7 +65,9 @@ def evaluate(
 
 def main() -> None:
     """Entry point of `moco-eval`. Exit codes: 0 done, 2 the user's mistake."""
-    app()
+    from moco_accel.console import run_command
+
+    run_command(app)
 
 
 def merge_summary(path: Path, figures: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from moco_accel import __version__
+
 MAX_RECIPE_BYTES = 1 << 20
 _REPLACED_TAGS = ("bool", "float", "timestamp")
 
@@ -38,7 +40,8 @@ _Loader.add_implicit_resolver(
 def parse_yaml(path: Path) -> object:
     """Read one YAML document of plain data. Raises RecipeError when it is absent, too large or no YAML."""
     if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        folder = path.parent if path.parent != Path() else Path("recipes")
+        near = sorted(str(p) for p in folder.glob("*.yaml"))
         raise RecipeError(
             f"--recipe={path} does not exist; "
             + (f"there are: {', '.join(near)}" if near else "moco-plan --gpus 2 --vram 8 writes one")
@@ -98,7 +101,7 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
         known = _field_names(schema, parts[:-1])
         near = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        return f"{name}={_short(first['input'])} is not a field of a recipe; {hint}"
+        return f"{name}={_short(first['input'])} is not a field of a recipe; {hint} (moco-accel {__version__})"
     if kind == "missing":
         return f"{name} is missing; every recipe needs it{_example(schema, parts)}"
     rule = message[0].lower() + message[1:]

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from moco_accel.console import console, user_errors
+from moco_accel.console import console, run_command, user_errors
 from moco_accel.recipe import load_recipe
 
 _ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -58,4 +58,4 @@ def set_allocator(expandable_segments: bool) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    run_command(app)

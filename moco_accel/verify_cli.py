@@ -57,4 +57,6 @@ def verify(
 
 
 def main() -> None:
-    app()
+    from moco_accel.console import run_command
+
+    run_command(app)

@@ -114,6 +114,7 @@ def judge(question: Question, recipe: Recipe, cards: Fleet, page: report.Page) -
     with console.status(f"tracing {recipe.encoder.name}"):
         candidate = answered("planner.estimate.judge", Candidate, recipe, card)
     page.show(report.candidates_table([candidate], all_rows(), question.tiles), "", *report.budget(candidate))
+    page.show(*reasons.beside_plan(recipe, candidate))
     measured = _measured(question, candidate)
     return _close(question, page, cards, Answer([candidate], candidate, str(question.recipe_file), measured))
 

@@ -101,7 +101,9 @@ def plan(
 
 
 def main() -> None:
-    app()
+    from moco_accel.console import run_command
+
+    run_command(app)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from moco_accel.recipe import RESNET_NAMES, VIT_NAMES
+from importlib.metadata import version
+
+from moco_accel.recipe import RESNET_NAMES, VIT_NAMES, Recipe
 from planner.candidate import Candidate, Changes, family
-from planner.devices import UTILISATION, Card, smallest_card_with
+from planner.devices import MIB, UTILISATION, Card, smallest_card_with
 from planner.evidence import Rows, evidence, standing
 from planner.report import gib, mib
 
@@ -57,6 +59,18 @@ def does_not_fit(candidate: Candidate, changes: Changes) -> list[str]:
     if not changes.changes:
         lines.append("No change of memory settings makes it fit; a smaller encoder, image size or batch may.")
     return lines
+
+
+def beside_plan(recipe: Recipe, candidate: Candidate) -> list[str]:
+    """What the recipe's own plan said, where another version made it or something changed since."""
+    if recipe.planned is None:
+        return []
+    now, installed = round(candidate.memory.peak_reserved_bytes / MIB), version("torch")
+    then, made_with = recipe.planned.peak_reserved_mib, recipe.planned.torch.partition("+")[0]
+    if abs(now - then) <= 1:
+        return []
+    why = f"with torch {made_with}; here is {installed}" if made_with != installed else "before something was changed"
+    return [f"[yellow]The recipe's own plan says {then:,} MiB: it was made {why}.[/]"]
 
 
 def coarse(candidate: Candidate) -> str | None:

@@ -13,7 +13,7 @@ from conftest import small_recipe
 from typer.testing import CliRunner, Result
 
 from moco_accel.recipe import Recipe, load_recipe
-from planner.allocator import MIB, replay
+from planner.allocator import LARGE_SEGMENT_BYTES, MIB, SMALL_SEGMENT_BYTES, replay
 from planner.candidate import CATEGORIES, with_micro_batch
 from planner.cli import app
 from planner.devices import CARDS, CONTEXT_BYTES, NCCL_BYTES, generic_card
@@ -159,7 +159,8 @@ def test_a_scaled_trace_is_a_trace_at_that_size(encoder: str, contrast_over: str
     direct = replay(trace_step(recipe, card.compute_capability).events)
     scaled = replay(trace_for(recipe, card).events(32, 8, steps=1))
     assert scaled.peak_requested_bytes == pytest.approx(direct.peak_requested_bytes, rel=2e-3)
-    assert scaled.peak_reserved_bytes == pytest.approx(direct.peak_reserved_bytes, rel=5e-3)
+    # what is reserved grows by segments of 2 MiB at least
+    assert scaled.peak_reserved_bytes == pytest.approx(direct.peak_reserved_bytes, rel=5e-3, abs=SMALL_SEGMENT_BYTES)
 
 
 def test_the_search_takes_the_largest_micro_batch_that_fits() -> None:
@@ -171,7 +172,8 @@ def test_the_search_takes_the_largest_micro_batch_that_fits() -> None:
     assert found.memory.fits
     larger = with_micro_batch(found.recipe, 2 * size)
     assert not judge(larger, card).memory.fits
-    assert retraced(found.recipe, card).difference == pytest.approx(0, abs=0.01)
+    # what is reserved grows by segments of 20 MiB, here of 1,034; allocated agrees within 0.06 %
+    assert abs(retraced(found.recipe, card).difference) < 1.05 * LARGE_SEGMENT_BYTES / (1034 * MIB)
 
 
 def test_recomputing_activations_and_16_bits_take_less() -> None:

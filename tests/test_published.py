@@ -80,7 +80,7 @@ def traced(recipe: Recipe, step: Any) -> AllocatorPeaks:
 
 
 def test_the_published_run_takes_what_was_logged() -> None:
-    """Traced 18,017 MiB allocated, 0.1 % below, and 18,188 reserved. Nothing is fitted."""
+    """Traced 18,083 MiB allocated, 0.3 % above, and 18,252 reserved. Nothing is fitted."""
     peaks = traced(published_recipe(8), published_step)
     assert peaks.peak_allocated_bytes == pytest.approx(LOGGED_BYTES, rel=0.02)
     assert peaks.peak_reserved_bytes < 1.02 * peaks.peak_allocated_bytes
