@@ -54,12 +54,14 @@ class Question:
 def answer(question: Question) -> int:
     """Answer on stderr (and, as JSON, on stdout). Returns the exit code; raises RecipeError for the user's mistakes."""
     report.check_picture(question.save)
+    check_alone(question)
     recipe = load_recipe(question.recipe_file) if question.recipe_file is not None else None
     if question.measure:
         set_allocator(recipe is None or recipe.memory.expandable_segments)
     cards = _cards(question, recipe)
     page = report.Page()
     if cards is None:
+        check(question.request, question.tiles)
         from planner.without_gpu import without_gpu
 
         code = without_gpu(recipe, question.recipe_file, question.as_json, page)
@@ -124,11 +126,9 @@ def _close(question: Question, page: report.Page, cards: Fleet, answer: Answer) 
     card, chosen, rows = cards.deciding, answer.chosen, all_rows()
     if not chosen.memory.fits:
         with console.status("looking for what would fit"):
-            answer = dataclasses.replace(
-                answer, changes=answered("planner.advice.changes", Changes, chosen.recipe, card)
-            )
-            assert answer.changes is not None
-        page.show(*reasons.does_not_fit(chosen, answer.changes))
+            changes = answered("planner.advice.changes", Changes, chosen.recipe, card)
+        answer = dataclasses.replace(answer, changes=changes)
+        page.show(*reasons.does_not_fit(chosen, changes))
     if answer.measured is not None:
         page.show(report.beside_measured(chosen, answer.measured))
     page.show(*reasons.how_sure(answer.found, card, rows))
@@ -138,6 +138,23 @@ def _close(question: Question, page: report.Page, cards: Fleet, answer: Answer) 
     if question.as_json:
         print(as_json(cards, answer, rows))
     return 0 if chosen.memory.fits else 1
+
+
+def check_alone(question: Question) -> None:
+    """A recipe says all of what to train: raises RecipeError for an option beside `--recipe` that would do nothing."""
+    if question.recipe_file is None:
+        return
+    default = Request()
+    options = {"global_batch_size": "global-batch", "mixed_precision": "precision"}
+    for field in dataclasses.fields(Request):
+        value = getattr(question.request, field.name)
+        if field.name != "gpus" and value != getattr(default, field.name):
+            option = options.get(field.name, field.name.replace("_", "-"))
+            raise RecipeError(
+                f"--{option}={value} would do nothing beside --recipe; change it in {question.recipe_file}"
+            )
+    if question.output is not None:
+        raise RecipeError(f"--output={question.output} would do nothing: --recipe writes none; leave one of them out")
 
 
 def _table(question: Question, request: Request, card: Card, rows: Rows, name: str) -> list[Candidate]:

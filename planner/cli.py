@@ -82,7 +82,7 @@ def plan(
             show_cards(as_json)
             return
         from planner.answer import Question, answer
-        from planner.request import Request, check
+        from planner.request import Request
 
         request = Request(
             gpus=gpus or 1,
@@ -95,7 +95,6 @@ def plan(
             contrast_over=contrast_over,
             epochs=epochs,
         )
-        check(request, tiles)
         code = answer(Question(request, gpu, vram, gpus, recipe, output, tiles, as_json, save, measure))
     raise typer.Exit(code)
 
