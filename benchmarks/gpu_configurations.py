@@ -28,7 +28,7 @@ class Configuration:
 def recipe_of(
     encoder: str, tiles: tuple[int, int], *, side: int = 224, bands: int = 3, precision: str = "bf16",
     optimizer: str = "adamw", devices: int = 1, queue: int = 0, contrast: str = "global_batch", recompute: bool = False,
-    train_patches: bool = False, expandable: bool = False, keep_last: bool = True,
+    train_patches: bool = False, expandable: bool = True, keep_last: bool = True,
 ) -> Recipe:  # fmt: skip
     """A valid recipe; `tiles` is (micro-batch size, accumulation steps)."""
     micro, count = tiles
@@ -64,7 +64,7 @@ def _run(encoder: str, micro: int, count: int, **more: Any) -> Configuration:
     parts += ["recompute"] * recipe.memory.activation_checkpointing
     parts += ["keep_none"] * (not recipe.memory.keep_last_micro_batch)
     parts += ["train_patches"] * more.get("train_patches", False)
-    parts += ["expandable"] * recipe.memory.expandable_segments
+    parts += ["fixed_segments"] * (not recipe.memory.expandable_segments)
     return Configuration("-".join(parts), recipe)
 
 
@@ -124,20 +124,20 @@ _AS_THEY_ARE = (
     _run("resnet18", 256, 4, side=96, precision="no", optimizer="lars", devices=8),
     _run("resnet50", 64, 2, devices=8, optimizer="lars"),
     _run("resnet50", 64, 4, devices=2, optimizer="adamw_8bit", queue=65_536),
-    # expandable segments, and no micro-batch's activations kept for backward
-    _run(_TINY, 256, 1, expandable=True),
-    _run(_SMALL, 128, 1, expandable=True),
-    _run(_SMALL, 128, 4, expandable=True),
+    # segments of fixed size, and no micro-batch's activations kept for backward
+    _run(_TINY, 256, 1, expandable=False),
+    _run(_SMALL, 128, 1, expandable=False),
+    _run(_SMALL, 128, 4, expandable=False),
     _run(_SMALL, 64, 4, keep_last=False),
-    _run(_SMALL, 64, 4, devices=8, expandable=True),
-    _run(_SMALL, 64, 4, precision="no", keep_last=False, expandable=True),
-    _run(_BASE, 64, 1, precision="fp16", expandable=True),
-    _run(_BASE, 32, 4, expandable=True),
-    _run("resnet18", 128, 2, bands=13, expandable=True),
-    _run("resnet50", 64, 1, expandable=True),
-    _run("resnet50", 64, 4, expandable=True),
+    _run(_SMALL, 64, 4, devices=8, expandable=False),
+    _run(_SMALL, 64, 4, precision="no", keep_last=False, expandable=False),
+    _run(_BASE, 64, 1, precision="fp16", expandable=False),
+    _run(_BASE, 32, 4, expandable=False),
+    _run("resnet18", 128, 2, bands=13, expandable=False),
+    _run("resnet50", 64, 1, expandable=False),
+    _run("resnet50", 64, 4, expandable=False),
     _run("resnet50", 32, 4, keep_last=False),
-    _run("resnet50", 32, 4, precision="fp16", devices=2, expandable=True),
+    _run("resnet50", 32, 4, precision="fp16", devices=2, expandable=False),
 )
 
 

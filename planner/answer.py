@@ -12,7 +12,6 @@ from rich.live import Live
 from moco_accel.console import console
 from moco_accel.recipe import Recipe, load_recipe, save_recipe
 from moco_accel.recipe_text import RecipeError
-from moco_accel.train import set_allocator
 from planner import reasons, report
 from planner.answer_json import Answer, as_json
 from planner.cache import answered
@@ -56,8 +55,6 @@ def answer(question: Question) -> int:
     report.check_picture(question.save)
     check_alone(question)
     recipe = load_recipe(question.recipe_file) if question.recipe_file is not None else None
-    if question.measure:
-        set_allocator(recipe is None or recipe.memory.expandable_segments)
     cards = _cards(question, recipe)
     page = report.Page()
     if cards is None:
