@@ -11,8 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.14
-
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -28,7 +26,8 @@ def gather_keys(keys: Tensor) -> Tensor:
     if world_size() == 1:
         return keys
     gathered = keys.new_empty(world_size() * keys.shape[0], *keys.shape[1:])
-    _all_gather(gathered, keys.contiguous())
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.14
+    all_gather(gathered, keys.contiguous())
     return gathered
 
 

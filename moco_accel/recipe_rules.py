@@ -15,6 +15,7 @@ RESNET_NAMES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101")
 ENCODER_NAMES = VIT_NAMES + RESNET_NAMES
 
 _LINEAR_SCALING_BASE = 256  # lr = base_lr * global_batch_size / 256 (Goyal et al. 2017; MoCo v3 section 4)
+_LAST_STRIDE = 32
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -47,7 +48,18 @@ def _check_encoder(recipe: Recipe) -> None:
         )
 
 
+def least_micro_batch(encoder: str, image_size: int) -> int:
+    """BatchNorm wants two values of a channel: a ResNet's last map of a tile of 32 pixels or less has one."""
+    return 2 if encoder in RESNET_NAMES and image_size <= _LAST_STRIDE else 1
+
+
 def _check_batch(recipe: Recipe) -> None:
+    least = least_micro_batch(recipe.encoder.name, recipe.encoder.image_size)
+    if recipe.batch.micro_batch_size < least:
+        raise RecipeError(
+            f"batch.micro_batch_size={recipe.batch.micro_batch_size} gives {recipe.encoder.name}'s BatchNorm one value "
+            f"a channel at {recipe.encoder.image_size} pixels; batch.micro_batch_size={least} works"
+        )
     batch, devices = recipe.batch, recipe.hardware.num_devices
     total = batch.global_batch_size
     if total % devices:

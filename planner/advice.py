@@ -8,7 +8,7 @@ from moco_accel.recipe import Recipe
 from planner.candidate import Candidate, Change, Changes, with_memory, with_micro_batch
 from planner.devices import Card
 from planner.estimate import judge
-from planner.search import best, divisors
+from planner.search import best, micro_batch_sizes
 
 
 def changes(recipe: Recipe, card: Card) -> Changes:
@@ -30,7 +30,7 @@ def _single(recipe: Recipe, card: Card) -> Iterator[tuple[str, Recipe]]:
         yield "memory.expandable_segments=true", with_memory(recipe, expandable_segments=True)
     if not memory.activation_checkpointing:
         yield "activation checkpointing", with_memory(recipe, activation_checkpointing=True)
-    for size in reversed(divisors(recipe.per_device_batch_size)):
+    for size in reversed(micro_batch_sizes(recipe)):
         if size < batch.micro_batch_size and judge(smaller := with_micro_batch(recipe, size), card).memory.fits:
             words = f"micro-batch {size:,} × {smaller.batch.accumulation_steps:,}"
             if batch.contrast_over == "micro_batch":

@@ -8,22 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.live import Live
+from rich.markup import escape
 
 from moco_accel.console import console
-from moco_accel.recipe import Recipe, load_recipe, save_recipe
+from moco_accel.recipe import Hardware, Recipe, load_recipe, save_recipe
 from moco_accel.recipe_text import RecipeError
 from planner import reasons, report
 from planner.answer_json import Answer, as_json
 from planner.cache import answered
 from planner.candidate import Candidate, Changes, PapersWay, Retraced, planned
 from planner.devices import Card, Fleet, cards_of_this_machine, fleet
-from planner.evidence import Rows, all_rows, standing
+from planner.evidence import all_rows, standing
 from planner.header import header
 from planner.request import (
     DEFAULT_ENCODER,
     TABLE_ENCODERS,
     Request,
     check,
+    check_place,
     few_steps,
     launch_command,
     recipe_for,
@@ -77,43 +79,48 @@ def plan(question: Question, request: Request, cards: Fleet, page: report.Page) 
     card, name = cards.deciding, request.encoder or DEFAULT_ENCODER
     check(request, question.tiles)
     first = recipe_for(request, name)  # the mistakes that need no torch come before it is imported
-    _check_precision(card, first.memory.mixed_precision)
+    if request.mixed_precision == "bf16" and not card.bf16:
+        raise RecipeError(f"--precision=bf16: {card.name} computes in fp16 only; --precision fp16 works")
+    check_place(question.output or Path(recipe_path(request, card.marketed_gib)), first, question.output is None)
     page.show(report.hardware(cards), f"\n{report.asked_for(first)}")
-    rows = all_rows()
-    found = _table(question, request, card, rows, name)
+    found = _table(question, request, card, name)
     chosen = next(candidate for candidate in found if candidate.recipe.encoder.name == name)
-    page.show(report.candidates_table(found, rows, question.tiles), *reasons.why_not(found, chosen), "")
+    page.show(report.candidates_table(found, question.tiles), *reasons.why_not(found, chosen), "")
     page.show(*report.budget(chosen))
     with console.status("tracing the paper's own way"):
         way = answered("planner.estimate.papers_way", PapersWay, chosen.recipe, card)
     page.show(report.papers_way(chosen, way))
-    warnings = [few_steps(request, question.tiles), reasons.coarse(chosen)]
-    page.show(*(f"[bold yellow]warning:[/] {words}" for words in warnings if words))
-    measured = _measured(question, chosen)
-    path = None
+    _warn(page, chosen, card, question.tiles)
+    measured = path = None
     if chosen.memory.fits:
+        _trace_again(page, chosen, card)
+        measured = _measured(question, chosen)
         path = str(question.output or recipe_path(request, card.marketed_gib))
         ready = planned(chosen, measured.gpu if measured else None)
-        save_recipe(ready, path, header(chosen.recipe, launch_command(request.gpus, path), standing(card, rows)))
-        checked = answered("planner.search.retraced", Retraced, chosen.recipe, card).difference
-        page.show(f"Traced again at this micro-batch size: {checked:+.1%} from the table's figure.")
+        command = launch_command(request.gpus, path)
+        save_recipe(ready, path, header(chosen.recipe, command, standing(card, all_rows())))
     return _close(question, page, cards, Answer(found, chosen, path, measured, way))
 
 
 def judge(question: Question, recipe: Recipe, cards: Fleet, page: report.Page) -> int:
     """Does a recipe fit a card, as it is?"""
-    card, devices = cards.deciding, recipe.hardware.num_devices
+    card, devices, file = cards.deciding, recipe.hardware.num_devices, question.recipe_file
     if len(cards.cards) != devices:
         raise RecipeError(
-            f"--gpus={len(cards.cards)} but hardware.num_devices={devices} in {question.recipe_file}; "
-            f"--gpus {devices} works"
+            f"--gpus={len(cards.cards)} but hardware.num_devices={devices} in {file}; "
+            f"--gpus {devices} works, or plan anew without --recipe"
         )
-    _check_precision(card, recipe.memory.mixed_precision)
+    if recipe.memory.mixed_precision == "bf16" and not card.bf16:
+        raise RecipeError(
+            f"memory.mixed_precision=bf16 in {file}, and {card.name} computes in fp16 only; "
+            "memory.mixed_precision=fp16 works"
+        )
     page.show(report.hardware(cards), f"\n{report.asked_for(recipe)}")
     with console.status(f"tracing {recipe.encoder.name}"):
         candidate = answered("planner.estimate.judge", Candidate, recipe, card)
-    page.show(report.candidates_table([candidate], all_rows(), question.tiles), "", *report.budget(candidate))
+    page.show(report.candidates_table([candidate], question.tiles), "", *report.budget(candidate))
     page.show(*reasons.beside_plan(recipe, candidate))
+    _warn(page, candidate, card, question.tiles)
     measured = _measured(question, candidate)
     return _close(question, page, cards, Answer([candidate], candidate, str(question.recipe_file), measured))
 
@@ -131,7 +138,7 @@ def _close(question: Question, page: report.Page, cards: Fleet, answer: Answer) 
     page.show(*reasons.how_sure(answer.found, card, rows))
     if chosen.memory.fits:
         command = launch_command(len(cards.cards), str(answer.path))
-        page.show(f"Recipe: [bold]{answer.path}[/]", f"[bold green]{command}[/]")
+        page.show(f"Recipe: [bold]{escape(str(answer.path))}[/]", f"[bold green]{escape(command)}[/]")
     if question.as_json:
         print(as_json(cards, answer, rows))
     return 0 if chosen.memory.fits else 1
@@ -154,15 +161,30 @@ def check_alone(question: Question) -> None:
         raise RecipeError(f"--output={question.output} would do nothing: --recipe writes none; leave one of them out")
 
 
-def _table(question: Question, request: Request, card: Card, rows: Rows, name: str) -> list[Candidate]:
+def _warn(page: report.Page, chosen: Candidate, card: Card, tiles: int | None) -> None:
+    recipe = chosen.recipe
+    few = few_steps(recipe.batch.global_batch_size, recipe.hardware.num_devices, tiles)
+    warnings = [words for words in (few, reasons.coarse(chosen, card)) if words]
+    page.show(*(f"[bold yellow]warning:[/] {words}" for words in warnings))
+
+
+def _trace_again(page: report.Page, chosen: Candidate, card: Card) -> None:
+    """Check what was scaled at the size it was scaled to. No recipe is written on a figure that does not hold."""
+    checked = answered("planner.search.retraced", Retraced, chosen.recipe, card).difference
+    page.show(f"Traced again at this micro-batch size: {checked:+.1%} from the table's figure.")
+    allowed = max(chosen.memory.off_share, card.headroom_bytes / chosen.memory.peak_reserved_bytes)
+    assert abs(checked) < allowed, f"scaling is off by {checked:+.1%} for {chosen.recipe}"
+
+
+def _table(question: Question, request: Request, card: Card, name: str) -> list[Candidate]:
     """Every encoder's best recipe, the chosen one's first to appear; in the table's order."""
     names = [name] if request.encoder else [name, *(other for other in TABLE_ENCODERS if other != name)]
     found: list[Candidate] = []
-    with Live(report.candidates_table(found, rows, question.tiles, name), console=console, transient=True) as live:
+    with Live(report.candidates_table(found, question.tiles, name), console=console, transient=True) as live:
         for place, encoder in enumerate(names, start=1):
             found.append(answered("planner.search.best", Candidate, recipe_for(request, encoder), card))
             waiting = names[place] if place < len(names) else None
-            live.update(report.candidates_table(found, rows, question.tiles, waiting))
+            live.update(report.candidates_table(found, question.tiles, waiting))
     return sorted(found, key=lambda candidate: (*TABLE_ENCODERS, name).index(candidate.recipe.encoder.name))
 
 
@@ -173,7 +195,7 @@ def _cards(question: Question, recipe: Recipe | None) -> Fleet | None:
     gpus = question.gpus if question.gpus is not None or recipe is None else recipe.hardware.num_devices
     named = fleet(question.gpu, question.vram, gpus)
     if named is None and recipe is not None and recipe.hardware.vram_gib is not None and not question.measure:
-        named = fleet(None, f"{recipe.hardware.vram_gib:g}", gpus)
+        named = _cards_of(recipe.hardware, gpus)
     if named is not None:
         return named
     here = cards_of_this_machine()
@@ -182,6 +204,15 @@ def _cards(question: Question, recipe: Recipe | None) -> Fleet | None:
 
         raise RecipeError(NO_GPU)
     return Fleet(tuple(here[: gpus or len(here)])) if here else None
+
+
+def _cards_of(hardware: Hardware, gpus: int | None) -> Fleet | None:
+    """The cards that a recipe was planned for; by their size where their name isn't known."""
+    vram = f"{hardware.vram_gib:g}"
+    try:
+        return fleet(hardware.gpu, vram, gpus)
+    except RecipeError:
+        return fleet(None, vram, gpus)
 
 
 def _completed(question: Question, cards: Fleet) -> Request:
@@ -196,19 +227,22 @@ def _completed(question: Question, cards: Fleet) -> Request:
     )
 
 
-def _check_precision(card: Card, precision: str) -> None:
-    if precision == "bf16" and not card.bf16:
-        raise RecipeError(f"--precision=bf16: {card.name} computes in fp16 only; --precision fp16 works")
-
-
 def _measured(question: Question, candidate: Candidate) -> Measured | None:
     """Run the recipe's step here, and remember what it took beside what was predicted."""
     if not question.measure or not candidate.memory.fits:
         return None
+    import torch
+
     from planner.measure import measure, remember
 
-    with console.status(f"measuring {candidate.recipe.encoder.name} on this machine's first GPU"):
-        measured = measure(candidate.recipe)
+    try:
+        with console.status(f"measuring {candidate.recipe.encoder.name} on this machine's first GPU"):
+            measured = measure(candidate.recipe)
+    except torch.OutOfMemoryError as error:
+        short = " ".join(str(error).split())[:200]
+        raise RecipeError(
+            f"the plan does not hold: {candidate.recipe.encoder.name} ran out of memory ({short})"
+        ) from None
     memory = candidate.memory
     predicted = {"peak_reserved": memory.peak_reserved_bytes, "peak_allocated": memory.peak_allocated_bytes}
     remember(measured, candidate.recipe, predicted)

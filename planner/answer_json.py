@@ -67,7 +67,7 @@ def cpu_json(peak_bytes: int, machine_bytes: int, path: str) -> str:
 
 def _fields(candidate: Candidate, card: Card, rows: Rows) -> dict[str, Any]:
     recipe, memory = candidate.recipe, candidate.memory
-    found = evidence(recipe.encoder.name, rows)
+    found = evidence(recipe.encoder.name, card, rows)
     return {
         "encoder": recipe.encoder.name,
         "mixed_precision": recipe.memory.mixed_precision,

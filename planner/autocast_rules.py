@@ -1,7 +1,7 @@
 """CUDA's autocast, on CPU tensors: what runs in 16 bits, what in fp32, operation by operation.
 
-Source: the lists of ATen/autocast_mode.h, PyTorch 2.11-2.15, which `tests/test_cuda_rules.py` holds against the ones
-installed. Which operations CUDA treats at all is asked of the installed PyTorch.
+Source: the lists of ATen/autocast_mode.h, PyTorch 2.11-2.15, which `tests/test_autocast_rules.py` holds against
+those installed. Which operations CUDA treats at all is asked of the installed PyTorch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Answers remembered on disk, so that the same question is answered without torch and at once.
 
 The key is everything an answer depends on: the code of trainer and planner, the versions of the libraries that they
-trace, the question, the recipe and the card.
+trace, what was measured, the question, the recipe and the card.
 """
 
 from __future__ import annotations
@@ -16,20 +16,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 import moco_accel
 from moco_accel.recipe import Recipe
 from planner.candidate import Finding
 from planner.devices import Card
+from planner.evidence import all_rows, cache_folder
 
 _LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "bitsandbytes")
 Answer = TypeVar("Answer", bound=Finding)
-
-
-def cache_folder() -> Path:
-    """Where what was found out on this machine is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moco-accel"
 
 
 def answered(function: str, kind: type[Answer], recipe: Recipe, card: Card) -> Answer:
@@ -38,9 +32,9 @@ def answered(function: str, kind: type[Answer], recipe: Recipe, card: Card) -> A
     It is imported, and torch with it, only if it must be asked. An answer that cannot be read is computed again; where
     none can be written, that only costs time.
     """
-    asked = f"{_traced_world()} {function} {recipe.model_dump_json(exclude={'planned'})} {asdict(card)}"
+    asked = f"{_traced_world()} {all_rows()} {function} {recipe.model_dump_json(exclude={'planned'})} {asdict(card)}"
     path = cache_folder() / "plans" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
-    with suppress(OSError, ValidationError):
+    with suppress(OSError, ValueError):  # pydantic's and a decoder's errors are ValueErrors
         return kind.model_validate_json(path.read_text())
     module, _, name = function.rpartition(".")
     answer: Answer = getattr(import_module(module), name)(recipe, card)

@@ -31,12 +31,13 @@ class MemoryEstimate(Finding):
     """One device's memory, in bytes.
 
     `peak_reserved_bytes` is the allocator's, `device_used_bytes` adds what lies outside it. `headroom_bytes` is what
-    stays free. It fits when that is the card's own headroom and what the peak may be off (`ASSUMED_SHARES`), or more;
-    `missing_bytes` are lacking. The breakdown is that of the instant at which most is allocated, in `peak_operation`;
-    with fragmentation it adds up to what is reserved.
+    stays free. The peak may be off by `off_share` (see `evidence`); it fits when that much stays free, and the card's
+    own headroom, else `missing_bytes` are lacking. The breakdown is that of the instant at which most is allocated, in
+    `peak_operation`; with fragmentation it adds up to what is reserved.
     """
 
     peak_reserved_bytes: int
+    off_share: float
     peak_allocated_bytes: int
     device_used_bytes: int
     breakdown_bytes: dict[str, int]

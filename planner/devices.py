@@ -18,6 +18,7 @@ CONTEXT_BYTES = 426 * MIB  # seen on an RTX 6000 Ada with 2.10; 287 MB with lazy
 NCCL_BYTES = 256 * MIB  # its buffers, outside the allocator; an allowance, not measured
 DESKTOP_BYTES = GIB // 2  # a desktop on the card takes 0.3 to 0.8 GiB
 HEADROOM_SHARE = 0.05
+_TAKEN_STEP_BYTES = 64 * MIB
 UTILISATION = 0.35
 """Share of a card's peak rate that training reaches; usual for ViTs in 16 bits, and a guess for any one card."""
 
@@ -112,7 +113,7 @@ def generic_card(vram_gib: float) -> Card:
     """
     reported, like = int(vram_gib * GIB * table.smallest_share(vram_gib)), _commonest(vram_gib)
     rates = (like.tensor_tflops, like.bandwidth_gb_per_second)
-    card = Card(f"{vram_gib:g} GB card", vram_gib, reported, 86, *rates, rates_of=like.name)
+    card = Card(f"{vram_gib:g} GB card", vram_gib, reported, 86, *rates, rates_of=like.name, assumed=True)
     if vram_gib <= 0 or card.budget_bytes(1) <= 0:
         raise RecipeError(
             f"--vram={vram_gib:g} leaves nothing after the driver's and the desktop's share; --vram 8 works"
@@ -129,10 +130,13 @@ def smallest_of(cards: list[Card]) -> Card:
     return min(cards, key=lambda card: (card.budget_bytes(len(cards)), card.tensor_tflops))
 
 
-def smallest_card_with(budget_bytes: int, num_devices: int) -> Card | None:
-    """The commonest card of the smallest size whose allocator may reserve `budget_bytes`; no laptop, and with bf16."""
-    wanted = (card for card in CARDS.values() if card.bf16 and "laptop" not in card.name)
-    return next((card for card in wanted if card.budget_bytes(num_devices) >= budget_bytes), None)
+def smallest_card_with(peak_bytes: int, off_share: float, num_devices: int) -> Card | None:
+    """The commonest card of the smallest size on which that peak fits, off by `off_share`; no laptop, and with bf16."""
+    for card in CARDS.values():
+        room = card.budget_bytes(num_devices) - max(int(off_share * peak_bytes) - card.headroom_bytes, 0)
+        if card.bf16 and "laptop" not in card.name and room >= peak_bytes:
+            return card
+    return None
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,8 @@ def _card_here(properties: Any, free_bytes: int) -> Card:
         marketed_gib=like.marketed_gib if called else math.ceil(total / GIB),
         compute_capability=10 * properties.major + properties.minor,
         rates_of=None if called else like.name,
-        taken_bytes=max(total - CONTEXT_BYTES - free_bytes, 0),
+        # in whole steps, so that an answer is remembered while little changes
+        taken_bytes=-(-max(total - CONTEXT_BYTES - free_bytes, 0) // _TAKEN_STEP_BYTES) * _TAKEN_STEP_BYTES,
     )  # fmt: skip
 
 

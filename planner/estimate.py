@@ -8,16 +8,15 @@ from moco_accel.recipe import Recipe
 from planner.allocator import Event, replay
 from planner.both_views import both_views_step
 from planner.candidate import (
-    ASSUMED_SHARES,
     CATEGORIES,
     Candidate,
     MemoryEstimate,
     PapersWay,
-    family,
     with_memory,
     with_micro_batch,
 )
 from planner.devices import UTILISATION, Card
+from planner.evidence import all_rows, evidence
 from planner.scaling import ScalableTrace, scalable, traceable_batch
 from planner.trace import trace_step
 
@@ -51,12 +50,14 @@ def estimate(traced: ScalableTrace, recipe: Recipe, card: Card) -> MemoryEstimat
     outside = card.outside_bytes(recipe.hardware.num_devices)
     used = peaks.peak_reserved_bytes + outside
     free = card.budget_bytes(recipe.hardware.num_devices) - peaks.peak_reserved_bytes + card.headroom_bytes
-    needed = max(card.headroom_bytes, int(ASSUMED_SHARES[family(recipe.encoder.name)] * peaks.peak_reserved_bytes))
+    off_share = evidence(recipe.encoder.name, card, all_rows()).share
+    needed = max(card.headroom_bytes, int(off_share * peaks.peak_reserved_bytes))
     breakdown["fragmentation"] = peaks.peak_reserved_bytes - sum(breakdown.values())
     breakdown["context"], breakdown["headroom"] = outside, free
     tensor = traced.trace.tensors[traced.original(events[peaks.at_event][0])]
     return MemoryEstimate(
         peak_reserved_bytes=peaks.peak_reserved_bytes,
+        off_share=off_share,
         peak_allocated_bytes=peaks.peak_allocated_bytes,
         device_used_bytes=used,
         breakdown_bytes={name: breakdown[name] for name in CATEGORIES},

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moco_accel.recipe_text import RecipeError
-from planner.cache import cache_folder
 from planner.candidate import ASSUMED_SHARES, family
 from planner.devices import Card
 
@@ -30,17 +30,25 @@ class Evidence:
         return int(peak_bytes * (1 - self.share)), int(peak_bytes * (1 + self.share))
 
 
-def evidence(encoder: str, rows: Rows) -> Evidence:
-    """What `rows` of measurements say about predictions for an encoder of that family."""
+def evidence(encoder: str, card: Card, rows: Rows) -> Evidence:
+    """What `rows` of measurements say about predictions for an encoder of that family on a card of that kind.
+
+    The worst counts where enough were measured on cards of the same compute capability; else what is assumed, or the
+    worst of any card if that is more.
+    """
     kind = family(encoder)
     measured = [row for row in rows if family(row["recipe"]["encoder"]["name"]) == kind]
-    worst = max((abs(1 / row["ratio"] - 1) for row in measured), default=0.0)
-    if len(measured) < _ENOUGH_ROWS:
-        share, origin = max(ASSUMED_SHARES[kind], worst), "assumed; checked against "
-        origin += f"only {_cards(measured)}" if measured else "no card yet"
+    alike = [row for row in measured if row["measured"]["compute_capability"] == card.compute_capability]
+    if len(alike) >= _ENOUGH_ROWS:
+        share, origin = _worst(alike), f"the worst of {_cards(alike)}"
     else:
-        share, origin = worst, f"the worst of {_cards(measured)}"
+        share, origin = max(ASSUMED_SHARES[kind], _worst(measured)), "assumed; checked against "
+        origin += f"only {_cards(measured)}" if measured else "no card yet"
     return Evidence(share, f"{kind} ± {share:.0%}: {origin}")
+
+
+def _worst(rows: Rows) -> float:
+    return max((abs(1 / row["ratio"] - 1) for row in rows), default=0.0)
 
 
 def standing(card: Card, rows: Rows) -> str:
@@ -52,6 +60,11 @@ def standing(card: Card, rows: Rows) -> str:
 def _cards(rows: Rows) -> str:
     where = sorted({f"{row['measured']['gpu']} with torch {row['measured']['torch']}" for row in rows})
     return f"{len(rows)} measured configuration{'s' if len(rows) > 1 else ''} ({', '.join(where)})"
+
+
+def cache_folder() -> Path:
+    """Where what was found out on this machine is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moco-accel"
 
 
 def measured_path() -> Path:

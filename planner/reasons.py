@@ -38,7 +38,8 @@ def _reason(other: Candidate, chosen: Candidate) -> str:
 
 
 def _smallest_card(candidate: Candidate) -> str:
-    would = smallest_card_with(candidate.memory.peak_reserved_bytes, candidate.recipe.hardware.num_devices)
+    memory = candidate.memory
+    would = smallest_card_with(memory.peak_reserved_bytes, memory.off_share, candidate.recipe.hardware.num_devices)
     return f"; the smallest card that would do: {would.name} ({would.marketed_gib:g} GB)" if would else ""
 
 
@@ -73,14 +74,14 @@ def beside_plan(recipe: Recipe, candidate: Candidate) -> list[str]:
     return [f"[yellow]The recipe's own plan says {then:,} MiB: it was made {why}.[/]"]
 
 
-def coarse(candidate: Candidate) -> str | None:
+def coarse(candidate: Candidate, card: Card) -> str | None:
     """A warning where the per-device batch has no divisor near what would fit."""
     recipe, memory = candidate.recipe, candidate.memory
     batch, devices = recipe.batch, recipe.hardware.num_devices
     if not memory.fits or batch.accumulation_steps == 1:
         return None
     activations = memory.breakdown_bytes["activations"] or 1
-    spare = memory.headroom_bytes
+    spare = memory.headroom_bytes - card.headroom_bytes
     room = batch.micro_batch_size * (1 + spare / activations)
     if room < _COARSE * batch.micro_batch_size:
         return None
@@ -95,7 +96,7 @@ def coarse(candidate: Candidate) -> str | None:
 def how_sure(found: list[Candidate], card: Card, rows: Rows) -> list[str]:
     """Where the figures come from."""
     encoders = {family(candidate.recipe.encoder.name): candidate.recipe.encoder.name for candidate in found}
-    intervals = "; ".join(evidence(name, rows).checked for name in encoders.values())
+    intervals = "; ".join(evidence(name, card, rows).checked for name in encoders.values())
     lines = [f"[yellow]{standing(card, rows)}[/]; tiles/s at {UTILISATION:.0%} of {card.rates_of or card.name}'s peak."]
     lines.append(f"[dim]{intervals}.[/]")
     if any(name.startswith("resnet") for name in encoders.values()):

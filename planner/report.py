@@ -16,7 +16,6 @@ from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
 from planner.candidate import Candidate, PapersWay
 from planner.devices import GIB, MIB, Fleet, spills_to_system_memory
-from planner.evidence import Rows, evidence
 
 if TYPE_CHECKING:  # it imports torch
     from planner.measure import Measured
@@ -56,7 +55,6 @@ class Page:
         recording = Console(record=True, file=io.StringIO(), width=_WIDTH, highlight=False)
         for part in self._parts:
             recording.print(part)
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".svg":
             recording.save_svg(str(path), title="moco-plan")
         elif path.suffix == ".html":
@@ -66,9 +64,16 @@ class Page:
 
 
 def check_picture(path: Path | None) -> None:
-    """Raises RecipeError for a path whose ending `Page.save` doesn't know."""
-    if path is not None and path.suffix not in _PICTURES:
+    """Raises RecipeError for a path that `Page.save` cannot write, or whose ending it doesn't know."""
+    if path is None:
+        return
+    if path.suffix not in _PICTURES:
         raise RecipeError(f"--save={path} must end in {', '.join(_PICTURES)}; --save plan.svg works")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise RecipeError(f"--save={path} cannot be written: {error}; --save plan.svg works") from None
 
 
 def hardware(cards: Fleet) -> RenderableType:
@@ -108,7 +113,7 @@ def asked_for(recipe: Recipe) -> str:
     )
 
 
-def candidates_table(candidates: list[Candidate], rows: Rows, tiles: int | None, waiting: str | None = None) -> Table:
+def candidates_table(candidates: list[Candidate], tiles: int | None, waiting: str | None = None) -> Table:
     """A row per encoder; `waiting` names the one being traced."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for name, justify in (
@@ -122,16 +127,16 @@ def candidates_table(candidates: list[Candidate], rows: Rows, tiles: int | None,
     ):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for candidate in candidates:
-        table.add_row(*_row(candidate, rows, tiles))
+        table.add_row(*_row(candidate, tiles))
     if waiting is not None:
         table.add_row(f"[dim]{waiting} …[/]")
     return table
 
 
-def _row(candidate: Candidate, rows: Rows, tiles: int | None) -> list[str]:
+def _row(candidate: Candidate, tiles: int | None) -> list[str]:
     recipe, memory, batch = candidate.recipe, candidate.memory, candidate.recipe.batch
     tiles_per_unit = tiles * recipe.schedule.epochs / 24 if tiles else 1_000_000  # hours of the first are days
-    off = round(memory.peak_reserved_bytes * evidence(recipe.encoder.name, rows).share)
+    off = round(memory.peak_reserved_bytes * memory.off_share)
     return [
         recipe.encoder.name,
         f"{batch.micro_batch_size:,} × {batch.accumulation_steps:,} × {recipe.hardware.num_devices}",

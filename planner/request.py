@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from moco_accel.recipe import ENCODER_NAMES, RESNET_NAMES, Recipe, divisible_batches, recipe_from_dict, scaled_lr
+from moco_accel.recipe import (
+    ENCODER_NAMES,
+    RESNET_NAMES,
+    Recipe,
+    divisible_batches,
+    load_recipe,
+    recipe_from_dict,
+    scaled_lr,
+)
 from moco_accel.recipe_text import RecipeError
 
 DEFAULT_ENCODER = "vit_small_patch16"
@@ -42,27 +53,46 @@ def check(request: Request, tiles: int | None) -> None:
         raise RecipeError(f"--encoder={request.encoder} is not known; nearest: {', '.join(near)}")
     if request.optimizer not in (*_OPTIMIZERS, "lars_8bit"):
         raise RecipeError(f"--optimizer={request.optimizer} is not known; one of: {', '.join(_OPTIMIZERS)}")
-    if request.global_batch_size < 2 or request.global_batch_size % request.gpus:
-        near_batches = divisible_batches(max(request.global_batch_size, 2 * request.gpus), request.gpus)
-        raise RecipeError(
-            f"--global-batch={request.global_batch_size} does not divide over {request.gpus} GPUs; "
-            f"nearest: {near_batches}"
-        )
+    batch, gpus = request.global_batch_size, request.gpus
+    if batch < 2:
+        raise RecipeError(f"--global-batch={batch} leaves nothing to contrast; --global-batch {max(2, gpus)} works")
+    if batch % gpus:
+        near_batches = divisible_batches(max(batch, gpus), gpus)
+        raise RecipeError(f"--global-batch={batch} does not divide over {gpus} GPUs; nearest: {near_batches}")
     if tiles is not None and tiles < request.global_batch_size:
         raise RecipeError(
             f"--tiles={tiles} make no batch of {request.global_batch_size}; --global-batch {tiles} is most"
         )
 
 
-def few_steps(request: Request, tiles: int | None) -> str | None:
-    """A warning where an epoch has few optimizer steps, with a batch of which it has more."""
-    batch = request.global_batch_size
+def few_steps(batch: int, gpus: int, tiles: int | None) -> str | None:
+    """A warning where an epoch has few optimizer steps, with a global batch of which it has more."""
     if tiles is None or tiles // batch >= _FEW_STEPS:
         return None
-    sizes = [request.gpus << power for power in range(1, batch.bit_length()) if request.gpus << power < batch]
+    sizes = [gpus << power for power in range(1, batch.bit_length()) if gpus << power < batch]
     better = max((size for size in sizes if tiles // size >= _FEW_STEPS), default=None)
     hint = f"; --global-batch {better} takes {tiles // better:,}" if better else ""
     return f"{tiles:,} tiles make {tiles // batch} optimizer steps of {batch:,} an epoch, which is few{hint}"
+
+
+def check_place(path: Path, recipe: Recipe, by_default: bool) -> None:
+    """Raises RecipeError where `recipe` cannot be written, or would replace, unasked, a recipe with other fields."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"--output={path} cannot be written: {error}; --output recipe.yaml works") from None
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise RecipeError(f"--output={path} cannot be written; --output recipe.yaml works")
+    if not by_default or not path.exists():
+        return
+    there, new = load_recipe(path).model_dump(), recipe.model_dump()
+    for section in ("encoder", "moco", "optimizer", "schedule", "augment", "data", "evaluation", "run"):
+        for field, value in new[section].items():
+            if there[section][field] != value:
+                raise RecipeError(
+                    f"{path} exists and has {section}.{field}={there[section][field]}, not {value}; "
+                    f"--output with another name keeps both"
+                )
 
 
 def recipe_for(request: Request, encoder: str) -> Recipe:
@@ -99,12 +129,21 @@ def recipe_for(request: Request, encoder: str) -> Recipe:
 
 
 def recipe_path(request: Request, vram_gib: float) -> str:
-    """Where the recipe goes when no place is named."""
+    """Where the recipe goes when no place is named: after the cards and what is not as usual."""
     count = {1: "single", 2: "dual"}.get(request.gpus, f"{request.gpus}x")
-    card = re.sub(r"[^a-z0-9]+", "_", request.gpu.lower()) if request.gpu else f"{vram_gib:g}gb"
-    between = "_" if request.gpu else ""
-    encoder = f"_{request.encoder}" if request.encoder not in (None, DEFAULT_ENCODER) else ""
-    return f"recipes/{count}{between}{card}{encoder}.yaml"
+    card = f"_{re.sub(r'[^a-z0-9]+', '_', request.gpu.lower())}" if request.gpu else f"{vram_gib:g}gb"
+    usual = Request()
+    parts = {
+        f"{request.encoder}": request.encoder not in (None, DEFAULT_ENCODER),
+        f"{request.image_size}px": request.image_size != usual.image_size,
+        f"{request.bands}bands": request.bands != usual.bands,
+        f"batch{request.global_batch_size}": request.global_batch_size != usual.global_batch_size,
+        "fp32": request.mixed_precision == "no",
+        request.optimizer: request.optimizer != usual.optimizer,
+        request.contrast_over: request.contrast_over != usual.contrast_over,
+        f"{request.epochs}epochs": request.epochs != usual.epochs,
+    }
+    return f"recipes/{'_'.join([count + card, *(part for part, named in parts.items() if named)])}.yaml"
 
 
 def launch_command(gpus: int, path: str) -> str:
@@ -113,5 +152,5 @@ def launch_command(gpus: int, path: str) -> str:
     processes = "" if config else f" --num_processes {gpus}"
     return (
         f"accelerate launch --config_file accelerate_configs/{config or 'dual_gpu'}.yaml{processes} "
-        f"moco_accel/train.py --recipe {path}"
+        f"moco_accel/train.py --recipe {shlex.quote(path)}"
     )

@@ -84,7 +84,8 @@ class ScalableTrace:
 def traceable_batch(recipe: Recipe, accumulation_steps: int) -> Recipe:
     """`recipe` with micro-batches whose size marks every tensor that grows with it."""
     size = recipe.encoder.image_size
-    sides = {size // patch for patch in (1, 2, 4, 8, 16, 32)}
+    # of feature maps and patch grids; a ResNet's strides round up
+    sides = {side for patch in (1, 2, 4, 8, 16, 32) for side in (size // patch, -(-size // patch))}
     taken = sides | {side**2 + 1 for side in sides} | {recipe.encoder.bands, recipe.hardware.num_devices}
     taken |= {recipe.moco.output_dim, recipe.moco.projector_hidden_dim, recipe.moco.queue_size}
     prime = next(p for p in _PRIMES if all(n % p for n in taken if n))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moco_accel.recipe import Batch, Recipe
+from moco_accel.recipe_rules import least_micro_batch
 from planner.allocator import replay
 from planner.candidate import Candidate, Retraced, with_memory, with_micro_batch
 from planner.devices import Card
@@ -28,9 +29,11 @@ def best(recipe: Recipe, card: Card) -> Candidate:
     return recomputing if grows and recomputing.memory.fits else plain
 
 
-def divisors(per_device_batch_size: int) -> list[int]:
-    """Micro-batch sizes that make up a per-device batch, ascending."""
-    return [size for size in range(1, per_device_batch_size + 1) if per_device_batch_size % size == 0]
+def micro_batch_sizes(recipe: Recipe) -> list[int]:
+    """Those that make up the recipe's per-device batch, ascending."""
+    per_device = recipe.per_device_batch_size
+    least = least_micro_batch(recipe.encoder.name, recipe.encoder.image_size)
+    return [size for size in range(least, per_device + 1) if per_device % size == 0]
 
 
 def retraced(recipe: Recipe, card: Card) -> Retraced:
@@ -53,7 +56,7 @@ def retraced(recipe: Recipe, card: Card) -> Retraced:
 
 def _largest(recipe: Recipe, card: Card) -> Candidate:
     recipe = with_memory(recipe, keep_last_micro_batch=False)
-    sizes = divisors(recipe.per_device_batch_size)
+    sizes = micro_batch_sizes(recipe)
     smaller = sizes[:-1] or sizes
     found = judge(with_micro_batch(recipe, smaller[0]), card)
     low, high = 1, len(smaller)  # smaller[:low] fit, smaller[high:] do not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def without_gpu(recipe: Recipe | None, path: Path | None, as_json: bool, page: P
     if recipe is None and CPU_RECIPE.is_file():
         recipe, path = load_recipe(CPU_RECIPE), CPU_RECIPE
     if recipe is None:
+        if as_json:
+            print(json.dumps({"hardware": {"gpu": None, "num_devices": 0}, "candidates": [], "chosen": None}))
         return 0
     with console.status(f"tracing {recipe.encoder.name} for the CPU"):
         taken = replay(trace_step(recipe, None, steps=2).events).peak_requested_bytes

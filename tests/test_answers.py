@@ -14,14 +14,16 @@ from test_plan import SMALL, fitted, moco_plan
 
 from moco_accel.recipe import Recipe, save_recipe
 from planner.advice import changes
+from planner.allocator import replay
 from planner.cache import answered
 from planner.candidate import Candidate, Change, with_memory, with_micro_batch
 from planner.devices import CARDS, generic_card
-from planner.estimate import judge, papers_way
+from planner.estimate import judge, papers_way, trace_for
 from planner.evidence import evidence, standing
 from planner.reasons import coarse
 from planner.request import Request, few_steps, recipe_path
 from planner.search import best
+from planner.trace import trace_step
 
 FITS_NOT = ["--encoder", "vit_large_patch16", "--vram", "2", "--global-batch", "2"]
 
@@ -151,19 +153,19 @@ def test_what_can_never_fit_says_what_is_too_big() -> None:
     ],
 )
 def test_few_steps_an_epoch_are_warned_of(tiles: int | None, batch: int, expected: str | None) -> None:
-    warning = few_steps(Request(gpus=2, global_batch_size=batch), tiles)
+    warning = few_steps(batch, 2, tiles)
     assert warning == (expected and f"{tiles:,} tiles make {expected}")
 
 
 def test_a_batch_that_divides_badly_is_warned_of() -> None:
     card = generic_card(8)
     prime = best(fitted("vit_tiny_patch16", 2 * 1021, 1), card)  # one tile at a time, or all of them
-    assert prime.recipe.batch.accumulation_steps == 1 or coarse(prime)
+    assert prime.recipe.batch.accumulation_steps == 1 or coarse(prime, card)
     narrow = judge(fitted("vit_small_patch16", 2 * 1021, 1), card)
-    warning = coarse(narrow)
+    warning = coarse(narrow, card)
     assert warning is not None
     assert "--global-batch 2,048 takes larger ones" in warning
-    assert coarse(judge(fitted("vit_small_patch16", 2048, 1024), card)) is None
+    assert coarse(judge(fitted("vit_small_patch16", 2048, 1024), card), card) is None
 
 
 def test_the_papers_own_way_takes_more_than_ours() -> None:
@@ -175,13 +177,19 @@ def test_evidence_is_the_worst_that_was_measured_once_there_is_enough() -> None:
     recipe = small_recipe().model_dump()
     measured = {"gpu": "A card", "torch": "2.15", "compute_capability": 86}
     rows = [{"recipe": recipe, "measured": measured, "ratio": 0.97}] * 7
-    assert evidence("vit_small_patch16", []).share == 0.05
-    assert "no card yet" in evidence("vit_small_patch16", []).checked
-    assert evidence("vit_small_patch16", rows).share == 0.05
-    assert "only 7 measured configurations (A card with torch 2.15)" in evidence("vit_small_patch16", rows).checked
+    card = generic_card(8)
+    assert evidence("vit_small_patch16", card, []).share == 0.05
+    assert "no card yet" in evidence("vit_small_patch16", card, []).checked
+    assert evidence("vit_small_patch16", card, rows).share == 0.05
+    assert (
+        "only 7 measured configurations (A card with torch 2.15)" in evidence("vit_small_patch16", card, rows).checked
+    )
     enough = [*rows, {"recipe": recipe, "measured": measured, "ratio": 1.01}]
-    assert evidence("vit_small_patch16", enough).share == pytest.approx(1 / 0.97 - 1)
-    assert evidence("resnet50", enough).share == 0.1
+    assert evidence("vit_small_patch16", card, enough).share == pytest.approx(1 / 0.97 - 1)
+    assert evidence("vit_small_patch16", CARDS["t4"], enough).share == 0.05  # another kind of card
+    assert evidence("resnet50", card, enough).share == 0.1
+    worse = [*rows, {"recipe": recipe, "measured": measured, "ratio": 0.9}]
+    assert evidence("vit_small_patch16", CARDS["t4"], worse).share == pytest.approx(1 / 0.9 - 1)
     assert "not yet measured" in standing(generic_card(8), [])
     assert "measured on such cards: 8" in standing(generic_card(8), enough)
 
@@ -191,9 +199,52 @@ def test_evidence_is_the_worst_that_was_measured_once_there_is_enough() -> None:
     [
         (Request(gpus=2), "recipes/dual8gb.yaml"),
         (Request(gpus=1, encoder="vit_small_patch16"), "recipes/single8gb.yaml"),
-        (Request(gpus=4, encoder="resnet50"), "recipes/4x8gb_resnet50.yaml"),
+        (Request(gpus=4, encoder="resnet50", bands=13, epochs=100), "recipes/4x8gb_resnet50_13bands_100epochs.yaml"),
+        (Request(gpus=2, global_batch_size=512, mixed_precision="no"), "recipes/dual8gb_batch512_fp32.yaml"),
         (Request(gpus=2, gpu="NVIDIA GeForce RTX 3070"), "recipes/dual_nvidia_geforce_rtx_3070.yaml"),
     ],
 )
 def test_recipes_are_named_after_what_they_are_for(request_: Request, path: str) -> None:
     assert recipe_path(request_, 8) == path
+
+
+def test_a_recipe_with_other_fields_is_not_replaced_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--vram", "8", *SMALL]
+    assert moco_plan(*arguments).exit_code == 0
+    assert moco_plan(*arguments).exit_code == 0  # the same again
+    path = next((tmp_path / "recipes").iterdir())
+    path.write_text(path.read_text().replace("source: data/tiles", "source: my/tiles"))
+    refused = moco_plan(*arguments)
+    assert refused.exit_code == 2
+    assert f"recipes/{path.name} exists and has data.source=my/tiles" in " ".join(refused.stderr.split())
+    assert "my/tiles" in path.read_text()
+    assert moco_plan(*arguments, "--output", str(path)).exit_code == 0
+
+
+def test_a_recipes_own_named_card_judges_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "t4.yaml")
+    planned = json.loads(moco_plan("--gpu", "t4", *SMALL, "--output", path, "--json").stdout)
+    judged = json.loads(moco_plan("--recipe", path, "--json").stdout)
+    assert judged["hardware"] == planned["hardware"]
+    assert judged["chosen"]["headroom_bytes"] == planned["chosen"]["headroom_bytes"]
+
+
+@pytest.mark.parametrize(("encoder", "size"), [("resnet18", 121), ("resnet50", 481), ("vit_tiny_patch8", 488)])
+def test_sizes_whose_maps_are_a_primes_multiple_wide_are_traced_with_another(encoder: str, size: int) -> None:
+    """61, the first prime, is the side of a feature map there."""
+    recipe = fitted(encoder, 96, 16)
+    recipe = recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"image_size": size})})
+    card = CARDS["rtx3070"]
+    scaled, direct = trace_for(recipe, card).events(16, 3, steps=1), trace_step(recipe, 86).events
+    expected = replay(direct).peak_allocated_bytes
+    assert replay(scaled).peak_allocated_bytes == pytest.approx(expected, rel=0.01)
+
+
+def test_a_resnet_needs_two_values_a_channel(tmp_path: Path) -> None:
+    tiny = ["--vram", "8", "--encoder", "resnet18", "--image-size", "32", "--output", str(tmp_path / "r.yaml")]
+    result = moco_plan(*tiny, "--global-batch", "64", "--json")
+    assert json.loads(result.stdout)["chosen"]["micro_batch_size"] > 1
+    alone = moco_plan(*tiny, "--gpus", "2", "--global-batch", "2")
+    assert alone.exit_code == 2
+    assert "batch.micro_batch_size=2 works" in alone.stderr

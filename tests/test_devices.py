@@ -281,8 +281,8 @@ def test_the_smallest_is_the_one_with_the_smallest_budget_then_the_slowest() -> 
 
 
 def test_the_smallest_card_that_would_do() -> None:
-    def would_do(budget_bytes: int, num_devices: int = 1) -> str | None:
-        card = smallest_card_with(budget_bytes, num_devices)
+    def would_do(peak_bytes: int, num_devices: int = 1, off_share: float = 0.0) -> str | None:
+        card = smallest_card_with(peak_bytes, off_share, num_devices)
         return card and card.name
 
     assert would_do(1) == "rtx3050_6gb"
@@ -290,6 +290,8 @@ def test_the_smallest_card_that_would_do() -> None:
     assert would_do(edge, 2) == "rtx4060"
     assert would_do(CARDS["rtx3070ti"].budget_bytes(2) + 1, 2) == "rtx3080_10gb"
     assert would_do(60 * GIB) == "a100_80gb"
+    # a tenth of the peak is more than the card's own headroom
+    assert would_do(edge, 2, 0.1) == "rtx3080_10gb"
     assert would_do(200 * GIB) is None
 
 
@@ -317,8 +319,8 @@ def test_a_card_of_this_machine_is_what_cuda_says_of_it() -> None:
     card = here("NVIDIA GeForce RTX 3070", 7840, free_mib=7840 - 426 - 700)
     assert (card.name, card.marketed_gib, card.reported_bytes) == ("NVIDIA GeForce RTX 3070", 8, 7840 * MIB)
     assert (card.tensor_tflops, card.rates_of) == (40.6, None)
-    assert card.taken_bytes == card.desktop_bytes == 700 * MIB
-    assert card.budget_bytes(1) / MIB == pytest.approx(7840 - 700 - 426 - 392, abs=1e-3)
+    assert card.taken_bytes == card.desktop_bytes == 704 * MIB  # 700, in steps of 64
+    assert card.budget_bytes(1) / MIB == pytest.approx(7840 - 704 - 426 - 392, abs=1e-3)
     idle = here("NVIDIA GeForce RTX 3070", 7840, free_mib=7840 - 290)  # its own context is smaller than the allowance
     assert idle.taken_bytes == idle.desktop_bytes == 0
 
