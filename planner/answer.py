@@ -55,7 +55,6 @@ class Question:
 def answer(question: Question) -> int:
     """Answer on stderr (and, as JSON, on stdout). Returns the exit code; raises RecipeError for the user's mistakes."""
     report.check_picture(question.save)
-    check_alone(question)
     recipe = load_recipe(question.recipe_file) if question.recipe_file is not None else None
     cards = _cards(question, recipe)
     page = report.Page()
@@ -142,23 +141,6 @@ def _close(question: Question, page: report.Page, cards: Fleet, answer: Answer) 
     if question.as_json:
         print(as_json(cards, answer, rows))
     return 0 if chosen.memory.fits else 1
-
-
-def check_alone(question: Question) -> None:
-    """A recipe says all of what to train: raises RecipeError for an option beside `--recipe` that would do nothing."""
-    if question.recipe_file is None:
-        return
-    default = Request()
-    options = {"global_batch_size": "global-batch", "mixed_precision": "precision"}
-    for field in dataclasses.fields(Request):
-        value = getattr(question.request, field.name)
-        if field.name != "gpus" and value != getattr(default, field.name):
-            option = options.get(field.name, field.name.replace("_", "-"))
-            raise RecipeError(
-                f"--{option}={value} would do nothing beside --recipe; change it in {question.recipe_file}"
-            )
-    if question.output is not None:
-        raise RecipeError(f"--output={question.output} would do nothing: --recipe writes none; leave one of them out")
 
 
 def _warn(page: report.Page, chosen: Candidate, card: Card, tiles: int | None) -> None:

@@ -20,6 +20,7 @@ _WHICH, _WHAT, _ANSWER = "Which GPUs", "What to train", "The answer"
     "moco-plan --recipe recipes/paper_vit_small.yaml --vram 16 — does it fit, and what would make it fit"
 )
 def plan(
+    context: typer.Context,
     gpus: Annotated[
         int | None,
         typer.Option(help="How many GPUs.", show_default="those of this machine, or 1", rich_help_panel=_WHICH),
@@ -82,7 +83,7 @@ def plan(
             show_cards(as_json)
             return
         from planner.answer import Question, answer
-        from planner.request import Request
+        from planner.request import Request, check_alone
 
         request = Request(
             gpus=gpus or 1,
@@ -95,8 +96,16 @@ def plan(
             contrast_over=contrast_over,
             epochs=epochs,
         )
-        code = answer(Question(request, gpu, vram, gpus, recipe, output, tiles, as_json, save, measure))
+        question = Question(request, gpu, vram, gpus, recipe, output, tiles, as_json, save, measure)
+        if recipe is not None:
+            check_alone(recipe, [name for name in context.params if _is_given(context, name)])
+        code = answer(question)
     raise typer.Exit(code)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def main() -> None:

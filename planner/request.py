@@ -75,6 +75,25 @@ def few_steps(batch: int, gpus: int, tiles: int | None) -> str | None:
     return f"{tiles:,} tiles make {tiles // batch} optimizer steps of {batch:,} an epoch, which is few{hint}"
 
 
+def check_alone(recipe_file: Path, given: list[str]) -> None:
+    """A recipe says all of what to train: raises RecipeError where an option `given` beside it would do nothing."""
+    idle = (
+        "encoder",
+        "image_size",
+        "bands",
+        "global_batch",
+        "precision",
+        "optimizer",
+        "contrast_over",
+        "epochs",
+        "output",
+    )
+    for name in given:
+        if name in (*science, "output"):
+            option = name.replace("_", "-")
+            raise RecipeError(f"--{option} would do nothing beside --recipe; leave it out, or change {recipe_file}")
+
+
 def check_place(path: Path, recipe: Recipe, by_default: bool) -> None:
     """Raises RecipeError where `recipe` cannot be written, or would replace, unasked, a recipe with other fields."""
     try:
