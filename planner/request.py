@@ -77,17 +77,7 @@ def few_steps(batch: int, gpus: int, tiles: int | None) -> str | None:
 
 def check_alone(recipe_file: Path, given: list[str]) -> None:
     """A recipe says all of what to train: raises RecipeError where an option `given` beside it would do nothing."""
-    idle = (
-        "encoder",
-        "image_size",
-        "bands",
-        "global_batch",
-        "precision",
-        "optimizer",
-        "contrast_over",
-        "epochs",
-        "output",
-    )
+    science = ("encoder", "image_size", "bands", "global_batch", "precision", "optimizer", "contrast_over", "epochs")
     for name in given:
         if name in (*science, "output"):
             option = name.replace("_", "-")
