@@ -52,7 +52,7 @@ def set_allocator(expandable_segments: bool) -> None:
     found = next((os.environ[name] for name in _ALLOCATOR_VARIABLES if name in os.environ), None)
     if found is None and sys.platform == "linux":
         os.environ[_ALLOCATOR_VARIABLES[0]] = wanted
-    elif found is None or wanted not in found:
+    elif (found is None or wanted not in found) and os.environ.get("RANK", "0") == "0":
         why = "only Linux has them" if found is None else f"your environment says {found}"
         console.print(f"memory.expandable_segments is not in force ({why}): expect some per cent more than planned")
 
