@@ -11,7 +11,7 @@ from planner.estimate import judge, trace_for
 from planner.trace import trace_step
 
 _FEW_TILES = 8  # below this many at once a GPU idles, so that recomputing activations can pay
-_FEW_MICRO_BATCHES = 8  # among more, the one that need not be recomputed saves less than 3 % of a step
+_FEW_MICRO_BATCHES = 6  # among more, the one that need not be recomputed saves less than 3 % of a step
 
 
 def best(recipe: Recipe, card: Card) -> Candidate:
