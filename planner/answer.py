@@ -89,7 +89,7 @@ def plan(question: Question, request: Request, cards: Fleet, page: report.Page) 
     with console.status("tracing the paper's own way"):
         way = answered("planner.estimate.papers_way", PapersWay, chosen.recipe, card)
     page.show(report.papers_way(chosen, way))
-    _warn(page, chosen, card, question.tiles)
+    _warn(page, chosen, question.tiles)
     measured = path = None
     if chosen.memory.fits:
         _trace_again(page, chosen, card)
@@ -119,7 +119,7 @@ def judge(question: Question, recipe: Recipe, cards: Fleet, page: report.Page) -
         candidate = answered("planner.estimate.judge", Candidate, recipe, card)
     page.show(report.candidates_table([candidate], question.tiles), "", *report.budget(candidate))
     page.show(*reasons.beside_plan(recipe, candidate))
-    _warn(page, candidate, card, question.tiles)
+    _warn(page, candidate, question.tiles)
     measured = _measured(question, candidate)
     return _close(question, page, cards, Answer([candidate], candidate, str(question.recipe_file), measured))
 
@@ -143,10 +143,10 @@ def _close(question: Question, page: report.Page, cards: Fleet, answer: Answer) 
     return 0 if chosen.memory.fits else 1
 
 
-def _warn(page: report.Page, chosen: Candidate, card: Card, tiles: int | None) -> None:
+def _warn(page: report.Page, chosen: Candidate, tiles: int | None) -> None:
     recipe = chosen.recipe
     few = few_steps(recipe.batch.global_batch_size, recipe.hardware.num_devices, tiles)
-    warnings = [words for words in (few, reasons.coarse(chosen, card)) if words]
+    warnings = [words for words in (few, reasons.coarse(chosen)) if words]
     page.show(*(f"[bold yellow]warning:[/] {words}" for words in warnings))
 
 

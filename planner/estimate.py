@@ -17,15 +17,15 @@ from planner.candidate import (
 )
 from planner.devices import UTILISATION, Card
 from planner.evidence import all_rows, evidence
-from planner.scaling import ScalableTrace, scalable, traceable_batch
+from planner.scaling import MOST_TRACED, ScalableTrace, scalable, traceable_batch
 from planner.trace import trace_step
 
 _traces: dict[tuple[str, int], ScalableTrace] = {}
 
 
 def trace_for(recipe: Recipe, card: Card) -> ScalableTrace:
-    """Trace `recipe`'s step once, for every micro-batch size (with one micro-batch, or for more than one)."""
-    traceable = traceable_batch(recipe, min(recipe.batch.accumulation_steps, 2))
+    """Trace `recipe`'s step once, for every micro-batch size and, from three micro-batches on, every number of them."""
+    traceable = traceable_batch(recipe, min(recipe.batch.accumulation_steps, MOST_TRACED))
     key = (traceable.model_dump_json(exclude={"planned"}), card.compute_capability)
     if key not in _traces:
         _traces[key] = scalable(trace_step(traceable, card.compute_capability), traceable)

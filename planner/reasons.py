@@ -10,7 +10,9 @@ from planner.devices import MIB, UTILISATION, Card, smallest_card_with
 from planner.evidence import Rows, evidence, standing
 from planner.report import gib, mib
 
-_COARSE = 4  # a micro-batch so many times smaller than what would fit wastes a card
+_FEW_TILES = 8  # below this many at once a GPU idles
+_COARSE = 4  # from one divisor to the next
+_WELL_DIVIDED = 64  # tiles per device
 _LISTED_CHANGES = 4
 
 
@@ -74,22 +76,22 @@ def beside_plan(recipe: Recipe, candidate: Candidate) -> list[str]:
     return [f"[yellow]The recipe's own plan says {then:,} MiB: it was made {why}.[/]"]
 
 
-def coarse(candidate: Candidate, card: Card) -> str | None:
-    """A warning where the per-device batch has no divisor near what would fit."""
-    recipe, memory = candidate.recipe, candidate.memory
-    batch, devices = recipe.batch, recipe.hardware.num_devices
-    if not memory.fits or batch.accumulation_steps == 1:
+def coarse(candidate: Candidate) -> str | None:
+    """A warning where the per-device batch divides so badly that a GPU has few tiles at once, though more may fit."""
+    recipe, batch = candidate.recipe, candidate.recipe.batch
+    per_device, devices = recipe.per_device_batch_size, recipe.hardware.num_devices
+    larger = next(
+        size
+        for size in range(batch.micro_batch_size + 1, per_device + 2)
+        if per_device % size == 0 or size > per_device
+    )
+    if not candidate.memory.fits or batch.micro_batch_size >= _FEW_TILES or larger < _COARSE * batch.micro_batch_size:
         return None
-    activations = memory.breakdown_bytes["activations"] or 1
-    spare = memory.headroom_bytes - card.headroom_bytes
-    room = batch.micro_batch_size * (1 + spare / activations)
-    if room < _COARSE * batch.micro_batch_size:
-        return None
-    unit = devices * 2 ** (int(room).bit_length() - 1)
+    unit = devices * min(_WELL_DIVIDED, 2 ** (per_device.bit_length() - 1))
     near = max(round(batch.global_batch_size / unit), 1) * unit
     return (
-        f"{recipe.per_device_batch_size:,} tiles per device divide into micro-batches of {batch.micro_batch_size} at "
-        f"most, where about {int(room):,} would fit; --global-batch {near:,} takes larger ones and less time"
+        f"{per_device:,} tiles per device divide into micro-batches of {batch.micro_batch_size}, next of {larger:,}: "
+        f"a GPU idles at so few; --global-batch {near:,} divides better"
     )
 
 

@@ -1,9 +1,9 @@
 """One trace, any micro-batch size and any number of micro-batches.
 
-A step is traced with two micro-batches of a prime number of tiles, a prime that divides nothing else. How often it
-divides a tensor's bytes says how the tensor grows: not at all (weights), with the micro-batch or with the per-device
-batch (activations), or with its square (logits). Further micro-batches do what the first one did; what each leaves
-behind (its features) is all that adds up.
+A step is traced with at most three micro-batches of a prime number of tiles, a prime that divides nothing else. How
+often it divides a tensor's bytes says how the tensor grows: not at all (weights), with the micro-batch or with the
+per-device batch (activations), or with its square (logits). Further micro-batches do what the middle one did; what each
+leaves behind (its features) is all that adds up.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from planner.allocator import Event
 from planner.traced import Trace
 
 _PRIMES = (61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127)
+MOST_TRACED = 3  # micro-batches: backward begins with one, ends with one, and treats all between alike
 _BACKWARD_PHASES = ("backward", "recomputed forward")
 
 
@@ -43,7 +44,7 @@ class ScalableTrace:
 
         Numbers are those of `trace.tensors`; copies of what every micro-batch keeps bear higher ones, see `original`.
         """
-        assert (accumulation_steps == 1) == (self.traced_steps == 1), "one micro-batch takes a path of its own"
+        assert self.traced_steps == min(accumulation_steps, MOST_TRACED), "fewer take paths of their own"
         sizes = [self._bytes(law, micro_batch_size, accumulation_steps) for law in self.laws]
         copies = range(1, accumulation_steps - self.traced_steps + 1)
         sized: list[Event] = []

@@ -13,7 +13,7 @@ from conftest import small_recipe
 from typer.testing import CliRunner, Result
 
 from moco_accel.recipe import Recipe, load_recipe
-from planner.allocator import LARGE_SEGMENT_BYTES, MIB, SMALL_SEGMENT_BYTES, replay
+from planner.allocator import MIB, replay
 from planner.candidate import CATEGORIES, with_micro_batch
 from planner.cli import app
 from planner.devices import CARDS, CONTEXT_BYTES, NCCL_BYTES, generic_card
@@ -106,8 +106,9 @@ def test_the_shipped_dual8gb_recipe_is_what_it_is_said_to_be() -> None:
     memory = estimate(trace_for(recipe, generic_card(8)), recipe, generic_card(8))
     assert memory.fits
     assert recipe.planned is not None
-    # its own figure still holds; torch's versions differ by a workspace
-    assert memory.peak_reserved_bytes / MIB == pytest.approx(recipe.planned.peak_reserved_mib, rel=0.01)
+    # its own figure still holds; torch's versions differ by workspaces and the segments that those move: 5,050 MiB with
+    # 2.14, 5,110 with 2.15
+    assert memory.peak_reserved_bytes / MIB == pytest.approx(recipe.planned.peak_reserved_mib, rel=0.015)
 
 
 def test_what_does_not_fit_is_an_answer_with_exit_code_1() -> None:
@@ -166,15 +167,16 @@ def test_help_needs_no_torch_and_shows_an_example() -> None:
 @pytest.mark.parametrize("encoder", ["vit_tiny_patch16", "resnet18"])
 @pytest.mark.parametrize(("contrast_over", "keep_last"), WAYS)
 def test_a_scaled_trace_is_a_trace_at_that_size(encoder: str, contrast_over: str, keep_last: bool) -> None:
-    """From two micro-batches of a prime size to 8 of 32, on two processes."""
+    """From three micro-batches of a prime size to 8 of 32, on two processes."""
     recipe = fitted(encoder, 512, 32, memory={"keep_last_micro_batch": keep_last})
     recipe = recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"contrast_over": contrast_over})})
     card = CARDS["rtx3070"]
     direct = replay(trace_step(recipe, card.compute_capability).events)
     scaled = replay(trace_for(recipe, card).events(32, 8, steps=1))
-    assert scaled.peak_requested_bytes == pytest.approx(direct.peak_requested_bytes, rel=2e-3)
-    # what is reserved grows by segments of 2 MiB at least
-    assert scaled.peak_reserved_bytes == pytest.approx(direct.peak_reserved_bytes, rel=5e-3, abs=SMALL_SEGMENT_BYTES)
+    assert scaled.peak_requested_bytes == pytest.approx(
+        direct.peak_requested_bytes, rel=1e-3
+    )  # 0; 6e-4 over micro-batches
+    assert scaled.peak_reserved_bytes == pytest.approx(direct.peak_reserved_bytes, rel=5e-3)
 
 
 def test_the_search_takes_the_largest_micro_batch_that_fits() -> None:
@@ -186,8 +188,7 @@ def test_the_search_takes_the_largest_micro_batch_that_fits() -> None:
     assert found.memory.fits
     larger = with_micro_batch(found.recipe, 2 * size)
     assert not judge(larger, card).memory.fits
-    # what is reserved grows by segments of 20 MiB, here of 1,034; allocated agrees within 0.06 %
-    assert abs(retraced(found.recipe, card).difference) < 1.05 * LARGE_SEGMENT_BYTES / (1034 * MIB)
+    assert retraced(found.recipe, card).difference == pytest.approx(0, abs=0.001)  # measured: 0
 
 
 def test_recomputing_activations_and_16_bits_take_less() -> None:
