@@ -80,7 +80,8 @@ def plan(question: Question, request: Request, cards: Fleet, page: report.Page) 
     first = recipe_for(request, name)  # the mistakes that need no torch come before it is imported
     if request.mixed_precision == "bf16" and not card.bf16:
         raise RecipeError(f"--precision=bf16: {card.name} computes in fp16 only; --precision fp16 works")
-    check_place(question.output or Path(recipe_path(request, card.marketed_gib)), first, question.output is None)
+    place = question.output or Path(recipe_path(request, card.marketed_gib))
+    check_place(place, first, question.output is None)
     page.show(report.hardware(cards), f"\n{report.asked_for(first)}")
     found = _table(question, request, card, name)
     chosen = next(candidate for candidate in found if candidate.recipe.encoder.name == name)
@@ -94,7 +95,7 @@ def plan(question: Question, request: Request, cards: Fleet, page: report.Page) 
     if chosen.memory.fits:
         _trace_again(page, chosen, card)
         measured = _measured(question, chosen)
-        path = str(question.output or recipe_path(request, card.marketed_gib))
+        path = str(place)
         ready = planned(chosen, measured.gpu if measured else None)
         command = launch_command(request.gpus, path)
         save_recipe(ready, path, header(chosen.recipe, command, standing(card, all_rows())))

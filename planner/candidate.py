@@ -14,6 +14,7 @@ CATEGORIES = (
     "workspaces", "fragmentation", "context", "headroom",
 )  # fmt: skip
 
+FEW_TILES = 8  # below this many at once a GPU idles, so that recomputing activations can pay
 ASSUMED_SHARES = {"ViT": 0.05, "ResNet": 0.10}
 """By how much a peak may be off, as long as too few were measured on GPUs. Cautious guesses: a ResNet's convolutions
 have workspaces that cuDNN chooses as it runs and no trace sees."""

@@ -77,6 +77,11 @@ class Card:
         """What the allocator may reserve."""
         return self.reported_bytes - self.desktop_bytes - self.headroom_bytes - self.outside_bytes(num_devices)
 
+    def free_and_needed_bytes(self, peak_bytes: int, off_share: float, num_devices: int) -> tuple[int, int]:
+        """What stays free beside a peak that may be off by `off_share`, and what must, for it to fit."""
+        free = self.budget_bytes(num_devices) + self.headroom_bytes - peak_bytes
+        return free, max(self.headroom_bytes, int(off_share * peak_bytes))
+
 
 def _card(sold: table.Sold) -> Card:
     share = table.ASSUMED_SHARE_ECC if sold.ecc else table.ASSUMED_SHARE
@@ -133,8 +138,8 @@ def smallest_of(cards: list[Card]) -> Card:
 def smallest_card_with(peak_bytes: int, off_share: float, num_devices: int) -> Card | None:
     """The commonest card of the smallest size on which that peak fits, off by `off_share`; no laptop, and with bf16."""
     for card in CARDS.values():
-        room = card.budget_bytes(num_devices) - max(int(off_share * peak_bytes) - card.headroom_bytes, 0)
-        if card.bf16 and "laptop" not in card.name and room >= peak_bytes:
+        free, needed = card.free_and_needed_bytes(peak_bytes, off_share, num_devices)
+        if card.bf16 and "laptop" not in card.name and free >= needed:
             return card
     return None
 

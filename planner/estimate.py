@@ -47,11 +47,10 @@ def estimate(traced: ScalableTrace, recipe: Recipe, card: Card) -> MemoryEstimat
     events = traced.events(recipe.batch.micro_batch_size, recipe.batch.accumulation_steps)
     peaks = replay(events, recipe.memory.expandable_segments)
     breakdown = _categories_at(events, peaks.at_event, traced)
-    outside = card.outside_bytes(recipe.hardware.num_devices)
-    used = peaks.peak_reserved_bytes + outside
-    free = card.budget_bytes(recipe.hardware.num_devices) - peaks.peak_reserved_bytes + card.headroom_bytes
     off_share = evidence(recipe.encoder.name, card, all_rows()).share
-    needed = max(card.headroom_bytes, int(off_share * peaks.peak_reserved_bytes))
+    devices = recipe.hardware.num_devices
+    outside = card.outside_bytes(devices)
+    free, needed = card.free_and_needed_bytes(peaks.peak_reserved_bytes, off_share, devices)
     breakdown["fragmentation"] = peaks.peak_reserved_bytes - sum(breakdown.values())
     breakdown["context"], breakdown["headroom"] = outside, free
     tensor = traced.trace.tensors[traced.original(events[peaks.at_event][0])]
@@ -59,7 +58,7 @@ def estimate(traced: ScalableTrace, recipe: Recipe, card: Card) -> MemoryEstimat
         peak_reserved_bytes=peaks.peak_reserved_bytes,
         off_share=off_share,
         peak_allocated_bytes=peaks.peak_allocated_bytes,
-        device_used_bytes=used,
+        device_used_bytes=peaks.peak_reserved_bytes + outside,
         breakdown_bytes={name: breakdown[name] for name in CATEGORIES},
         fits=free >= needed,
         headroom_bytes=free,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from moco_accel.recipe import RESNET_NAMES, VIT_NAMES, Recipe
-from planner.candidate import Candidate, Changes, family
-from planner.devices import MIB, UTILISATION, Card, smallest_card_with
+from planner.candidate import FEW_TILES, Candidate, Changes, family
+from planner.devices import GIB, MIB, UTILISATION, Card, smallest_card_with
 from planner.evidence import Rows, evidence, standing
 from planner.report import gib, mib
 
-_FEW_TILES = 8  # below this many at once a GPU idles
 _COARSE = 4  # from one divisor to the next
 _WELL_DIVIDED = 64  # tiles per device
 _LISTED_CHANGES = 4
@@ -27,13 +26,9 @@ def _reason(other: Candidate, chosen: Candidate) -> str:
     if not other.memory.fits:
         return f"does not fit in micro-batches of {other.recipe.batch.micro_batch_size}{_smallest_card(other)}"
     ratio = other.tiles_per_second / chosen.tiles_per_second
-    pace = (
-        "about as fast"
-        if 0.95 < ratio < 1.05
-        else f"{ratio:.1f} × as fast"
-        if ratio > 1
-        else f"{1 / ratio:.1f} × as slow"
-    )
+    pace = f"{ratio:.1f} × as fast" if ratio > 1 else f"{1 / ratio:.1f} × as slow"
+    if 0.95 < ratio < 1.05:
+        pace = "about as fast"
     if other.recipe.encoder.name in RESNET_NAMES and chosen.recipe.encoder.name in VIT_NAMES:
         return f"fits, {pace}; its BatchNorm sees {other.recipe.batch.micro_batch_size} tiles at a time"
     return f"fits, {pace}; a {'smaller' if ratio >= 1 else 'larger'} encoder"
@@ -57,7 +52,7 @@ def does_not_fit(candidate: Candidate, changes: Changes) -> list[str]:
     ]
     for change in changes.changes[:_LISTED_CHANGES]:
         lines.append(
-            f"It fits with {change.words}: {change.memory_bytes / 2**30:+.1f} GiB, {change.time_share:+.0%} time."
+            f"It fits with {change.words}: {change.memory_bytes / GIB:+.1f} GiB, {change.time_share:+.0%} time."
         )
     if not changes.changes:
         lines.append("No change of memory settings makes it fit; a smaller encoder, image size or batch may.")
@@ -85,7 +80,7 @@ def coarse(candidate: Candidate) -> str | None:
         for size in range(batch.micro_batch_size + 1, per_device + 2)
         if per_device % size == 0 or size > per_device
     )
-    if not candidate.memory.fits or batch.micro_batch_size >= _FEW_TILES or larger < _COARSE * batch.micro_batch_size:
+    if not candidate.memory.fits or batch.micro_batch_size >= FEW_TILES or larger < _COARSE * batch.micro_batch_size:
         return None
     unit = devices * min(_WELL_DIVIDED, 2 ** (per_device.bit_length() - 1))
     near = max(round(batch.global_batch_size / unit), 1) * unit

@@ -5,12 +5,11 @@ from __future__ import annotations
 from moco_accel.recipe import Batch, Recipe
 from moco_accel.recipe_rules import least_micro_batch
 from planner.allocator import replay
-from planner.candidate import Candidate, Retraced, with_memory, with_micro_batch
+from planner.candidate import FEW_TILES, Candidate, Retraced, with_memory, with_micro_batch
 from planner.devices import Card
 from planner.estimate import judge, trace_for
 from planner.trace import trace_step
 
-_FEW_TILES = 8  # below this many at once a GPU idles, so that recomputing activations can pay
 _FEW_MICRO_BATCHES = 6  # among more, the one that need not be recomputed saves less than 3 % of a step
 
 
@@ -20,7 +19,7 @@ def best(recipe: Recipe, card: Card) -> Candidate:
     Activations are recomputed only where few tiles fit without.
     """
     plain = _largest(with_memory(recipe, activation_checkpointing=False), card)
-    if plain.memory.fits and plain.recipe.batch.micro_batch_size >= min(_FEW_TILES, recipe.per_device_batch_size):
+    if plain.memory.fits and plain.recipe.batch.micro_batch_size >= min(FEW_TILES, recipe.per_device_batch_size):
         return plain
     recomputing = _largest(with_memory(recipe, activation_checkpointing=True), card)
     if not plain.memory.fits:
