@@ -111,7 +111,7 @@ def _figures(recipe: Recipe, tiles: LabelledTiles, judgement: Judgement) -> dict
 
 
 def _print_table(recipe: Recipe, tiles: LabelledTiles, accuracies: dict[str, float]) -> None:
-    from moco_accel.bluemarble import CLASSES, WEAKNESSES
+    from moco_accel.imagery.bluemarble import CLASSES, WEAKNESSES
 
     counts = f"{len(tiles.train):,} training and {len(tiles.test):,} test tiles, {len(tiles.names)} classes"
     table = Table(title=f"kNN-{recipe.evaluation.neighbours} accuracy", caption=counts)

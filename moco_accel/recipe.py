@@ -10,25 +10,33 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from moco_accel.recipe_rules import (
     ENCODER_NAMES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     RESNET_NAMES,
+    STORED_RANGES,
     VIT_NAMES,
     check_rules,
     divisible_batches,
     scaled_lr,
 )
 from moco_accel.recipe_text import RecipeError, dump_yaml, explain, parse_yaml, set_fields
+from moco_accel.recipe_tiles import Augment, Data, Section
 
-__all__ = ["ENCODER_NAMES", "RESNET_NAMES", "VIT_NAMES", "Recipe", "divisible_batches", "load_recipe", "scaled_lr"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+__all__ = [
+    "ENCODER_NAMES",
+    "RESNET_NAMES",
+    "VIT_NAMES",
+    "Augment",
+    "Data",
+    "Recipe",
+    "divisible_batches",
+    "load_recipe",
+    "scaled_lr",
+]
 
 
 class Encoder(Section):
@@ -87,32 +95,6 @@ class Hardware(Section):
     num_devices: int = Field(1, ge=1)
     vram_gib: float | None = Field(None, gt=0)
     gpu: str | None = None
-
-
-class Augment(Section):
-    """Both views' augmentation. A pair holds (view 1, view 2)."""
-
-    crop_min_scale: float = Field(0.2, gt=0, le=1)
-    jitter_probability: float = Field(0.8, ge=0, le=1)
-    brightness: float = Field(0.2, ge=0, le=1)
-    contrast: float = Field(0.2, ge=0, le=1)
-    saturation: float = Field(0.1, ge=0, le=1)
-    hue: float = Field(0.05, ge=0, le=0.5)
-    greyscale_probability: float = Field(0.2, ge=0, le=1)
-    blur_probability: list[float] = Field([1.0, 0.1], min_length=2, max_length=2)
-    solarize_probability: list[float] = Field([0.0, 0.2], min_length=2, max_length=2)
-    horizontal_flip_probability: float = Field(0.5, ge=0, le=1)
-    vertical_flip_probability: float = Field(0.5, ge=0, le=1)
-    rotate_quarter_turns: bool = True
-    noise_std: float = Field(0.01, ge=0, le=1, description="of the pixel range [0, 1], before normalisation")
-
-
-class Data(Section):
-    source: str = "data/tiles"
-    image_column: str = "image"
-    num_workers: int = Field(2, ge=0)
-    mean: list[float] | None = None
-    std: list[float] | None = None
 
 
 class Evaluation(Section):
@@ -180,10 +162,29 @@ class Recipe(Section):
 
     @property
     def normalisation(self) -> tuple[list[float], list[float]]:
-        """Per-band mean and standard deviation in units of the pixel range [0, 1]."""
-        mean = IMAGENET_MEAN if self.data.mean is None else self.data.mean
-        std = IMAGENET_STD if self.data.std is None else self.data.std
-        return list(mean), list(std)
+        """Per-band mean and standard deviation of pixels in [0, 1].
+
+        For three bands, null means ImageNet's. For others a run fills them in before it needs them (`resolve`); until
+        then, and for a plan, they are one half and one quarter.
+        """
+        of_rgb = self.encoder.bands == len(IMAGENET_MEAN)
+        mean = (
+            (list(IMAGENET_MEAN) if of_rgb else [0.5] * self.encoder.bands)
+            if self.data.mean is None
+            else self.data.mean
+        )
+        std = (
+            (list(IMAGENET_STD) if of_rgb else [0.25] * self.encoder.bands) if self.data.std is None else self.data.std
+        )
+        return mean, std
+
+    @property
+    def stored_range(self) -> tuple[list[float], list[float]]:
+        """Per-band low and high: the stored values that become 0 and 1. Percentiles must have been filled in."""
+        if self.data.low is not None and self.data.high is not None:
+            return self.data.low, self.data.high
+        low, high = STORED_RANGES[self.data.scaling]
+        return [low] * self.encoder.bands, [high] * self.encoder.bands
 
 
 def recipe_from_dict(fields: object) -> Recipe:

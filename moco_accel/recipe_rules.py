@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from moco_accel.recipe_text import RecipeError
 
 if TYPE_CHECKING:
-    from moco_accel.recipe import Recipe
+    from moco_accel.recipe import Data, Recipe
 
 VIT_NAMES = tuple(f"vit_{size}_patch{p}" for size in ("tiny", "small", "base", "large") for p in (8, 16))
 RESNET_NAMES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101")
@@ -18,6 +18,7 @@ _LINEAR_SCALING_BASE = 256  # lr = base_lr * global_batch_size / 256 (Goyal et a
 _LAST_STRIDE = 32
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+STORED_RANGES = {"uint8": (0.0, 255.0), "reflectance": (0.0, 10_000.0), "reflectance_offset": (1_000.0, 11_000.0)}
 
 
 def check_rules(recipe: Recipe) -> None:
@@ -117,12 +118,35 @@ def _check_queue(recipe: Recipe) -> None:
 
 
 def _check_data(recipe: Recipe) -> None:
-    bands = recipe.encoder.bands
-    for field, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-        values = getattr(recipe.data, field)
-        if values is None and bands != len(default):
-            raise RecipeError(f"data.{field}=null has a default for 3 bands only; write one number per band ({bands})")
+    data, bands = recipe.data, recipe.encoder.bands
+    if data.bands is not None and len(set(data.bands)) != len(data.bands):
+        raise RecipeError(f"data.bands={data.bands} names a band twice; every band once works")
+    for field in ("bands", "low", "high", "mean", "std"):
+        values = getattr(data, field)
         if values is not None and len(values) != bands:
-            raise RecipeError(f"data.{field}={values} has {len(values)} numbers; encoder.bands={bands} wants {bands}")
-        if field == "std" and values is not None and min(values) <= 0:
-            raise RecipeError(f"data.std={values} must be above 0 in every band; e.g. 0.2")
+            what = "names" if field == "bands" else "numbers"
+            raise RecipeError(f"data.{field}={values} has {len(values)} {what}; encoder.bands={bands} wants {bands}")
+    if data.std is not None and min(data.std) <= 0:
+        raise RecipeError(f"data.std={data.std} must be above 0 in every band; e.g. 0.2")
+    _check_scaling(data)
+
+
+def _check_scaling(data: Data) -> None:
+    if (data.low is None) != (data.high is None) or (data.scaling == "range" and data.low is None):
+        missing = "low" if data.low is None else "high"
+        raise RecipeError(
+            f"data.{missing}=null: data.scaling={data.scaling!r} wants low and high, one number per band each; "
+            "data.scaling=percentiles takes them from the tiles"
+        )
+    if data.low is None or data.high is None:
+        return
+    for low, high in zip(data.low, data.high, strict=True):
+        if not low < high:
+            raise RecipeError(f"data.high={data.high} must be above data.low={data.low} in every band")
+    if data.scaling in STORED_RANGES:
+        expected = STORED_RANGES[data.scaling]
+        if any(pair != expected for pair in zip(data.low, data.high, strict=True)):
+            raise RecipeError(
+                f"data.low={data.low} and data.high={data.high} are not what data.scaling={data.scaling!r} means "
+                f"({expected[0]:g} and {expected[1]:g}); data.scaling=range keeps them"
+            )

@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from moco_accel.imagery.shard_writer import write_shards
 from moco_accel.recipe_text import RecipeError
-from moco_accel.shard_writer import write_shards
 
 __all__ = ["Tiles", "open_tiles", "write_shards"]
 

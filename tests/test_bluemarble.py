@@ -2,9 +2,9 @@ import datasets
 import numpy as np
 import pytest
 
-from moco_accel.bluemarble import CLASSES, TILE_SIZE, Demo, Windows, _assert_apart, class_counts, load_demo, write_demo
-from moco_accel.bluemarble import _cell_sums as cell_sums
-from moco_accel.bluemarble import _window_sums as window_sums
+from moco_accel.imagery.bluemarble import CLASSES, TILE_SIZE, Demo, Windows, _assert_apart, class_counts, load_demo, write_demo
+from moco_accel.imagery.bluemarble import _cell_sums as cell_sums
+from moco_accel.imagery.bluemarble import _window_sums as window_sums
 from moco_accel.shards import open_tiles
 
 

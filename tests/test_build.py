@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from moco_accel.build import build_tiles
-from moco_accel.data_cli import app
+from moco_accel.imagery.build import build_tiles
+from moco_accel.imagery.cli import app
 from moco_accel.recipe_text import RecipeError
 from moco_accel.shards import open_tiles
 
@@ -163,7 +163,7 @@ def test_command_line(tmp_path):
 
 def test_help_comes_at_once():
     """Torch and datasets take seconds to import; help needs neither."""
-    code = "import sys, moco_accel.data_cli, moco_accel.eval_cli; print({'torch', 'datasets'} & set(sys.modules))"
+    code = "import sys, moco_accel.imagery.cli, moco_accel.eval_cli; print({'torch', 'datasets'} & set(sys.modules))"
     started = time.perf_counter()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "set()"

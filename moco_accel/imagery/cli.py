@@ -13,7 +13,7 @@ from moco_accel.console import console, progress_bar, user_errors
 from moco_accel.recipe_text import RecipeError
 
 if TYPE_CHECKING:
-    from moco_accel.build import Built
+    from moco_accel.imagery.build import Built
 
 _MAX_LISTED = 10
 app = typer.Typer(
@@ -38,7 +38,7 @@ def demo(out: Out, overwrite: Overwrite = False) -> None:
     """
     with user_errors():
         _check_out(out, overwrite)
-        from moco_accel.bluemarble import WEAKNESSES, class_counts, load_demo, write_demo
+        from moco_accel.imagery.bluemarble import WEAKNESSES, class_counts, load_demo, write_demo
 
         with console.status("choosing tiles"):
             chosen = load_demo()
@@ -77,7 +77,7 @@ def build(
     """
     with user_errors():
         _check_out(out, overwrite)
-        from moco_accel.build import build_tiles, find_images
+        from moco_accel.imagery.build import build_tiles, find_images
 
         num_images = len(find_images(source))
         with progress_bar() as progress:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from moco_accel.shard_writer import write_shards
+from moco_accel.imagery.shard_writer import write_shards
 
 # Merged IGBP classes. Needleleaf forest (61 windows), wetland (9) and towns (0) are too rare to judge features on.
 CLASSES: dict[str, tuple[int, ...]] = {

@@ -13,8 +13,8 @@ from typing import Any
 import datasets
 from PIL import Image, UnidentifiedImageError
 
+from moco_accel.imagery.shard_writer import write_shards
 from moco_accel.recipe_text import RecipeError
-from moco_accel.shard_writer import write_shards
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 MAX_PIXELS = 1 << 30  # 3 GiB as RGB; an image is decoded whole

@@ -1,0 +1,97 @@
+"""The recipe's sections about tiles: where they are, what their numbers mean, how both views are made of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(Section):
+    """Tiles, their bands by name, and the range of stored values that becomes the pixel range [0, 1].
+
+    pixel = (stored - low) / (high - low), cut off at 0 and 1. `scaling` says where low and high come from: `uint8`
+    0 and 255; `reflectance` 0 and 10,000 (Sentinel-2); `reflectance_offset` 1,000 and 11,000 (Sentinel-2 from
+    processing baseline 04.00 on); `percentiles` each band's 1st and 99th; `range` what `low` and `high` say.
+    `mean` and `std` are those of pixels. What is null, a run takes from the tiles, says so, and writes down.
+    """
+
+    source: str = Field("data/tiles", description="folder, file, glob (parquet, arrow, tar), image folder, or hub id")
+    split: str = Field("train", description="of a hub id")
+    image_column: str | None = Field(None, description="null: the only column that holds imagery")
+    pair_column: str | None = Field(None, description="the same place in another season; null: both views of one tile")
+    bands: list[str] | None = Field(None, min_length=1, description="names, in the encoder's order; null: as stored")
+    scaling: Literal["uint8", "reflectance", "reflectance_offset", "percentiles", "range"] = "uint8"
+    low: list[float] | None = None
+    high: list[float] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    streaming: bool = Field(False, description="read shards in place, without a cache, shuffled within a buffer")
+    shuffle_buffer: int = Field(16_384, ge=1, description="tiles; when streaming")
+    max_damaged_share: float = Field(0.01, ge=0, le=1, description="of all tiles; above it a run stops")
+    num_workers: int = Field(2, ge=0)
+
+
+class Augment(Section):
+    """Both views' augmentation. A pair holds (view 1, view 2). Fields left out are the preset's.
+
+    `satellite`: turns, both flips, mild colour, sensor noise; `paper`: MoCo v3's for a ViT (for a ResNet it has
+    crop_min_scale 0.2); `seasons`: for pairs of one place, colour milder still. Brightness, contrast, saturation, hue
+    and greyscale are for three bands; `band_…` for any other number.
+    """
+
+    preset: Literal["satellite", "paper", "seasons"] = "satellite"
+    crop_min_scale: float = Field(0.2, gt=0, le=1)
+    jitter_probability: float = Field(0.8, ge=0, le=1)
+    brightness: float = Field(0.2, ge=0, le=1)
+    contrast: float = Field(0.2, ge=0, le=1)
+    saturation: float = Field(0.1, ge=0, le=1)
+    hue: float = Field(0.05, ge=0, le=0.5)
+    greyscale_probability: float = Field(0.2, ge=0, le=1)
+    band_gain: float = Field(0.1, ge=0, le=1, description="each band by a factor of its own in 1 ± this")
+    band_offset: float = Field(0.02, ge=0, le=1, description="each band plus a number of its own within ± this")
+    band_drop_probability: float = Field(0.05, ge=0, lt=1, description="a band becomes its mean")
+    blur_probability: list[float] = Field([1.0, 0.1], min_length=2, max_length=2)
+    solarize_probability: list[float] = Field([0.0, 0.2], min_length=2, max_length=2)
+    horizontal_flip_probability: float = Field(0.5, ge=0, le=1)
+    vertical_flip_probability: float = Field(0.5, ge=0, le=1)
+    rotate_quarter_turns: bool = True
+    noise_std: float = Field(0.01, ge=0, le=1, description="of the pixel range [0, 1], before normalisation")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, fields: Any) -> Any:
+        """What the preset says stands unless a field says otherwise."""
+        if not isinstance(fields, dict) or not isinstance(fields.get("preset", ""), str):
+            return fields
+        return {**PRESETS.get(fields.get("preset", ""), {}), **fields}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "crop_min_scale": 0.08,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.2,
+        "hue": 0.1,
+        "band_gain": 0.4,
+        "band_offset": 0.0,
+        "band_drop_probability": 0.0,
+        "vertical_flip_probability": 0.0,
+        "rotate_quarter_turns": False,
+        "noise_std": 0.0,
+    },
+    "seasons": {
+        "brightness": 0.1,
+        "contrast": 0.1,
+        "saturation": 0.05,
+        "hue": 0.0,
+        "greyscale_probability": 0.0,
+        "solarize_probability": [0.0, 0.0],
+    },
+}
+"""Where a preset differs from the fields' defaults, which are `satellite`."""
