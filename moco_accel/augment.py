@@ -1,4 +1,4 @@
-"""Augmentation: parameters from (seed, epoch, tile, view); crops on the CPU in uint8; the rest on the device.
+"""Augmentation: crops on the CPU, as uint8 or float16; then the photometric part and normalisation on the device.
 
 Satellite tiles have no up: quarter turns and both flips. Angles between would bend straight roads and leave black
 corners. Sensor noise comes before normalisation, in the pixel range [0, 1].
@@ -6,137 +6,136 @@ corners. Sensor noise comes before normalisation, in the pixel range [0, 1].
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
+from torch.nn import functional
 
 from moco_accel import photometric
-from moco_accel.recipe import Augment, Recipe
+from moco_accel.recipe import Recipe
+from moco_accel.recipe_text import RecipeError
+from moco_accel.view_parameters import Geometry, Photometry, draw_geometry, draw_photometry, heaviest_photometry
 
-_SIGMA_RANGE = (0.1, 2.0)  # pixels of a 224-pixel crop (MoCo v3); scaled with the crop
+__all__ = [
+    "AugmentedView",
+    "Crop",
+    "CropBatch",
+    "Geometry",
+    "Photometry",
+    "augment_pixels",
+    "crop_dtype",
+    "draw_geometry",
+    "draw_photometry",
+    "heaviest_photometry",
+    "make_crop",
+    "stack_crops",
+]
 
-
-@dataclass(frozen=True)
-class Geometry:
-    """A crop box in pixels of the tile, then quarter turns counter-clockwise, then flips."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    quarter_turns: int
-    horizontal_flip: bool
-    vertical_flip: bool
-
-
-@dataclass(frozen=True)
-class Photometry:
-    """Neutral values leave a tile as it is; see `photometric`. Sigma is in pixels of the crop."""
-
-    brightness: float = 1.0
-    contrast: float = 1.0
-    saturation: float = 1.0
-    hue: float = 0.0
-    blur_sigma: float = 0.0
-    solarize: float = 0.0
+_VALUES_IN_CACHE = 3 * 224 * 224  # what a CPU core works on at once: 600 kB of floats lie in its own cache
+_NEUTRAL = Photometry()
+_COLOURS = {
+    "brightness": photometric.adjust_brightness_,
+    "contrast": photometric.adjust_contrast_,
+    "saturation": photometric.adjust_saturation_,
+    "hue": photometric.adjust_hue_,
+}
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One view of one tile before its photometric part: pixels `[bands, size, size]` uint8."""
+    """One view of one tile before its photometric part: `[bands, size, size]`, uint8, or float16 in [0, 1]."""
 
     pixels: Tensor
     photometry: Photometry
     noise_seed: int
 
 
+def crop_dtype(recipe: Recipe) -> torch.dtype:
+    """Of the crops that wait for the device: 8-bit tiles stay so, others are scaled to [0, 1] before they are resized.
+
+    float16 rounds pixels by at most 2.5e-4, a sixteenth of a step of 8 bits.
+    """
+    return torch.uint8 if recipe.data.scaling == "uint8" else torch.float16
+
+
 def make_crop(tile: Tensor, recipe: Recipe, epoch: int, tile_index: int, view: int) -> Crop:
-    """View 0 or 1 of a uint8 tile `[bands, height, width]`: a function of (seed, epoch, tile, view) alone."""
+    """View 0 or 1 of a tile `[bands, height, width]` as stored: a function of (seed, epoch, tile, view) alone.
+
+    Raises RecipeError where data.scaling does not go with the stored type.
+    """
     draw = random.Random(f"{recipe.run.seed}/{epoch}/{tile_index}/{view}")
+    bands, size = tile.shape[0], recipe.encoder.image_size
     geometry = draw_geometry(draw, recipe.augment, tile.shape[-2], tile.shape[-1])
-    photometry = draw_photometry(draw, recipe.augment, view, recipe.encoder.image_size)
-    return Crop(apply_geometry(tile, geometry, recipe.encoder.image_size), photometry, draw.getrandbits(63))
+    photometry = draw_photometry(draw, recipe.augment, view, size, bands)
+    box = tile[:, geometry.top : geometry.top + geometry.height, geometry.left : geometry.left + geometry.width]
+    pixels = resize(scale_stored(box, recipe), size).to(crop_dtype(recipe))
+    return Crop(turn(pixels, geometry), photometry, draw.getrandbits(63))
 
 
-def draw_geometry(draw: random.Random, augment: Augment, height: int, width: int) -> Geometry:
-    """Random resized crop (area from crop_min_scale to 1, aspect 3/4 to 4/3), quarter turn, flips."""
-    for _ in range(10):
-        area = height * width * draw.uniform(augment.crop_min_scale, 1.0)
-        aspect = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
-        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            break
-    else:  # as torchvision: give up on the aspect and take the largest centred square
-        crop_height = crop_width = min(height, width)
-    return Geometry(
-        top=draw.randint(0, height - crop_height),
-        left=draw.randint(0, width - crop_width),
-        height=crop_height,
-        width=crop_width,
-        quarter_turns=draw.randrange(4) if augment.rotate_quarter_turns else 0,
-        horizontal_flip=draw.random() < augment.horizontal_flip_probability,
-        vertical_flip=draw.random() < augment.vertical_flip_probability,
-    )
+def scale_stored(box: Tensor, recipe: Recipe) -> Tensor:
+    """Stored values → float32 pixels in [0, 1] by recipe.stored_range. data.scaling uint8: as they are."""
+    if crop_dtype(recipe) == torch.uint8:
+        if box.dtype != torch.uint8:
+            raise RecipeError(
+                f"data.scaling=uint8 but the tiles hold {str(box.dtype)[6:]}; data.scaling=percentiles works"
+            )
+        return box
+    low, high = (torch.tensor(values)[:, None, None] for values in recipe.stored_range)
+    return (box.to(torch.float32) - low).div_(high - low).clamp_(0, 1)
 
 
-def draw_photometry(draw: random.Random, augment: Augment, view: int, image_size: int) -> Photometry:
-    """Colour jitter in the fixed order brightness, contrast, saturation, hue; greyscale is saturation 0."""
-    brightness = contrast = saturation = 1.0
-    hue = sigma = 0.0
-    if draw.random() < augment.jitter_probability:
-        brightness = draw.uniform(1 - augment.brightness, 1 + augment.brightness)
-        contrast = draw.uniform(1 - augment.contrast, 1 + augment.contrast)
-        saturation = draw.uniform(1 - augment.saturation, 1 + augment.saturation)
-        hue = draw.uniform(-augment.hue, augment.hue)
-    if draw.random() < augment.greyscale_probability:
-        saturation = 0.0
-    if draw.random() < augment.blur_probability[view]:
-        sigma = draw.uniform(*_SIGMA_RANGE) * image_size / 224
-    return Photometry(
-        brightness, contrast, saturation, hue, sigma, float(draw.random() < augment.solarize_probability[view])
-    )
+def resize(box: Tensor, size: int) -> Tensor:
+    """Bilinear, antialiased, to `[bands, size, size]`; uint8 is worked on, and rounded, as uint8."""
+    # with a pixel's bands side by side, as decoders leave them, uint8 takes half the time
+    layout = torch.channels_last if box.dtype == torch.uint8 and len(box) <= 4 else torch.contiguous_format
+    box = box[None].contiguous(memory_format=layout)
+    return functional.interpolate(box, size=(size, size), mode="bilinear", antialias=True)[0]
 
 
-def apply_geometry(tile: Tensor, geometry: Geometry, size: int) -> Tensor:
-    """Crop, resize (bilinear, antialiased), turn by quarters and flip, all in uint8: `[bands, size, size]`."""
-    box = (geometry.top, geometry.left, geometry.height, geometry.width)
-    view = transforms.resized_crop(tile, *box, size=[size, size], antialias=True)
-    view = torch.rot90(view, geometry.quarter_turns, (-2, -1))
-    flipped = [axis for axis, flip in ((-1, geometry.horizontal_flip), (-2, geometry.vertical_flip)) if flip]
-    return view.flip(flipped).contiguous()
+def turn(pixels: Tensor, geometry: Geometry) -> Tensor:
+    """Turn by quarters and flip: pixels change their places and nothing else. One copy, by numpy: torch takes two."""
+    view, turns = pixels.numpy(), geometry.quarter_turns
+    if turns % 2:
+        view = view.swapaxes(1, 2)
+    if geometry.vertical_flip != (turns in (1, 2)):
+        view = view[:, ::-1]
+    if geometry.horizontal_flip != (turns in (2, 3)):
+        view = view[:, :, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(view))
 
 
 @dataclass(frozen=True)
 class CropBatch:
-    """One view of one micro-batch, on the host: pixels uint8, photometry `[tiles, fields]`, a noise seed per tile."""
+    """One view of one micro-batch, on the host: pixels as in a `Crop`, what is drawn and a noise seed for each tile."""
 
     pixels: Tensor
-    photometry: Tensor
+    photometry: list[Photometry]
     noise_seeds: list[int]
 
     def pin_memory(self) -> CropBatch:
-        return CropBatch(self.pixels.pin_memory(), self.photometry.pin_memory(), self.noise_seeds)
+        return CropBatch(self.pixels.pin_memory(), self.photometry, self.noise_seeds)
 
 
 def stack_crops(crops: Sequence[Crop]) -> CropBatch:
-    photometry = torch.tensor([astuple(crop.photometry) for crop in crops])
-    return CropBatch(torch.stack([crop.pixels for crop in crops]), photometry, [crop.noise_seed for crop in crops])
+    pixels = torch.stack([crop.pixels for crop in crops])
+    return CropBatch(pixels, [crop.photometry for crop in crops], [crop.noise_seed for crop in crops])
 
 
 class AugmentedView(Sequence[Tensor]):
     """One view of a device's tiles as micro-batches, each moved to the device and augmented when asked for.
 
-    Only uint8 crops wait, on the host. A micro-batch comes out the same each time, so that a recomputed forward sees
-    the pixels that the first one saw; a single micro-batch is made once and kept.
+    Only crops wait, on the host. A micro-batch comes out the same each time, so that a recomputed forward sees
+    the pixels that the first one saw; a single micro-batch is made once and kept. `on_gpu`: see `augment_pixels`.
     """
 
-    def __init__(self, micro_batches: Sequence[CropBatch], recipe: Recipe, device: torch.device) -> None:
-        self._micro_batches, self._recipe, self._device = micro_batches, recipe, device
+    def __init__(
+        self, micro_batches: Sequence[CropBatch], recipe: Recipe, device: torch.device, on_gpu: bool | None = None
+    ) -> None:
+        self._micro_batches, self._recipe, self._device, self._on_gpu = micro_batches, recipe, device, on_gpu
         self._only = self._make(0) if len(micro_batches) == 1 else None
 
     def __len__(self) -> int:
@@ -145,26 +144,88 @@ class AugmentedView(Sequence[Tensor]):
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         return self._make(index) if self._only is None else [self._only][index]
 
-    @torch.no_grad()
     def _make(self, index: int) -> Tensor:
         batch = self._micro_batches[index]
-        pixels = batch.pixels.to(self._device, non_blocking=True).float() / 255
-        photometry = batch.photometry.to(self._device, non_blocking=True)
-        return augment_pixels(pixels, photometry, batch.noise_seeds, self._recipe)
+        crops = batch.pixels.to(self._device, non_blocking=True)
+        # a micro-batch may be made in the midst of the step, whose autocast would blur in 16 bits
+        with torch.autocast(self._device.type, enabled=False):
+            return augment_pixels(crops, batch.photometry, batch.noise_seeds, self._recipe, self._on_gpu)
 
 
-def augment_pixels(pixels: Tensor, photometry: Tensor, noise_seeds: list[int], recipe: Recipe) -> Tensor:
-    """The photometric part and normalisation of pixels in [0, 1]; colour operations for three bands only."""
-    brightness, contrast, saturation, hue, sigma, solarize = photometry.unbind(1)
-    pixels = photometric.adjust_brightness(pixels, brightness)
-    pixels = photometric.adjust_contrast(pixels, contrast)
-    if pixels.shape[1] == 3:
-        pixels = photometric.adjust_saturation(pixels, saturation)
-        if recipe.augment.hue:
-            pixels = photometric.adjust_hue(pixels, hue)
-    if any(recipe.augment.blur_probability):
-        pixels = photometric.blur(pixels, sigma, _SIGMA_RANGE[1] * recipe.encoder.image_size / 224)
-    pixels = photometric.solarize(pixels, solarize)
-    if recipe.augment.noise_std:
-        pixels = photometric.add_noise(pixels, recipe.augment.noise_std, noise_seeds)
-    return photometric.normalise(pixels, *recipe.normalisation)
+@torch.no_grad()
+def augment_pixels(
+    crops: Tensor,
+    photometry: Sequence[Photometry],
+    noise_seeds: Sequence[int],
+    recipe: Recipe,
+    on_gpu: bool | None = None,
+) -> Tensor:
+    """The photometric part and normalisation of uint8 crops, or of floats in [0, 1]: float32 of the same shape.
+
+    A GPU works on all tiles at once, a CPU on as many as its cache holds. `on_gpu` None: as the crops' device says; a
+    trace of a GPU's step on fake CPU tensors says True.
+    """
+    if on_gpu is None:
+        on_gpu = crops.device.type != "cpu"
+    at_once = len(crops) if on_gpu else max(1, _VALUES_IN_CACHE // crops[0].numel())
+    parameters = _Parameters(photometry, crops.device)
+    banks = photometric.noise_banks(crops[0].numel(), crops.device) if recipe.augment.noise_std else None
+    pixels = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)
+    for start in range(0, len(crops), at_once):
+        part = slice(start, start + at_once)
+        some = pixels[part].copy_(crops[part])
+        if crops.dtype == torch.uint8:
+            some.mul_(1 / 255)
+        _change_(some, parameters, part, on_gpu)
+        if banks is not None:
+            photometric.add_noise_(some, recipe.augment.noise_std, noise_seeds[part], banks)
+    photometric.normalise_(pixels, *recipe.normalisation)
+    if (keep := parameters.of(slice(None), "band_keep")) is not None:
+        pixels.mul_(keep[:, :, None, None])  # a dropped band is its mean, which is 0 by now
+    return pixels
+
+
+class _Parameters:
+    """What is drawn for the tiles of a micro-batch: on the host, to leave out what is neutral, and on the device."""
+
+    def __init__(self, photometry: Sequence[Photometry], device: torch.device) -> None:
+        self.on_host = {name: [getattr(tile, name) for tile in photometry] for name in vars(_NEUTRAL)}
+        self._on_device = {
+            name: torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
+            for name, values in self.on_host.items()
+            if any(value != getattr(_NEUTRAL, name) for value in values)
+        }
+
+    def of(self, part: slice, name: str) -> Tensor | None:
+        """A number, or one per band, for each tile of `part`; None where all are neutral."""
+        if all(value == getattr(_NEUTRAL, name) for value in self.on_host[name][part]):
+            return None
+        return self._on_device[name][part]
+
+
+def _change_(pixels: Tensor, parameters: _Parameters, part: slice, on_gpu: bool) -> None:
+    """Colours or bands, blur, solarize; what is neutral for all tiles is left out."""
+    for name, adjust_ in _COLOURS.items():
+        if (numbers := parameters.of(part, name)) is not None:
+            adjust_(pixels, numbers)
+    gain, offset = parameters.of(part, "band_gain"), parameters.of(part, "band_offset")
+    if gain is not None and offset is not None:
+        photometric.scale_bands_(pixels, gain, offset)
+    if (sigma := parameters.of(part, "blur_sigma")) is not None:
+        _blur_(pixels, parameters.on_host["blur_sigma"][part], sigma, on_gpu)
+    if (chosen := parameters.of(part, "solarize")) is not None:
+        photometric.solarize_(pixels, chosen)
+
+
+def _blur_(pixels: Tensor, on_host: Sequence[float], sigma: Tensor, on_gpu: bool) -> None:
+    """Blur the tiles whose sigma is not 0; the host knows which, so that nobody waits for the device."""
+    chosen = [tile for tile, value in enumerate(on_host) if value]
+    if not on_gpu:
+        for tile in chosen:
+            pixels[tile].copy_(photometric.blur_tile(pixels[tile], on_host[tile]))
+    elif len(chosen) == len(pixels):
+        pixels.copy_(photometric.blur(pixels, sigma, max(on_host)))
+    else:
+        which = torch.tensor(chosen).to(pixels.device, non_blocking=True)
+        blurred = photometric.blur(pixels.index_select(0, which), sigma[which], max(on_host))
+        pixels.index_copy_(0, which, blurred)

@@ -1,12 +1,10 @@
-"""From shards to the micro-batches of a step: which tile when, on which process, augmented how.
-
-All of it is a function of the recipe, the step's number and the tile's place in the shards, so that it is the same
-on any number of processes and loader workers, and after a resume.
-"""
+"""From tiles to the two views of a step's micro-batches: read, cropped and counted in loader workers."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -14,89 +12,69 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from moco_accel.augment import AugmentedView, Crop, CropBatch, make_crop, stack_crops
+from moco_accel.damage import Damaged, DamageLog, allowed_damaged, next_good
+from moco_accel.order import MicroBatchPlaces, Place
 from moco_accel.recipe import Recipe
-from moco_accel.recipe_text import RecipeError
-from moco_accel.shards import Tiles, open_tiles
-
-Place = tuple[int, int]
-"""Epoch, and the tile's index in the shards."""
+from moco_accel.tiles import Tiles, open_tiles
 
 
-def steps_per_epoch(recipe: Recipe, tile_count: int) -> int:
-    """Whole global batches in an epoch; the rest of the tiles wait for another epoch's order. Raises RecipeError."""
-    steps = tile_count // recipe.batch.global_batch_size
-    if steps == 0:
-        unit = recipe.batch.micro_batch_size * recipe.hardware.num_devices
-        works = tile_count // unit * unit
-        raise RecipeError(
-            f"batch.global_batch_size={recipe.batch.global_batch_size} is more than the {tile_count} tiles in "
-            f"data.source={recipe.data.source!r}; "
-            + (
-                f"batch.global_batch_size={works} works"
-                if works
-                else f"micro-batches x devices take {unit}: lower them"
-            )
-        )
-    return steps
+@dataclass(frozen=True)
+class TwoCrops:
+    """Both views of the tile at a place; None where too many in a row were damaged."""
+
+    crops: tuple[Crop, Crop] | None
+    damaged: list[Damaged]
 
 
-def epoch_order(seed: int, epoch: int, tile_count: int) -> Tensor:
-    """The order of all tiles in `epoch`: a permutation drawn from (seed, epoch)."""
-    return torch.randperm(tile_count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+@dataclass(frozen=True)
+class MicroBatch:
+    """Both views of a micro-batch before their photometric part, and the damaged tiles met on the way."""
+
+    views: tuple[CropBatch, CropBatch] | None
+    damaged: list[Damaged]
+
+    def pin_memory(self) -> MicroBatch:
+        if self.views is None:
+            return self
+        return MicroBatch((self.views[0].pin_memory(), self.views[1].pin_memory()), self.damaged)
 
 
-class MicroBatchPlaces:
-    """The places of every micro-batch of one process from `first_step` to the run's end, in the step's order.
-
-    Step s of an epoch takes positions [s·G, (s+1)·G) of its order, G the global batch size; process r takes the
-    r-th of `num_devices` equal slices of those.
-    """
-
-    def __init__(self, recipe: Recipe, tile_count: int, rank: int, first_step: int) -> None:
-        self._recipe, self._tile_count, self._rank, self._first_step = recipe, tile_count, rank, first_step
-        self._steps_per_epoch = steps_per_epoch(recipe, tile_count)
-
-    def __len__(self) -> int:
-        steps = self._steps_per_epoch * self._recipe.schedule.epochs - self._first_step
-        return steps * self._recipe.batch.accumulation_steps
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        batch = self._recipe.batch
-        first_epoch, first_step = divmod(self._first_step, self._steps_per_epoch)
-        for epoch in range(first_epoch, self._recipe.schedule.epochs):
-            order = epoch_order(self._recipe.run.seed, epoch, self._tile_count)
-            for step in range(first_step, self._steps_per_epoch):
-                start = step * batch.global_batch_size + self._rank * self._recipe.per_device_batch_size
-                mine = order[start : start + self._recipe.per_device_batch_size]
-                for tiles in mine.split(batch.micro_batch_size):
-                    yield [(epoch, tile) for tile in tiles.tolist()]
-            first_step = 0
-
-
-class TwoViews(Dataset[tuple[Crop, Crop]]):
-    """Two crops of the tile at a place, before their photometric part."""
+class TwoViews(Dataset[TwoCrops]):
+    """Two crops of the tile at a place: of one tile, or of one place in two seasons."""
 
     def __init__(self, tiles: Tiles, recipe: Recipe) -> None:
         self._tiles, self._recipe = tiles, recipe
+        self._limit = allowed_damaged(recipe, len(tiles))
 
-    def __getitem__(self, place: Place) -> tuple[Crop, Crop]:
+    def __getitem__(self, place: Place) -> TwoCrops:
         epoch, index = place
+        sources, damaged = next_good(self._read, index, len(self._tiles), self._limit)
+        if sources is None:
+            return TwoCrops(None, damaged)
+        if self._recipe.data.pair_column and random.Random(f"{self._recipe.run.seed}/{epoch}/{index}").random() < 0.5:
+            sources = sources[::-1]  # which season is view 1 is drawn, for the views are augmented differently
+        # drawn for the place, not for the tile that stands in: that one has views of its own
+        first, second = (make_crop(tile, self._recipe, epoch, index, view) for view, tile in enumerate(sources))
+        return TwoCrops((first, second), damaged)
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
         tile = self._tiles[index]
-        return make_crop(tile, self._recipe, epoch, index, 0), make_crop(tile, self._recipe, epoch, index, 1)
+        return tile, self._tiles.pair(index) if self._recipe.data.pair_column else tile
 
 
 def open_training_tiles(recipe: Recipe) -> Tiles:
-    return open_tiles(recipe.data.source, recipe.data.image_column, recipe.encoder.bands)
+    """The tiles of `data.source`. Raises RecipeError."""
+    return open_tiles(recipe.data.source, recipe.data, recipe.encoder.bands)
 
 
 def step_views(
-    tiles: Tiles, recipe: Recipe, device: torch.device, rank: int, first_step: int
+    tiles: Tiles, recipe: Recipe, device: torch.device, rank: int, first_step: int, damage: DamageLog
 ) -> Iterator[tuple[AugmentedView, AugmentedView]]:
     """The two views of this process's tiles for every step from `first_step` to the run's end."""
     workers = recipe.data.num_workers
     loader = DataLoader(
         TwoViews(tiles, recipe),
-        batch_sampler=MicroBatchPlaces(recipe, len(tiles), rank, first_step),  # type: ignore[arg-type]
+        batch_sampler=MicroBatchPlaces(recipe, len(tiles), rank, first_step, tiles.reading),  # type: ignore[arg-type]
         collate_fn=_collate,
         num_workers=workers,
         pin_memory=device.type == "cuda",
@@ -105,10 +83,21 @@ def step_views(
     )
     micro_batches = iter(loader)
     while step := list(islice(micro_batches, recipe.batch.accumulation_steps)):
-        first, second = zip(*step, strict=True)
+        views = [_whole(micro_batch, damage) for micro_batch in step]
+        first, second = zip(*views, strict=True)
         yield AugmentedView(first, recipe, device), AugmentedView(second, recipe, device)
 
 
-def _collate(pairs: list[tuple[Crop, Crop]]) -> tuple[CropBatch, CropBatch]:
-    first, second = zip(*pairs, strict=True)
-    return stack_crops(first), stack_crops(second)
+def _whole(micro_batch: MicroBatch, damage: DamageLog) -> tuple[CropBatch, CropBatch]:
+    damage.add(micro_batch.damaged)
+    assert micro_batch.views is not None, "so many damaged tiles in a row are above what the log allows"
+    return micro_batch.views
+
+
+def _collate(pairs: list[TwoCrops]) -> MicroBatch:
+    damaged = [tile for pair in pairs for tile in pair.damaged]
+    whole = [pair.crops for pair in pairs if pair.crops is not None]
+    if len(whole) < len(pairs):
+        return MicroBatch(None, damaged)
+    first, second = zip(*whole, strict=True)
+    return MicroBatch((stack_crops(first), stack_crops(second)), damaged)

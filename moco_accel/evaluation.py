@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from moco_accel.decoding import DamagedTile
 from moco_accel.recipe import Recipe
+from moco_accel.recipe_text import RecipeError
 
 if TYPE_CHECKING:
-    from moco_accel.shards import Tiles
+    from moco_accel.tiles import Tiles
 
 Metric = Literal["cosine", "euclidean"]
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in greyscale JPEG
@@ -31,8 +33,9 @@ def extract_features(
 ) -> Tensor:
     """Features float32 [N, D] of all tiles, on the CPU; `encoder` must be on `device` and keeps its train mode.
 
-    Each tile is scaled to [0, 1], made grey if asked (all bands become its luma), resized to `encoder.image_size`,
-    and normalised as in training. `on_progress(n)` hears of every n tiles done.
+    Each tile is scaled to [0, 1] as in training, made grey if asked (all bands become its luma), resized to
+    `encoder.image_size`, and normalised. `on_progress(n)` hears of every n tiles done. Raises RecipeError when one is
+    damaged: a figure is of all tiles or of none.
     """
     size = recipe.encoder.image_size
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in recipe.normalisation)
@@ -42,7 +45,7 @@ def extract_features(
     try:
         for start in range(0, len(tiles), batch_size):
             indices = range(start, min(start + batch_size, len(tiles)))
-            pixels = torch.stack([_pixels(tiles[index], size, grey) for index in indices])
+            pixels = torch.stack([_resized(read_pixels(tiles, index, recipe), size, grey) for index in indices])
             features.append(encoder(((pixels - mean) / std).to(device)).float().cpu())
             if on_progress:
                 on_progress(len(indices))
@@ -51,9 +54,18 @@ def extract_features(
     return torch.cat(features)
 
 
-def _pixels(tile: Tensor, size: int, grey: bool) -> Tensor:
-    """Tile uint8 [C, H, W] → float32 [C, size, size] in [0, 1]."""
-    pixels = tile.float() / 255
+def read_pixels(tiles: Tiles, index: int, recipe: Recipe) -> Tensor:
+    """Tile [C, H, W] as stored → float32 in [0, 1] by recipe.stored_range. Raises RecipeError when it is damaged."""
+    try:
+        tile = tiles[index]
+    except DamagedTile as reason:
+        raise RecipeError(f"labelled tile {index} {reason}; make the labelled tiles again without it") from None
+    low, high = (torch.tensor(values).view(-1, 1, 1) for values in recipe.stored_range)
+    return ((tile.float() - low) / (high - low)).clamp(0, 1)
+
+
+def _resized(pixels: Tensor, size: int, grey: bool) -> Tensor:
+    """[C, H, W] → [C, size, size], grey if asked."""
     if grey:
         pixels = to_grey(pixels)
     if pixels.shape[1:] != (size, size):
@@ -68,9 +80,9 @@ def to_grey(pixels: Tensor) -> Tensor:
     return torch.einsum("c,chw->hw", weights, pixels).expand_as(pixels)
 
 
-def mean_colour_features(tiles: Tiles) -> Tensor:
+def mean_colour_features(tiles: Tiles, recipe: Recipe) -> Tensor:
     """Mean of each band in [0, 1], float32 [N, C]: the baseline that any pretraining has to beat."""
-    return torch.stack([tiles[index].float().mean(dim=(1, 2)) / 255 for index in range(len(tiles))])
+    return torch.stack([read_pixels(tiles, index, recipe).mean(dim=(1, 2)) for index in range(len(tiles))])
 
 
 def knn_accuracy(

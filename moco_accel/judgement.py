@@ -14,7 +14,7 @@ from moco_accel.evaluation import extract_features, knn_accuracy, mean_colour_fe
 from moco_accel.neighbours import NUM_NEIGHBOURS, Panel, choose_queries, draw_neighbours
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
-from moco_accel.shards import Tiles, open_tiles
+from moco_accel.tiles import Tiles, open_tiles
 
 PASSES = 4  # over all tiles: two encoders, in colour and grey
 
@@ -52,17 +52,27 @@ def open_labelled(recipe: Recipe) -> LabelledTiles:
                 f"evaluation.{field}=null: there is nothing to judge on; --train-source data/demo/train --test-source "
                 f"data/demo/test works after moco-data demo data/demo"
             )
-        sides.append(open_tiles(source, recipe.data.image_column, recipe.encoder.bands, f"evaluation.{field}"))
+        sides.append(_open_side(source, recipe, f"evaluation.{field}"))
     column = evaluation.label_column
-    names = [side.label_names(column) for side in sides]
+    labels, names = zip(*(side.labels(column) for side in sides), strict=True)
     if names[0] != names[1]:
         raise RecipeError(
             f"evaluation.label_column={column!r}: classes differ, {names[0]} in train, {names[1]} in test"
         )
-    labels = [side.column(column) for side in sides]
     if any(label is None or label < 0 for side in labels for label in side):
         raise RecipeError(f"evaluation.label_column={column!r} is empty or negative for some tiles; leave those out")
     return LabelledTiles(sides[0], sides[1], torch.tensor(labels[0]), torch.tensor(labels[1]), names[0])
+
+
+def _open_side(source: str, recipe: Recipe, field: str) -> Tiles:
+    """Labelled tiles, read as those of the run: by their only column of imagery, else by the run's."""
+    data = recipe.data.model_copy(update={"pair_column": None, "image_column": None})
+    try:
+        return open_tiles(source, data, recipe.encoder.bands, field)
+    except RecipeError:
+        if recipe.data.image_column is None:
+            raise
+    return open_tiles(source, recipe.data.model_copy(update={"pair_column": None}), recipe.encoder.bands, field)
 
 
 def judge(
@@ -87,7 +97,7 @@ def judge(
             accuracies[f"knn_top1{'_grey' if grey else ''}{suffix}"] = _knn(recipe, tiles, features)
             if not grey:
                 colour[suffix] = features
-    means = mean_colour_features(tiles.train), mean_colour_features(tiles.test)
+    means = mean_colour_features(tiles.train, recipe), mean_colour_features(tiles.test, recipe)
     neighbours, classes = recipe.evaluation.neighbours, len(tiles.names)
     accuracies["knn_top1_mean_colour"] = knn_accuracy(
         means[0], tiles.train_labels, means[1], tiles.test_labels, neighbours, num_classes=classes, metric="euclidean"
@@ -119,7 +129,18 @@ def draw_judgement(path: Path, recipe: Recipe, tiles: LabelledTiles, judgement: 
         f"pretrained {shares['knn_top1']:.1%}, random initialisation {shares['knn_top1_random_init']:.1%}, "
         f"mean colour {shares['knn_top1_mean_colour']:.1%}"
     )
-    draw_neighbours(path, tiles.train, tiles.test, (train_labels, test_labels), tiles.names, queries, panels, caption)
+    draw_neighbours(
+        path,
+        tiles.train,
+        tiles.test,
+        (train_labels, test_labels),
+        tiles.names,
+        queries,
+        panels,
+        caption,
+        tiles.test.bands,
+        tiles.test.sensor,
+    )
 
 
 def _features(

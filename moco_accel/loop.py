@@ -11,12 +11,16 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from moco_accel.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from moco_accel.data import open_training_tiles, step_views, steps_per_epoch
+from moco_accel.console import console
+from moco_accel.damage import DamageLog
+from moco_accel.data import open_training_tiles, step_views
 from moco_accel.moco import MoCo, build_moco
 from moco_accel.monitor import Monitor
 from moco_accel.optim import build_optimizer, lr_at, momentum_coefficient_at, set_lr
+from moco_accel.order import steps_per_epoch
 from moco_accel.recipe import Recipe, load_recipe, save_recipe
 from moco_accel.recipe_text import RecipeError
+from moco_accel.resolve import inherit, resolve
 from moco_accel.step import build_accelerator, prepare, train_step
 
 # what a resumed run may change without changing what it computes
@@ -25,6 +29,7 @@ _FREE_FIELDS_ON_RESUME = {
     ("batch", "micro_batch_size"),
     ("batch", "accumulation_steps"),
     ("data", "num_workers"),
+    ("data", "max_damaged_share"),
     ("run", "log_every_steps"),
     ("run", "checkpoint_every_steps"),
     ("run", "keep_checkpoints"),
@@ -34,8 +39,11 @@ _FREE_FIELDS_ON_RESUME = {
 def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
     """Train, or go on training, in the folder `run`. Raises RecipeError for what the user can mend."""
     check_machine(recipe)
+    if resume:
+        recipe = inherit(recipe, load_recipe(latest_checkpoint(run) / "recipe.yaml"))
     check_run_folder(recipe, run, resume)
     tiles = open_training_tiles(recipe)
+    recipe = resolve(recipe, tiles, say=_say)
     steps_an_epoch = steps_per_epoch(recipe, len(tiles))
     total_steps = steps_an_epoch * recipe.schedule.epochs
 
@@ -47,8 +55,10 @@ def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
     if accelerator.is_main_process:
         save_recipe(recipe, run / "recipe.yaml", comment="resolved: every field of this run")
 
-    views = step_views(tiles, recipe, accelerator.device, accelerator.process_index, first_step)
-    with Monitor(recipe, run, len(tiles), first_step, total_steps, accelerator) as monitor:
+    rank = accelerator.process_index
+    damage = DamageLog(recipe, len(tiles), run, resumed=resume, speaks=rank == 0)
+    views = step_views(tiles, recipe, accelerator.device, rank, first_step, damage)
+    with Monitor(recipe, run, len(tiles), first_step, total_steps, accelerator, damage) as monitor:
         for step in range(first_step, total_steps):
             waited_from = time.perf_counter()
             view_pair = next(views)
@@ -65,6 +75,11 @@ def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
                 stop_if_not_finite(total(moco), "the sum of all parameters", step, run)
                 save_checkpoint(run, recipe, step + 1, moco, optimizer, scaler_state(accelerator))
     accelerator.end_training()
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # no process group exists yet to ask
+        console.print(line, soft_wrap=True)
 
 
 def check_machine(recipe: Recipe) -> None:

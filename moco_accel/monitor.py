@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from moco_accel.checkpoint import write_atomically
 from moco_accel.console import console
+from moco_accel.damage import DamageLog
 from moco_accel.recipe import Recipe
 from moco_accel.step import StepResult
 
@@ -26,9 +27,16 @@ class Monitor:
     """Logs the first step, every `log_every_steps`-th and the last; use it as a context."""
 
     def __init__(
-        self, recipe: Recipe, run: Path, tile_count: int, first_step: int, total_steps: int, accelerator: Accelerator
+        self,
+        recipe: Recipe,
+        run: Path,
+        tile_count: int,
+        first_step: int,
+        total_steps: int,
+        accelerator: Accelerator,
+        damage: DamageLog,
     ) -> None:
-        self._recipe, self._run, self._accelerator = recipe, run, accelerator
+        self._recipe, self._run, self._accelerator, self._damage = recipe, run, accelerator, damage
         self._first_step, self._total_steps, self._tile_count = first_step, total_steps, tile_count
         self._window_start, self._window_step, self._waited = time.perf_counter(), first_step, 0.0
         self._started, self._skipped_steps, self._collapsed_steps = self._window_start, 0, 0
@@ -84,6 +92,7 @@ class Monitor:
             "data_wait_share": round(self._waited / seconds, 4),
             "feature_std": spread,
             "skipped_steps": self._skipped_steps,
+            "damaged_tiles": len(self._damage),
             "peak_memory_mib": _peak_memory_mib(),
             "planned_memory_mib": self._recipe.planned.peak_reserved_mib if self._recipe.planned else None,
         }
@@ -99,6 +108,7 @@ class Monitor:
             f"m {row['momentum_coefficient']:.4f}  {row['tiles_per_second']:.0f} tiles/s  "
             f"std {row['feature_std']:.2f}  {_memory_text(row)}"
             + (f"  [yellow]{row['skipped_steps']} steps skipped (fp16 overflow)[/]" if row["skipped_steps"] else "")
+            + (f"  [yellow]{row['damaged_tiles']} damaged tiles replaced[/]" if row["damaged_tiles"] else "")
         )
         self._progress.update(self._bar, status=status)
         if not console.is_terminal:
@@ -126,7 +136,12 @@ class Monitor:
             soft_wrap=True,
         )
         if recipe.encoder.bands != 3:
-            console.print(f"{recipe.encoder.bands} bands: saturation, hue and greyscale are left out (RGB only)")
+            names = f" ({', '.join(recipe.data.bands)})" if recipe.data.bands else ""
+            console.print(
+                f"{recipe.encoder.bands} bands{names}: augment.band_gain, band_offset and band_drop_probability in "
+                "place of colour jitter and greyscale",
+                soft_wrap=True,
+            )
         if left_out := self._tile_count % batch.global_batch_size:
             console.print(f"each epoch leaves out {left_out} tiles, others each time: they would not fill a batch")
         if self._first_step:
@@ -149,6 +164,7 @@ class Monitor:
             "final_loss": rows[-1]["loss"] if rows else None,
             "chance_loss": self._recipe.chance_loss,
             "skipped_steps": self._skipped_steps,
+            "damaged_tiles": len(self._damage),
             "seconds": round(time.perf_counter() - self._started, 1),
             "peak_memory_mib": _peak_memory_mib(),
         }

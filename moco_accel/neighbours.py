@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from moco_accel.bands import picture_bands
+from moco_accel.drawing import FAINT, GREEN, INK, PAPER, RED, Shown, fitting, font, save_png, shown_together, square
+
 if TYPE_CHECKING:
-    from moco_accel.shards import Tiles
+    from moco_accel.tiles import Tiles
 
 NUM_QUERIES = 8
 NUM_NEIGHBOURS = 5
@@ -20,8 +23,7 @@ NUM_NEIGHBOURS = 5
 _TILE, _FRAME, _GAP, _PANEL_GAP, _MARGIN = 128, 4, 8, 40, 28
 _LABEL_HEIGHT, _HEAD_HEIGHT = 22, 104
 _CELL = _TILE + 2 * _FRAME
-_PAPER, _INK, _FAINT = "#ffffff", "#1d2733", "#66727f"
-_SAME, _OTHER, _NEUTRAL = "#1f9d63", "#d8433b", "#1d2733"
+_SAME, _OTHER, _NEUTRAL = GREEN, RED, INK
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,19 @@ def draw_neighbours(
     queries: Sequence[int],
     panels: Sequence[Panel],
     caption: str,
+    bands: Sequence[str] | None = None,
+    sensor: str | None = None,
 ) -> None:
     """Write a PNG with a row per query: the test tile, then its neighbours in each panel, nearest first.
 
     `labels` are those of `train` and `test`. A green frame is the query's class, a red one another. Of more than
-    three bands the first three are shown.
+    three bands true colour is shown where their names, `bands`, and the sensor tell, else the first three.
     """
+    first = [test[query].numpy() for query in queries]
+    shown = shown_together(first, picture_bands(bands, len(first[0]), sensor), bands)
     width = 2 * _MARGIN + _CELL + len(panels) * (_PANEL_GAP + NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP)
     row_height = _CELL + _LABEL_HEIGHT + _GAP
-    picture = Image.new("RGB", (width, _HEAD_HEIGHT + len(queries) * row_height + _MARGIN), _PAPER)
+    picture = Image.new("RGB", (width, _HEAD_HEIGHT + len(queries) * row_height + _MARGIN), PAPER)
     draw = ImageDraw.Draw(picture)
     lefts = [
         _MARGIN + _CELL + _PANEL_GAP + n * (_PANEL_GAP + NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP)
@@ -71,16 +77,14 @@ def draw_neighbours(
     _draw_head(draw, caption, panels, lefts, _agreement(labels, queries, panels))
     for row, query in enumerate(queries):
         top, truth = _HEAD_HEIGHT + row * row_height, labels[1][query]
-        _draw_tile(picture, draw, test[query], (_MARGIN, top), names[truth], _NEUTRAL)
+        _draw_tile(picture, draw, shown, test[query], (_MARGIN, top), names[truth], _NEUTRAL)
         for left, panel in zip(lefts, panels, strict=True):
             for place, index in enumerate(panel.neighbours[row].tolist()):
                 label = labels[0][index]
                 corner = (left + place * (_CELL + _GAP), top)
-                _draw_tile(picture, draw, train[index], corner, names[label], _SAME if label == truth else _OTHER)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, "png")
-    partial.replace(path)
+                colour = _SAME if label == truth else _OTHER
+                _draw_tile(picture, draw, shown, train[index], corner, names[label], colour)
+    save_png(picture, path)
 
 
 def _agreement(
@@ -101,40 +105,25 @@ def _agreement(
 def _draw_head(
     draw: ImageDraw.ImageDraw, caption: str, panels: Sequence[Panel], lefts: Sequence[int], agreement: Sequence[str]
 ) -> None:
-    draw.text((_MARGIN, 18), caption, _INK, _font(20))
-    draw.text((_MARGIN, _HEAD_HEIGHT - 33), "test tile", _INK, _font(18))
+    draw.text((_MARGIN, 18), caption, INK, font(20))
+    draw.text((_MARGIN, _HEAD_HEIGHT - 33), "test tile", INK, font(18))
     for panel, left, share in zip(panels, lefts, agreement, strict=True):
-        draw.text((left, _HEAD_HEIGHT - 33), panel.heading, _INK, _font(18))
+        draw.text((left, _HEAD_HEIGHT - 33), panel.heading, INK, font(18))
         right = left + NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP
-        draw.text((right, _HEAD_HEIGHT - 31), f"{share} of the same class", _FAINT, _font(16), anchor="ra")
+        draw.text((right, _HEAD_HEIGHT - 31), f"{share} of the same class", FAINT, font(16), anchor="ra")
 
 
 def _draw_tile(
-    picture: Image.Image, draw: ImageDraw.ImageDraw, tile: Tensor, corner: tuple[int, int], name: str, colour: str
+    picture: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    shown: Shown,
+    tile: Tensor,
+    corner: tuple[int, int],
+    name: str,
+    colour: str,
 ) -> None:
     left, top = corner
     draw.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), fill=colour)
-    picture.paste(_image(tile), (left + _FRAME, top + _FRAME))
-    name, font = _fitting(name)
-    draw.text((left + _CELL / 2, top + _CELL + 3), name, colour, font, anchor="ma")
-
-
-def _fitting(name: str) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
-    """`name` in the largest type that fits under a tile; cut short only where the smallest does not."""
-    for size in (14, 13, 12):
-        if _font(size).getlength(name) <= _CELL:
-            return name, _font(size)
-    while _font(size).getlength(name) > _CELL:
-        name = name.rstrip("…")[:-1] + "…"
-    return name, _font(size)
-
-
-def _image(tile: Tensor) -> Image.Image:
-    bands = tile if tile.shape[0] >= 3 else tile[:1].expand(3, -1, -1)
-    image = Image.fromarray(np.ascontiguousarray(bands[:3].permute(1, 2, 0).numpy()))
-    enlarge = max(image.size) <= _TILE
-    return image.resize((_TILE, _TILE), Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    picture.paste(square(shown.colours(tile.numpy()), _TILE), (left + _FRAME, top + _FRAME))
+    name, chosen = fitting(name, _CELL)
+    draw.text((left + _CELL / 2, top + _CELL + 3), name, colour, chosen, anchor="ma")

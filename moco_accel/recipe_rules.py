@@ -128,6 +128,11 @@ def _check_data(recipe: Recipe) -> None:
             raise RecipeError(f"data.{field}={values} has {len(values)} {what}; encoder.bands={bands} wants {bands}")
     if data.std is not None and min(data.std) <= 0:
         raise RecipeError(f"data.std={data.std} must be above 0 in every band; e.g. 0.2")
+    if recipe.augment.preset == "seasons" and data.pair_column is None:
+        raise RecipeError(
+            "augment.preset='seasons' wants pairs of one place, and data.pair_column=null; data.pair_column=image_pair "
+            "works after moco-data build --pair-with, augment.preset=satellite without pairs"
+        )
     _check_scaling(data)
 
 

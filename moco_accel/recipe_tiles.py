@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from moco_accel.bands import canonical_band
 
 
 class Section(BaseModel):
@@ -31,9 +33,14 @@ class Data(Section):
     mean: list[float] | None = None
     std: list[float] | None = None
     streaming: bool = Field(False, description="read shards in place, without a cache, shuffled within a buffer")
-    shuffle_buffer: int = Field(16_384, ge=1, description="tiles; when streaming")
+    shuffle_buffer_mib: int = Field(512, ge=1, description="when streaming; of every loader worker")
     max_damaged_share: float = Field(0.01, ge=0, le=1, description="of all tiles; above it a run stops")
     num_workers: int = Field(2, ge=0)
+
+    @field_validator("bands")
+    @classmethod
+    def _one_spelling(cls, names: list[str] | None) -> list[str] | None:
+        return None if names is None else [canonical_band(name) for name in names]
 
 
 class Augment(Section):

@@ -121,7 +121,7 @@ class BandCounter:
         mean = self.sums[0] / count
         std = np.sqrt(np.maximum(self.sums[1] / count - mean**2, 0))
         low, high = np.where(self.pixels > 0, self.extremes, 0)
-        values = _bin_values(self.dtype)
+        values = bin_values(self.dtype)
         ranks = {p: np.maximum(np.ceil(self.pixels * p / 100), 1) for p in PERCENTILES}
         cumulative = self.histograms.cumsum(1)
         found = {
@@ -163,7 +163,7 @@ def _bins(values: Pixels) -> npt.NDArray[np.int64]:
     return values.astype(np.int64) + (1 << 15 if values.dtype.kind == "i" else 0)
 
 
-def _bin_values(dtype: np.dtype[Any]) -> Pixels:
+def bin_values(dtype: np.dtype[Any]) -> Pixels:
     """The value that each bin stands for."""
     numbers = np.arange(_BINS)
     if dtype.kind == "f":

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moco_accel.augment import Photometry, augment_pixels, make_crop
-from moco_accel.data import MicroBatchPlaces
 from moco_accel.moco import build_moco
 from moco_accel.optim import build_optimizer, lr_at, momentum_coefficient_at
+from moco_accel.order import MicroBatchPlaces
 from moco_accel.recipe import Recipe, recipe_from_dict, scaled_lr
 from moco_accel.step import build_accelerator, contrast_groups, prepare, train_step
 from moco_accel.verify_networks import Check, check_networks
@@ -28,6 +28,9 @@ _TRIAL_TILES, _TRIAL_MICRO_BATCH, _TRIAL_SIDE = 16, 8, 32
 
 def verify(recipe: Recipe) -> Iterator[Check]:
     """Every check of `recipe`, as each is done."""
+    # no tiles are opened, so nothing of theirs is needed: noise of 8 bits stands for them
+    stored = {"scaling": "uint8", "low": None, "high": None}
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=stored)})
     torch.manual_seed(recipe.run.seed)
     yield from check_networks(build_moco(recipe), recipe)
     yield from check_rates(recipe)
@@ -188,10 +191,8 @@ def check_noise(recipe: Recipe) -> Check:
     if not std:
         return Check(name, True, "off")
     noisy = recipe.model_copy(update={"augment": recipe.augment.model_copy(update={"noise_std": std})})
-    neutral = Photometry()
-    photometry = torch.tensor([[*vars(neutral).values()]] * 8)
     grey = torch.full((8, recipe.encoder.bands, _TRIAL_SIDE, _TRIAL_SIDE), 0.5)
-    output = augment_pixels(grey, photometry, list(range(8)), noisy)
+    output = augment_pixels(grey, [Photometry()] * 8, list(range(8)), noisy)
     mean, scale = (torch.tensor(values)[:, None, None] for values in recipe.normalisation)
     found = (output * scale + mean).std().item()
     return Check(

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from moco_accel.augment import AugmentedView, Crop, CropBatch, draw_photometry, stack_crops
+from moco_accel.augment import AugmentedView, Crop, CropBatch, crop_dtype, draw_photometry, stack_crops
 from moco_accel.moco import build_moco
 from moco_accel.optim import build_optimizer
 from moco_accel.recipe import Recipe
@@ -117,12 +117,14 @@ def run_steps(recipe: Recipe, device: torch.device, steps: int) -> list[StepRun]
 
 
 def host_crops(recipe: Recipe, view: int) -> CropBatch:
-    """One micro-batch of view 0 or 1 on the host: random uint8 pixels, photometry drawn as the recipe says."""
+    """One micro-batch of view 0 or 1 on the host: random pixels, photometry drawn as the recipe says."""
     tiles, bands, size = recipe.batch.micro_batch_size, recipe.encoder.bands, recipe.encoder.image_size
     generator, draw = torch.Generator().manual_seed(view), random.Random(view)
     pixels = torch.randint(0, 256, (tiles, bands, size, size), dtype=torch.uint8, generator=generator)
+    if crop_dtype(recipe) != torch.uint8:
+        pixels = pixels.to(crop_dtype(recipe)) / 255
     return stack_crops(
-        [Crop(tile, draw_photometry(draw, recipe.augment, view, size), draw.getrandbits(63)) for tile in pixels]
+        [Crop(tile, draw_photometry(draw, recipe.augment, view, size, bands), draw.getrandbits(63)) for tile in pixels]
     )
 
 

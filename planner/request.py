@@ -132,8 +132,8 @@ def recipe_for(request: Request, encoder: str) -> Recipe:
         "hardware": {"num_devices": request.gpus, "vram_gib": request.vram_gib, "gpu": request.gpu},
         "data": {},
     }
-    if request.bands != 3:  # no default is known; `moco-data inspect` says what the tiles' are
-        fields["data"] = {"mean": [0.5] * request.bands, "std": [0.25] * request.bands}
+    if request.bands != 3:  # of any stored type, and a run takes the numbers from its tiles
+        fields["data"] = {"scaling": "percentiles"}
     return recipe_from_dict(fields)
 
 

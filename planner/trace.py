@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import warnings
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
 
-from moco_accel.augment import AugmentedView, CropBatch, Photometry
+from moco_accel.augment import AugmentedView, CropBatch, crop_dtype, heaviest_photometry
 from moco_accel.moco import MoCo, View, build_moco
 from moco_accel.optim import build_optimizer
 from moco_accel.recipe import Recipe
@@ -93,18 +92,17 @@ def _put_on_device(recorder: Recorder, moco: MoCo) -> None:
 
 
 def _host_crops(recipe: Recipe) -> CropBatch:
-    """What the loader hands over: one view of one micro-batch, uint8, on the host."""
+    """What the loader hands over, on the host: one view of one micro-batch, each tile drawn the most there is to draw."""
     tiles, size = recipe.batch.micro_batch_size, recipe.encoder.image_size
-    pixels = torch.empty(tiles, recipe.encoder.bands, size, size, dtype=torch.uint8)
-    return CropBatch(pixels, torch.empty(tiles, len(dataclasses.fields(Photometry))), [0] * tiles)
+    pixels = torch.empty(tiles, recipe.encoder.bands, size, size, dtype=crop_dtype(recipe))
+    return CropBatch(pixels, [heaviest_photometry(recipe)] * tiles, [0] * tiles)
 
 
 def _views(crops: CropBatch, recipe: Recipe, recorder: Recorder) -> tuple[View, View]:
     """The trainer's own views, which augment on the device when a micro-batch is asked for."""
     recorder.ignore(crops.pixels)
-    recorder.ignore(crops.photometry)
     batches = [crops] * recipe.batch.accumulation_steps
-    view1, view2 = (TracedView(AugmentedView(batches, recipe, _CPU), recorder) for _ in range(2))
+    view1, view2 = (TracedView(AugmentedView(batches, recipe, _CPU, on_gpu=True), recorder) for _ in range(2))
     return view1, view2
 
 

@@ -49,6 +49,7 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(_cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that this machine remembers decides a test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(_cache_folder))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(_cache_folder / "datasets"))
 
 
 @pytest.fixture

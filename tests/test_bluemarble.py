@@ -2,10 +2,20 @@ import datasets
 import numpy as np
 import pytest
 
-from moco_accel.imagery.bluemarble import CLASSES, TILE_SIZE, Demo, Windows, _assert_apart, class_counts, load_demo, write_demo
+from moco_accel.imagery.bluemarble import (
+    CLASSES,
+    TILE_SIZE,
+    Demo,
+    Windows,
+    _assert_apart,
+    class_counts,
+    load_demo,
+    write_demo,
+)
 from moco_accel.imagery.bluemarble import _cell_sums as cell_sums
 from moco_accel.imagery.bluemarble import _window_sums as window_sums
-from moco_accel.shards import open_tiles
+from moco_accel.recipe import Data
+from moco_accel.tiles import open_tiles
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +74,7 @@ def test_labels_agree_with_what_is_known_of_places(demo, tmp_path, monkeypatch):
     written = []
     write_demo(Demo(demo.mosaic, demo.test_pixels, splits), tmp_path, on_tile=written.append)
     assert written == ["train"] * 2_505
-    tiles = open_tiles(str(tmp_path / "train"), "image", 3)
+    tiles = open_tiles(str(tmp_path / "train"), Data(), 3)
     assert tiles.label_names("label") == list(CLASSES)
     labels, rows, cols = (np.array(tiles.column(name)) for name in ("label", "row", "col"))
     latitudes, longitudes = (np.array(tiles.column(name)) for name in ("latitude", "longitude"))

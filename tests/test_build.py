@@ -4,19 +4,17 @@ import time
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from geo_files import facts_of, rows_of, save_raster
 from PIL import Image
 from typer.testing import CliRunner
 
 from moco_accel.imagery.build import build_tiles
 from moco_accel.imagery.cli import app
+from moco_accel.imagery.options import Options
 from moco_accel.recipe_text import RecipeError
-from moco_accel.shards import open_tiles
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+from moco_accel.tile_facts import SCHEMA_KEY, facts_from_json
 
 
 def save(path, height, width, bands=3, seed=0, **kwargs):
@@ -27,6 +25,10 @@ def save(path, height, width, bands=3, seed=0, **kwargs):
     return array
 
 
+def build(source, out, workers=1, overwrite=False, on_progress=None, **options):
+    return build_tiles(source, out, Options(**options), workers, overwrite, on_progress)
+
+
 def cli(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
@@ -34,18 +36,41 @@ def cli(*arguments):
 def test_windows_of_a_scene(tmp_path):
     scene = save(tmp_path / "scene.tif", 70, 50)
     heard = []
-    built = build_tiles(
-        tmp_path / "scene.tif", tmp_path / "out", 32, stride=16, on_progress=lambda *done: heard.append(done)
+    built = build(
+        tmp_path / "scene.tif", tmp_path / "out", tile_size=32, stride=16, on_progress=lambda *a: heard.append(a)
     )
     # rows 0, 16, 32 (48 + 32 > 70), columns 0, 16 (32 + 32 > 50)
-    assert (built.num_images, built.num_tiles, built.left_out) == (1, 6, [])
-    assert sum(images for images, _ in heard) == pytest.approx(1)
-    assert sum(tiles for _, tiles in heard) == 6
-    tiles = open_tiles(str(tmp_path / "out"), "image", 3)
-    corners = list(zip(tiles.column("row"), tiles.column("col"), strict=True))
-    assert corners == [(0, 0), (0, 16), (16, 0), (16, 16), (32, 0), (32, 16)]
-    for index, (row, col) in enumerate(corners):
-        assert np.array_equal(tiles[index].numpy(), scene[row : row + 32, col : col + 32].transpose(2, 0, 1))
+    assert (built.num_scenes, built.num_tiles, built.left_out) == (1, 6, [])
+    assert heard == [("scenes", 1, 1, 0), ("windows", 0, 6, 0), ("windows", 6, 6, 6)]
+    rows = rows_of(tmp_path / "out")
+    assert [(row["row"], row["col"]) for row in rows] == [(0, 0), (0, 16), (16, 0), (16, 16), (32, 0), (32, 16)]
+    for row in rows:
+        window = scene[row["row"] : row["row"] + 32, row["col"] : row["col"] + 32]
+        assert np.array_equal(row["image"], window.transpose(2, 0, 1))
+        assert (row["path"], row["scene"], row["crs"], row["bounds"]) == ("scene.tif", "scene.tif", None, None)
+
+
+def test_facts_and_statistics_lie_with_the_shards(tmp_path):
+    scene = save(tmp_path / "scene.png", 64, 64).transpose(2, 0, 1)
+    build(tmp_path / "scene.png", tmp_path / "out", tile_size=32)
+    facts = facts_of(tmp_path / "out")
+    assert (facts["bands"], facts["dtype"], facts["sensor"]) == (["red", "green", "blue"], "uint8", None)
+    assert facts["statistics"]["mean"] == pytest.approx(scene.mean(axis=(1, 2)), rel=1e-12)
+    assert facts["statistics"]["std"] == pytest.approx(scene.std(axis=(1, 2)), rel=1e-9)
+    assert facts["statistics"]["pixels"] == [64 * 64] * 3
+    schema = pq.read_schema(tmp_path / "out/tiles-00000-of-00001.parquet")
+    assert facts_from_json(schema.metadata[SCHEMA_KEY]).bands == ["red", "green", "blue"]
+
+
+def test_datasets_reads_the_shards_with_their_features(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    scene = save(tmp_path / "src/sea/scene.png", 32, 64)
+    build(tmp_path / "src", tmp_path / "out", tile_size=32, labels_from_folders=True)
+    loaded = datasets.load_dataset("parquet", data_files=str(tmp_path / "out/*.parquet"), split="train")
+    assert loaded.features["image"] == datasets.Image()
+    assert loaded.features["label"] == datasets.ClassLabel(names=["sea"])
+    assert loaded.features["bounds"] == datasets.List(datasets.Value("float64"))
+    assert np.array_equal(np.asarray(loaded[1]["image"]), scene[:, 32:])
 
 
 def test_labels_from_folders_searched_throughout(tmp_path):
@@ -53,29 +78,25 @@ def test_labels_from_folders_searched_throughout(tmp_path):
     save(tmp_path / "src/forest/2.PNG", 32, 64)
     save(tmp_path / "src/crop/3.jpg", 32, 32)
     (tmp_path / "src/readme.txt").write_text("no image")
-    built = build_tiles(tmp_path / "src", tmp_path / "out", 32, labels_from_folders=True)
-    assert dict(built.tiles_per_class) == {"forest": 3, "crop": 1}
-    tiles = open_tiles(str(tmp_path / "out"), "image", 3)
-    assert tiles.label_names("label") == ["crop", "forest"]
-    assert tiles.column("label") == [0, 1, 1, 1]
-    assert tiles.column("path") == ["crop/3.jpg", "forest/2.PNG", "forest/2.PNG", "forest/a/1.png"]
+    built = build(tmp_path / "src", tmp_path / "out", tile_size=32, labels_from_folders=True)
+    assert built.tiles_per_class == {"crop": 1, "forest": 3}
+    rows = rows_of(tmp_path / "out")
+    assert [row["label"] for row in rows] == [0, 1, 1, 1]
+    assert [row["path"] for row in rows] == ["crop/3.jpg", "forest/2.PNG", "forest/2.PNG", "forest/a/1.png"]
 
 
 def test_whole_images_keep_their_bytes(tmp_path):
     """Encoding a JPEG again would lose quality, and time."""
     save(tmp_path / "src/small.jpg", 20, 30, quality=50)
-    build_tiles(tmp_path / "src", tmp_path / "out", 32)
-    loaded = datasets.Dataset.from_parquet(str(tmp_path / "out/*.parquet")).cast_column(
-        "image", datasets.Image(decode=False)
-    )
-    assert loaded[0]["image"]["bytes"] == (tmp_path / "src/small.jpg").read_bytes()
+    build(tmp_path / "src", tmp_path / "out", tile_size=32)
+    table = pq.read_table(tmp_path / "out/tiles-00000-of-00001.parquet")
+    assert table["image"][0].as_py()["bytes"] == (tmp_path / "src/small.jpg").read_bytes()
 
 
 def test_a_side_shorter_than_the_tile_is_kept_whole(tmp_path):
     save(tmp_path / "strip.png", 20, 70)
-    build_tiles(tmp_path / "strip.png", tmp_path / "out", 32)
-    tiles = open_tiles(str(tmp_path / "out"), "image", 3)
-    assert [list(tiles[i].shape) for i in range(len(tiles))] == [[3, 20, 32], [3, 20, 32]]
+    build(tmp_path / "strip.png", tmp_path / "out", tile_size=32)
+    assert [row["image"].shape for row in rows_of(tmp_path / "out")] == [(3, 20, 32), (3, 20, 32)]
 
 
 def test_what_cannot_be_read_is_left_out_with_its_reason(tmp_path):
@@ -84,62 +105,113 @@ def test_what_cannot_be_read_is_left_out_with_its_reason(tmp_path):
     save(src / "b_truncated.png", 32, 32)
     (src / "b_truncated.png").write_bytes((src / "b_truncated.png").read_bytes()[:1500])
     (src / "c_text.jpg").write_text("hello")
-    Image.fromarray(np.zeros((32, 32), np.uint16)).save(src / "d_16_bit.tif")
+    save_raster(src / "d_double.tif", np.zeros((3, 32, 32)))
     save(src / "e_grey.png", 32, 32, bands=1)
     save(src / "f_transparent.png", 32, 32, bands=4)
-    opaque = np.full((32, 32, 4), 255, np.uint8)
+    opaque = np.full((32, 32, 4), 200, np.uint8)
+    opaque[..., 3] = 255
     Image.fromarray(opaque).save(src / "g_opaque.png")
     Image.new("P", (32, 32)).save(src / "h_palette.png")
     Image.new("CMYK", (32, 32)).save(src / "i_cmyk.jpg")
-    built = build_tiles(src, tmp_path / "out", 32)
-    reasons = {path.name: reason for path, reason in built.left_out}
-    assert list(reasons) == [
+    save_raster(src / "j_classes.tif", np.zeros((1, 32, 32), np.uint8), photometric="palette")
+    built = build(src, tmp_path / "out", tile_size=32)
+    reasons = {path.rpartition("/")[2]: reason for path, reason in built.left_out}
+    assert sorted(reasons) == [
         "b_truncated.png",
         "c_text.jpg",
-        "d_16_bit.tif",
+        "d_double.tif",
         "e_grey.png",
         "f_transparent.png",
         "i_cmyk.jpg",
+        "j_classes.tif",
     ]
     assert reasons["b_truncated.png"].startswith("is damaged (")
-    assert reasons["c_text.jpg"].startswith("cannot be identified; 8-bit RGB and grey")
-    assert reasons["d_16_bit.tif"].startswith("is of mode I;16; 8-bit RGB and grey")
-    assert reasons["e_grey.png"] == "is grey, the images before it are colour; build them apart"
+    assert reasons["c_text.jpg"] == "cannot be identified; JPEG, PNG, TIFF and JPEG 2000 files can be read"
+    assert reasons["d_double.tif"] == (
+        "is float64; tiles can be uint8, uint16, int16, float32: gdal_translate -ot Float32 makes it float32"
+    )
+    assert reasons["e_grey.png"] == (
+        "has bands [grey] uint8, most tiles [red, green, blue] uint8; build them apart"
+    )  # fmt: skip
     assert reasons["f_transparent.png"] == "has transparent pixels; flatten it to RGB first"
-    assert (built.num_images, built.num_tiles) == (3, 3)
-    tiles = open_tiles(str(tmp_path / "out"), "image", 3)
-    assert [int(tiles[i].float().mean()) for i in (1, 2)] == [255, 0]
+    assert reasons["i_cmyk.jpg"].startswith("is of mode CMYK")
+    assert reasons["j_classes.tif"].startswith("has a colour table")
+    assert (built.num_scenes, built.num_tiles, built.num_left_out) == (3, 3, 7)
+    assert [int(row["image"].mean()) for row in rows_of(tmp_path / "out")[1:]] == [200, 0]
 
 
 def test_grey_imagery_has_one_band(tmp_path):
     array = save(tmp_path / "src/a.tif", 32, 32, bands=1)
-    assert build_tiles(tmp_path / "src", tmp_path / "out", 32).mode == "L"
-    assert np.array_equal(open_tiles(str(tmp_path / "out"), "image", 1)[0].numpy(), array[None])
+    assert build(tmp_path / "src", tmp_path / "out", tile_size=32).facts.bands == ["grey"]
+    assert np.array_equal(rows_of(tmp_path / "out")[0]["image"], array[None])
 
 
-def test_scenes_larger_than_pillows_limit_are_read_without_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)  # twice that is an error
-    save(tmp_path / "scene.png", 64, 64)
-    assert build_tiles(tmp_path / "scene.png", tmp_path / "out", 32).num_tiles == 4
+def test_pictures_too_large_to_decode_whole_are_read_in_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr("moco_accel.imagery.pictures.MAX_PICTURE_PIXELS", 4000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)  # twice that is an error of Pillow's
+    scene = save(tmp_path / "scene.png", 64, 64).transpose(2, 0, 1)
+    assert build(tmp_path / "scene.png", tmp_path / "out", tile_size=32).num_tiles == 4
+    assert np.array_equal(rows_of(tmp_path / "out")[3]["image"], scene[:, 32:, 32:])
     assert Image.MAX_IMAGE_PIXELS == 1500
+
+
+def test_the_bands_of_pictures_can_be_chosen_and_named(tmp_path):
+    scene = save(tmp_path / "scene.png", 32, 32).transpose(2, 0, 1)
+    build(tmp_path / "scene.png", tmp_path / "out", bands=("B", "r"))
+    assert facts_of(tmp_path / "out")["bands"] == ["blue", "red"]
+    assert np.array_equal(rows_of(tmp_path / "out")[0]["image"], scene[[2, 0]])
+    build(tmp_path / "scene.png", tmp_path / "infrared", band_names=("nir", "red", "green"), bands=("green", "nir"))
+    assert np.array_equal(rows_of(tmp_path / "infrared")[0]["image"], scene[[2, 0]])
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path):
+    """Shards come out the same to the byte."""
+    for number in range(20):
+        save(tmp_path / f"src/{number:02d}.png", 200, 200, seed=number)
+    one = build(tmp_path / "src", tmp_path / "one", tile_size=100, max_shard_mb=1)
+    two = build(tmp_path / "src", tmp_path / "two", tile_size=100, max_shard_mb=1, workers=2)
+    assert one.num_tiles == two.num_tiles == 80
+    names = [f"tiles-{index:05d}-of-00003.parquet" for index in range(3)]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["build.json", *names, "tiles.json"]
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+        assert path.stat().st_size <= 1 << 20
 
 
 def test_errors_are_one_line_that_helps(tmp_path):
     def message(source, **kwargs):
         with pytest.raises(RecipeError) as caught:
-            build_tiles(source, tmp_path / "out", **kwargs)
+            build(source, tmp_path / "out", **kwargs)
         assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out/.build").exists()
         return str(caught.value)
 
     src = tmp_path / "src"
     assert message(src) == f"SRC={str(src)!r} does not exist; a folder of images or one image works"
     src.mkdir()
-    assert message(src).endswith("holds no images; files ending in .jpg, .jpeg, .png, .tif, .tiff work")
+    assert message(src).endswith("holds no images; files ending in .jpg, .jpeg, .png, .tif, .tiff, .jp2 work")
     (src / "a.jpg").write_text("x")
     assert message(src).startswith(f"none of the 1 images in {str(src)!r} makes a tile; {src}/a.jpg: cannot be")
+    save(src / "a.jpg", 32, 32)
     assert "lies in no class folder" in message(src, labels_from_folders=True)
     assert message(src, tile_size=4).startswith("--tile-size=4 must be at least 8")
     assert message(src, stride=0).startswith("--stride=0 must be at least 1")
+    assert message(src, max_cloud=2.0) == "--max-cloud=2.0 is no share from 0 to 1; --max-cloud 0.5"
+    assert "B4 is not there" in message(src, bands=("red", "B4"))
+    Image.new("RGB", (32, 32), (250, 250, 250)).save(src / "a.jpg")
+    assert message(src) == (
+        "none of 1 windows was kept (cloud white 1); --max-nodata 1 --max-cloud 1 skips none for what they show"
+    )
+
+
+def test_pictures_need_no_rasterio_and_rasters_say_so(tmp_path, monkeypatch):
+    save(tmp_path / "src/a.png", 32, 32)
+    save(tmp_path / "src/b.tif", 32, 32)
+    save_raster(tmp_path / "geo/a.tif", np.zeros((3, 32, 32), np.uint8))
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    assert build(tmp_path / "src", tmp_path / "out").num_tiles == 2
+    with pytest.raises(RecipeError, match=r"need rasterio, which is absent; pip install 'moco-accel\[geo\]'"):
+        build(tmp_path / "geo", tmp_path / "none")
 
 
 def test_command_line(tmp_path):
@@ -148,13 +220,24 @@ def test_command_line(tmp_path):
     out = tmp_path / "out"
     result = cli("build", tmp_path / "src", out, "--tile-size", 32, "--labels-from-folders")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "4 tiles (RGB, encoder.bands=3) of 1 images" in result.stderr
-    assert "1 images were left out" in result.stderr
-    again = cli("build", tmp_path / "src", out)
-    assert again.exit_code == 2
-    assert "is not empty; choose another folder, or pass --overwrite" in again.stderr.replace("\n", " ")
+    text = " ".join(result.stderr.split())
+    assert text.startswith(f"looking for scenes in {tmp_path / 'src'}")
+    assert "tiles kept │ 4" in text
+    assert "left out (1):" in text
+    assert f"data.source={out} encoder.bands=3" in text
+    again = cli("build", tmp_path / "src", out, "--tile-size", 32, "--labels-from-folders")
+    assert again.exit_code == 0
+    assert "is complete" in again.stderr
+    other = cli("build", tmp_path / "src", out, "--tile-size", 64, "--labels-from-folders")
+    assert other.exit_code == 2
+    assert "holds tiles built with --tile-size=32, not with --tile-size=64" in other.stderr
     assert cli("build", tmp_path / "src", out, "--tile-size", 64, "--overwrite").exit_code == 0
-    assert len(open_tiles(str(out), "image", 3)) == 1
+    assert len(rows_of(out)) == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    full = cli("build", tmp_path / "src", tmp_path / "mine")
+    assert full.exit_code == 2
+    assert "is not empty; choose another folder, or pass --overwrite" in full.stderr
     assert cli("build", tmp_path / "nowhere", tmp_path / "other").exit_code == 2
     assert cli("build").exit_code == 2
     for command in ((), ("build",), ("demo",)):

@@ -1,56 +1,153 @@
-"""Which tile when: every tile once, the same on any number of processes and after a resume."""
+"""Views of a step: the same on any number of loader workers and processes, from any kind of source, damaged or not."""
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
+from typing import Any
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from conftest import small_recipe
+from PIL import Image
+from torch import Tensor
 
-from moco_accel.data import MicroBatchPlaces, open_training_tiles, step_views, steps_per_epoch
+from moco_accel.damage import DAMAGE_FILE, DamageLog
+from moco_accel.data import TwoViews, open_training_tiles, step_views
+from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
 
-
-def all_places(recipe: object, rank: int = 0, first_step: int = 0) -> list[tuple[int, int]]:
-    return [place for micro in MicroBatchPlaces(recipe, 40, rank, first_step) for place in micro]  # type: ignore[arg-type]
+CPU = torch.device("cpu")
 
 
-def test_every_tile_once_per_epoch() -> None:
-    places = all_places(small_recipe())
-    assert len(places) == 2 * 40
-    for epoch in (0, 1):
-        assert sorted(tile for e, tile in places if e == epoch) == list(range(40))
-    assert [tile for _, tile in places[:40]] != [tile for _, tile in places[40:]]
+def png(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "png")
+    return buffer.getvalue()
 
 
-def test_processes_share_each_step() -> None:
-    alone = all_places(small_recipe(batch={"micro_batch_size": 8, "accumulation_steps": 1}))
-    two = small_recipe(hardware={"num_devices": 2}, batch={"micro_batch_size": 2, "accumulation_steps": 2})
-    shares = [all_places(two, rank) for rank in (0, 1)]
-    for step in range(10):
-        together = shares[0][step * 4 : step * 4 + 4] + shares[1][step * 4 : step * 4 + 4]
-        assert together == alone[step * 8 : step * 8 + 8]
+def write_tiles(folder: Path, tiles: list[bytes], pairs: list[bytes] | None = None, rows_in_shard: int = 100) -> str:
+    """Shards of Image columns, in row groups of 4 tiles."""
+    folder.mkdir(parents=True)
+    columns: dict[str, Any] = {"image": [{"bytes": raw, "path": None} for raw in tiles]}
+    if pairs is not None:
+        columns["image_pair"] = [{"bytes": raw, "path": None} for raw in pairs]
+    everything = datasets.Dataset.from_dict(
+        columns, features=datasets.Features(dict.fromkeys(columns, datasets.Image()))
+    )
+    for number, start in enumerate(range(0, len(tiles), rows_in_shard)):
+        shard = everything.select(range(start, min(start + rows_in_shard, len(tiles))))
+        shard.to_parquet(folder / f"part-{number}.parquet", batch_size=4)
+    return str(folder)
 
 
-@pytest.mark.parametrize("first_step", [1, 4, 5, 7])
-def test_a_resume_goes_on_where_it_was(first_step: int) -> None:
-    assert all_places(small_recipe(), first_step=first_step) == all_places(small_recipe())[first_step * 8 :]
+def flat_tiles(count: int, first: int = 0) -> list[bytes]:
+    """Tile i is everywhere of value first + i."""
+    return [png(np.full((16, 16, 3), first + number, np.uint8)) for number in range(count)]
 
 
-def test_too_few_tiles_is_an_error_with_a_batch_that_works() -> None:
-    assert steps_per_epoch(small_recipe(), 47) == 5
-    with pytest.raises(RecipeError, match=r"more than the 7 tiles .* batch.global_batch_size=4 works"):
-        steps_per_epoch(small_recipe(), 7)
+def all_views(recipe: Recipe, run: Path, rank: int = 0, first_step: int = 0) -> Tensor:
+    """[steps, views, micro-batches, …] of pixels."""
+    tiles = open_training_tiles(recipe)
+    log = DamageLog(recipe, len(tiles), run, resumed=False, speaks=rank == 0)
+    steps = step_views(tiles, recipe, CPU, rank, first_step, log)
+    return torch.stack([torch.stack([torch.stack(list(view)) for view in pair]) for pair in steps])
 
 
-def test_views_do_not_depend_on_workers(tiles_folder: Path) -> None:
+def untouched(**sections: dict[str, Any]) -> Recipe:
+    """A recipe whose views of a flat tile show its value: pixel = value / 255, normalised by 0 and 1."""
+    augment = {"jitter_probability": 0, "greyscale_probability": 0, "noise_std": 0, "solarize_probability": [0, 0]}
+    data = {"mean": [0, 0, 0], "std": [1, 1, 1]} | sections.pop("data", {})
+    return small_recipe(augment=augment, data=data, **sections)
+
+
+def values(views: Tensor) -> list[int]:
+    """Which flat tiles, in the order of steps and micro-batches, of view 1."""
+    return [round(v) for v in (views[:, 0].mean((-1, -2, -3)) * 255).flatten().tolist()]
+
+
+def test_views_do_not_depend_on_workers(tiles_folder: Path, tmp_path: Path) -> None:
     views = {}
     for workers in (0, 2):
         recipe = small_recipe(data={"source": str(tiles_folder), "num_workers": workers})
-        steps = list(step_views(open_training_tiles(recipe), recipe, torch.device("cpu"), 0, 8))
-        assert len(steps) == 2
-        views[workers] = torch.stack([micro for pair in steps for view in pair for micro in view])
+        views[workers] = all_views(recipe, tmp_path, first_step=8)
     assert torch.equal(views[0], views[2])
-    assert views[0].shape == (8, 4, 3, 16, 16)
-    assert not torch.equal(views[0][0], views[0][2])  # view 1 and view 2 of the same tiles
+    assert views[0].shape == (2, 2, 2, 4, 3, 16, 16)
+    assert not torch.equal(views[0][:, 0], views[0][:, 1])  # view 1 and view 2 of the same tiles
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_few_uneven_shards_feed_all_workers_and_processes(tmp_path: Path, streaming: bool) -> None:
+    """Three files for two processes of three workers (datasets #8669): each tile once an epoch, and nobody waits."""
+    source = write_tiles(tmp_path / "tiles", flat_tiles(40), rows_in_shard=17)
+    data = {"source": source, "num_workers": 3, "streaming": streaming}
+    two = untouched(data=data, hardware={"num_devices": 2}, batch={"micro_batch_size": 2, "accumulation_steps": 2})
+    shares = [all_views(two, tmp_path / "run", rank) for rank in (0, 1)]
+    assert [len(share) for share in shares] == [10, 10]  # steps, of two epochs
+    seen = [[values(share[steps]) for share in shares] for steps in (slice(0, 5), slice(5, 10))]
+    for first, second in seen:
+        assert sorted(first + second) == list(range(40))
+    alone = all_views(untouched(data=data | {"num_workers": 1}), tmp_path / "run")
+    together = torch.cat([share.flatten(2, 3) for share in shares], 2)
+    assert torch.equal(together, alone.flatten(2, 3))
+
+
+def test_a_stream_reads_the_same_tiles_in_an_order_of_its_own(tmp_path: Path) -> None:
+    source = write_tiles(tmp_path / "tiles", flat_tiles(40), rows_in_shard=17)
+    streamed = values(all_views(untouched(data={"source": source, "streaming": True}), tmp_path / "run"))
+    prepared = values(all_views(untouched(data={"source": source}), tmp_path / "run"))
+    assert sorted(streamed[:40]) == sorted(prepared[:40]) == list(range(40))
+    assert streamed != prepared
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_tiles_are_replaced_counted_and_listed(
+    tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiles = flat_tiles(40)
+    tiles[7], tiles[8] = tiles[7][:60], png(np.zeros((4, 4, 3), np.uint8))
+    source = write_tiles(tmp_path / "tiles", tiles)
+    recipe = untouched(data={"source": source, "num_workers": workers, "max_damaged_share": 0.05})
+    seen = values(all_views(recipe, tmp_path / "run"))
+    assert sorted(seen[:40]) == sorted([*range(7), 9, 9, *range(9, 40)])
+    rows = [json.loads(row) for row in (tmp_path / "run" / DAMAGE_FILE).read_text().splitlines()]
+    assert sorted(row["tile"] for row in rows) == [7, 8]
+    assert "wrong size" in next(row["reason"] for row in rows if row["tile"] == 8)
+    assert capsys.readouterr().err.count("the next good one takes its place") == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_damaged_tiles_stop_the_run_with_one_line(tmp_path: Path, workers: int) -> None:
+    tiles = flat_tiles(40)
+    tiles[20:] = [b"not an image"] * 20
+    recipe = untouched(data={"source": write_tiles(tmp_path / "tiles", tiles), "num_workers": workers})
+    with pytest.raises(RecipeError) as caught:
+        all_views(recipe, tmp_path / "run")
+    assert "data.max_damaged_share=0.01 allows 0 damaged tiles of 40" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pairs_of_one_place_are_the_two_views(tmp_path: Path) -> None:
+    source = write_tiles(tmp_path / "tiles", flat_tiles(40), flat_tiles(40, first=100))
+    recipe = untouched(data={"source": source, "image_column": "image", "pair_column": "image_pair"})
+    views = all_views(recipe, tmp_path / "run")
+    first, second = values(views), values(views.flip(1))
+    assert all(abs(a - b) == 100 for a, b in zip(first, second, strict=True))
+    swapped = sum(a > b for a, b in zip(first, second, strict=True)) / len(first)
+    assert 0.3 < swapped < 0.7  # 80 draws
+    assert views.shape[1] == 2
+
+
+def test_a_place_keeps_its_own_parameters_when_another_tile_stands_in(tmp_path: Path) -> None:
+    noise = [png(np.random.default_rng(n).integers(0, 256, (16, 16, 3), dtype=np.uint8)) for n in range(40)]
+    noise[3] = b"broken"
+    recipe = small_recipe(data={"source": write_tiles(tmp_path / "tiles", noise), "max_damaged_share": 0.1})
+    views = TwoViews(open_training_tiles(recipe), recipe)
+    stand_in, own = views[(0, 3)], views[(0, 4)]
+    assert stand_in.damaged[0][0] == 3
+    assert stand_in.crops is not None
+    assert own.crops is not None
+    assert not torch.equal(stand_in.crops[0].pixels, own.crops[0].pixels)

@@ -11,6 +11,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from moco_accel import evaluation
+from moco_accel.decoding import DamagedTile
 from moco_accel.encoders import build_encoder
 from moco_accel.eval_cli import app, merge_summary, verdict
 from moco_accel.evaluation import (
@@ -20,11 +21,12 @@ from moco_accel.evaluation import (
     nearest_neighbours,
     to_grey,
 )
-from moco_accel.judgement import judge, open_labelled, random_encoder
+from moco_accel.imagery.shard_writer import write_shards
+from moco_accel.judgement import draw_judgement, judge, open_labelled, random_encoder
 from moco_accel.neighbours import Panel, choose_queries, draw_neighbours
 from moco_accel.recipe import recipe_from_dict, save_recipe
 from moco_accel.recipe_text import RecipeError
-from moco_accel.shards import write_shards
+from moco_accel.tiles import open_tiles
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +38,11 @@ def make_recipe(image_size=8, bands=3, **sections):
     statistics = {"mean": [0.4] * bands, "std": [0.2] * bands} if bands != 3 else {}
     return recipe_from_dict(
         {
-            "encoder": {"name": "resnet18", "image_size": image_size, "bands": bands},
+            "encoder": {"name": "resnet10", "image_size": image_size, "bands": bands},
             "batch": {"global_batch_size": 256, "micro_batch_size": 256, "accumulation_steps": 1},
             "optimizer": {"lr": 1.5e-4},
-            "data": statistics,
             **sections,
+            "data": statistics | sections.get("data", {}),
         }
     )
 
@@ -157,7 +159,34 @@ def test_mean_colour():
     tiles = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     tiles[0, 0] = 255
     tiles[0, 1, 0] = 51
-    assert torch.allclose(mean_colour_features(tiles), torch.tensor([[1.0, 0.1, 0.0]]))
+    assert torch.allclose(mean_colour_features(tiles, make_recipe()), torch.tensor([[1.0, 0.1, 0.0]]))
+
+
+def test_stored_values_become_the_pixels_of_training():
+    scaling = {"scaling": "range", "low": [1000.0, -200.0], "high": [3000.0, 200.0]}
+    recipe = make_recipe(bands=2, data=scaling)
+    tiles = torch.zeros(1, 2, 8, 8, dtype=torch.int16)
+    tiles[0, 0, :2] = 1500  # a quarter of the range, in a quarter of the tile
+    tiles[0, 1] = 300  # cut off at 1
+    assert torch.allclose(mean_colour_features(tiles, recipe), torch.tensor([[0.0625, 1.0]]))
+    features = extract_features(nn.Flatten(), tiles, recipe, "cpu").view(2, 8, 8)
+    assert torch.allclose(features[0, :2], torch.tensor((0.25 - 0.4) / 0.2))
+    assert torch.allclose(features[0, 2:], torch.tensor((0 - 0.4) / 0.2))
+    assert torch.allclose(features[1], torch.tensor((1 - 0.4) / 0.2))
+
+
+def test_a_figure_is_of_all_tiles_or_of_none():
+    class Damaged:
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise DamagedTile("cannot be decoded (truncated): row 0 of t.parquet")
+
+    with pytest.raises(
+        RecipeError, match=r"^labelled tile 0 cannot be decoded \(truncated\): row 0 of t.parquet; make"
+    ):
+        extract_features(nn.Flatten(), Damaged(), make_recipe(), "cpu")
 
 
 def test_queries_are_spread_over_classes_and_within_them():
@@ -295,3 +324,39 @@ def test_labels_that_do_not_fit_are_refused(labelled_run):
         sources = {"train_source": str(labelled_run / "train"), "test_source": str(labelled_run / test)}
         with pytest.raises(RecipeError, match=reason):
             open_labelled(make_recipe(32, evaluation=sources))
+
+
+SENTINEL2 = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12"]
+
+
+def test_thirteen_bands_from_end_to_end(tmp_path):
+    """Classes differ in one band alone, B11, which the mean colour of all bands sees and a picture of RGB does not."""
+    features = datasets.Features({"msi": datasets.Array3D((32, 32, 13), "uint16"), "class": datasets.Value("string")})
+    generator = np.random.default_rng(0)
+    for side, count in (("train", 24), ("test", 12)):
+        tiles = generator.integers(1000, 1200, (count, 32, 32, 13)).astype(np.uint16)
+        tiles[1::2, :, :, SENTINEL2.index("B11")] += 2000
+        rows = [{"msi": tile, "class": ["water", "soil"][i % 2]} for i, tile in enumerate(tiles)]
+        write_shards(rows, features, tmp_path / side)
+    recipe = make_recipe(
+        32,
+        13,
+        data={"scaling": "reflectance", "bands": SENTINEL2, "image_column": "image"},  # named otherwise in training
+        evaluation={f"{side}_source": str(tmp_path / side) for side in ("train", "test")}
+        | {"neighbours": 3, "label_column": "class"},
+    )
+    labelled = open_labelled(recipe)
+    assert labelled.names == ["soil", "water"]
+    assert labelled.test_labels.tolist() == [1, 0] * 6
+    assert labelled.train.bands == SENTINEL2
+    judgement = judge(recipe, build_encoder(recipe.encoder), labelled, "cpu")
+    assert judgement.accuracies["knn_top1_mean_colour"] == 1
+    assert judgement.pretrained[0].shape == (24, 512)
+    draw_judgement(tmp_path / "neighbours.png", recipe, labelled, judgement)
+    query = choose_queries([1, 0] * 6)[0]
+    stored = open_tiles(str(tmp_path / "test"), recipe.data.model_copy(update={"image_column": "msi"}), 13)[query]
+    with Image.open(tmp_path / "neighbours.png") as picture:
+        shown = np.array(picture)[108 : 108 + 128 : 4, 32 : 32 + 128 : 4].astype(float)  # 4 pixels to one
+    for band, name in enumerate(("B4", "B3", "B2")):
+        values = stored[SENTINEL2.index(name)].float().numpy()
+        assert np.corrcoef(shown[:, :, band].ravel(), values.ravel())[0, 1] > 0.99

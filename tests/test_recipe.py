@@ -67,7 +67,13 @@ def test_batch_arithmetic(paper: Path) -> None:
             "image_size=100 is not a multiple of vit_small_patch16's patch of 16; nearest: 96, 112",
         ),
         ("encoder.name=vit_huge", "encoder.name='vit_huge' is not known; one of: vit_tiny_patch8"),
-        ("encoder.bands=13", "data.mean=null has a default for 3 bands only; write one number per band (13)"),
+        ("data.bands=[B4, B3]", "data.bands=['B4', 'B3'] has 2 names; encoder.bands=3 wants 3"),
+        ("data.bands=[B4, B3, B4]", "names a band twice"),
+        ("data.low=[0, 0, 0]", "data.high=null: data.scaling='uint8' wants low and high"),
+        ("data.scaling=range", "data.low=null: data.scaling='range' wants low and high"),
+        ("data.scaling=minmax", "data.scaling='minmax': input should be 'uint8', 'reflectance'"),
+        ("augment.preset=seasons", "data.pair_column=image_pair works after moco-data build --pair-with"),
+        ("augment.preset=strong", "augment.preset='strong': input should be 'satellite', 'paper' or 'seasons'"),
         ("hardware.num_devices=3", "batch.global_batch_size=4096 does not divide over 3 devices; nearest: 4095, 4098"),
         ("hardware.num_devices=1", "num_devices 1 = 2048; batch.accumulation_steps=32 works"),
         ("batch.micro_batch_size=100", "= 3200; nearest global batches for this micro-batch: 4000, 4200"),
@@ -116,3 +122,20 @@ def test_shipped_recipes_load(path: Path) -> None:
 
 def test_small_recipe_is_whole() -> None:
     assert small_recipe().keys_per_query == 8
+
+
+def test_low_and_high_must_fit_the_scaling_they_stand_beside(paper: Path) -> None:
+    reflectance = ["data.scaling=reflectance", "data.low=[0, 0, 0]"]
+    assert load_recipe(paper, [*reflectance, "data.high=[1e4, 1e4, 1e4]"]).stored_range[1] == [1e4] * 3
+    with pytest.raises(RecipeError, match=r"not what data.scaling='reflectance' means \(0 and 10000\); data.scaling=r"):
+        load_recipe(paper, [*reflectance, "data.high=[1e4, 1e4, 9e3]"])
+    with pytest.raises(RecipeError, match="must be above"):
+        load_recipe(paper, ["data.scaling=range", "data.low=[0, 0, 5]", "data.high=[1, 1, 5]"])
+
+
+def test_presets_stand_unless_a_field_says_otherwise(paper: Path, tmp_path: Path) -> None:
+    augment = load_recipe(paper, ["augment.preset=paper", "augment.hue=0.02"]).augment
+    assert (augment.brightness, augment.vertical_flip_probability, augment.noise_std, augment.hue) == (0.4, 0, 0, 0.02)
+    assert load_recipe(paper).augment.brightness == 0.2
+    save_recipe(load_recipe(paper, ["augment.preset=paper", "augment.hue=0.02"]), tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml").augment == augment

@@ -12,7 +12,7 @@ import torch
 from conftest import small_recipe
 from torch.profiler import profile
 
-from moco_accel.augment import AugmentedView, CropBatch, make_crop, stack_crops
+from moco_accel.augment import AugmentedView, CropBatch, crop_dtype, heaviest_photometry
 from moco_accel.moco import build_moco
 from moco_accel.optim import build_optimizer
 from moco_accel.recipe import Recipe
@@ -49,17 +49,19 @@ def one_thread() -> Iterator[None]:
 
 def measured_peak_bytes(recipe: Recipe, steps: int = 2, step: Callable[..., StepResult] = train_step) -> int:
     """Most bytes allocated at once in `steps` real steps, the networks and the optimizer included."""
-    tiles, pixels = recipe.batch.micro_batch_size, (recipe.encoder.bands, *[recipe.encoder.image_size] * 2)
-    crop = make_crop(torch.zeros(pixels, dtype=torch.uint8), recipe, 0, 0, 0)
-    photometry = stack_crops([crop]).photometry.expand(tiles, -1)
-    crops = CropBatch(torch.zeros(tiles, *pixels, dtype=torch.uint8), photometry, list(range(tiles)))
+    tiles, size = recipe.batch.micro_batch_size, recipe.encoder.image_size
+    pixels = torch.zeros(tiles, recipe.encoder.bands, size, size, dtype=crop_dtype(recipe))
+    crops = CropBatch(pixels, [heaviest_photometry(recipe)] * tiles, list(range(tiles)))
     accelerator = build_accelerator(recipe, cpu=True)
     gc.collect()  # what earlier tests left would be freed inside, and counted as less than nothing
     with one_thread(), profile(profile_memory=True) as profiler:
         moco = build_moco(recipe)
         model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
-        first, second = (AugmentedView([crops] * recipe.batch.accumulation_steps, recipe, torch.device("cpu"))
-                         for _ in range(2))  # fmt: skip
+        # augmented as on a GPU, all tiles at once: that is what is traced
+        first, second = (
+            AugmentedView([crops] * recipe.batch.accumulation_steps, recipe, torch.device("cpu"), on_gpu=True)
+            for _ in range(2)
+        )
         for _ in range(steps):
             step(accelerator, model, optimizer, (first, second), recipe, 0.99)
     events = profiler.profiler.kineto_results.events()

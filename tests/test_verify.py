@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from moco_accel import verify as subject
 from moco_accel import verify_networks
-from moco_accel.augment import Crop
+from moco_accel.augment import Crop, Photometry
 from moco_accel.collectives import GlobalBatchNorm1d
 from moco_accel.moco import MoCo, build_moco
 from moco_accel.recipe import Recipe, save_recipe
@@ -120,7 +120,7 @@ def moved_by_a_pixel(tile: Tensor, *arguments: Any) -> Crop:
     return Crop(torch.roll(real.pixels, 1, -1), real.photometry, real.noise_seed)
 
 
-def noise_after_normalisation(pixels: Tensor, photometry: Tensor, seeds: list[int], recipe: Recipe) -> Tensor:
+def noise_after_normalisation(pixels: Tensor, photometry: list[Photometry], seeds: list[int], recipe: Recipe) -> Tensor:
     quiet = recipe.model_copy(update={"augment": recipe.augment.model_copy(update={"noise_std": 0.0})})
     clean = real_augment_pixels(pixels, photometry, seeds, quiet)
     return clean + recipe.augment.noise_std * torch.randn_like(clean)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from moco_accel.console import console, progress_bar, user_errors
+from moco_accel.imagery import look_cli
 from moco_accel.recipe_text import RecipeError
 
-if TYPE_CHECKING:
-    from moco_accel.imagery.build import Built
-
-_MAX_LISTED = 10
 app = typer.Typer(
     help="Imagery into shards of tiles to pretrain on.\n\nExample: moco-data demo data/demo",
     no_args_is_help=True,
@@ -57,42 +54,92 @@ def demo(out: Out, overwrite: Overwrite = False) -> None:
 @app.command()
 def build(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="Folder of images (searched throughout), or one scene.")
+        Path, typer.Argument(metavar="SRC", help="Folder of images or scenes (searched throughout), or one file.")
     ],
     out: Out,
     tile_size: Annotated[int, typer.Option(help="Side of a tile in pixels; smaller images are kept whole.")] = 224,
     stride: Annotated[
         int | None, typer.Option(help="Pixels from one tile to the next. (default: the tile size)")
     ] = None,
+    bands: Annotated[
+        str | None, typer.Option(help="Bands to store, by name and in this order, e.g. B4,B3,B2. (default: all)")
+    ] = None,
+    band_names: Annotated[
+        str | None, typer.Option(help="Names of a file's bands where it has none itself, e.g. red,green,blue,nir.")
+    ] = None,
+    max_nodata: Annotated[
+        float, typer.Option(help="Skip tiles with a larger share of pixels without data (nodata, NaN or masked).")
+    ] = 0.1,
+    nodata: Annotated[float | None, typer.Option(help="The number that marks no data. (default: the file's)")] = None,
+    max_cloud: Annotated[
+        float,
+        typer.Option(help="Skip tiles with a larger share of pixels white as clouds; snow is white, too. 1: none."),
+    ] = 0.5,
     labels_from_folders: Annotated[
         bool, typer.Option("--labels-from-folders", help="Label each tile with its folder directly under SRC.")
     ] = False,
+    label_raster: Annotated[
+        Path | None, typer.Option(help="GeoTIFF of class numbers: label each tile with its majority class.")
+    ] = None,
+    class_names: Annotated[
+        str | None, typer.Option(help="Of --label-raster: sea,land for 0 and 1, or 10=forest,80=water.")
+    ] = None,
+    min_majority: Annotated[
+        float, typer.Option(help="Skip tiles whose majority class covers a smaller share of them.")
+    ] = 0.6,
+    pair_with: Annotated[
+        Path | None, typer.Option(help="Imagery of another season: adds the same place's tile as column image_pair.")
+    ] = None,
+    max_shard_mb: Annotated[int, typer.Option(help="Largest size of a shard in MB.")] = 256,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. (default: one for each core)")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Cut 8-bit RGB or grey JPEG, PNG and TIFF images into tiles.
+    """Cut imagery into tiles: JPEG, PNG, GeoTIFF, JPEG 2000; bands in one file or a file each; 8, 16 or float32 bits.
 
-    What no window fits into at the right and lower edge of an image is left out.
+    Band files of one Sentinel-2 or Landsat scene are stacked, coarser bands resampled. What no window fits into at the
+    right and lower edge is left out. White as clouds is, in 8 bits, red, green and blue above 230 and less than 20
+    apart; in Sentinel-2 and Landsat 8/9 numbers, reflectances above 0.35 and less than 0.1 apart; else nothing.
 
-    Example: moco-data build my_images data/tiles --tile-size 224 --stride 112
+    Killed? The same command goes on where it stopped.
+
+    Photos:     moco-data build my_images data/tiles --tile-size 224 --stride 112
+
+    Sentinel-2: moco-data build S2A_MSIL1C_….SAFE data/s2 --bands B4,B3,B2,B8
+
+    Labelled:   moco-data build scenes data/labelled --label-raster worldcover.tif --class-names 10=forest,80=water
+
+    Seasons:    moco-data build summer data/pairs --pair-with winter
+
+    Example: moco-data build my_images data/tiles
     """
     with user_errors():
-        _check_out(out, overwrite)
-        from moco_accel.imagery.build import build_tiles, find_images
+        console.print(f"looking for scenes in {escape(str(source))}", soft_wrap=True)
+        from moco_accel.imagery.build import build_tiles
+        from moco_accel.imagery.build_report import build_progress, print_built
+        from moco_accel.imagery.options import Options
 
-        num_images = len(find_images(source))
-        with progress_bar() as progress:
-            task = progress.add_task("images", total=num_images)
-            built = build_tiles(
-                source,
-                out,
-                tile_size,
-                stride,
-                labels_from_folders,
-                overwrite,
-                on_progress=lambda images, tiles: progress.advance(task, images),
-            )
-            progress.update(task, completed=num_images)
-        _print_built(built, out)
+        options = Options(
+            tile_size=tile_size,
+            stride=stride,
+            bands=_names(bands),
+            band_names=_names(band_names),
+            max_nodata=max_nodata,
+            nodata=nodata,
+            max_cloud=max_cloud,
+            labels_from_folders=labels_from_folders,
+            label_raster=label_raster,
+            class_names=class_names,
+            min_majority=min_majority,
+            pair_with=pair_with,
+            max_shard_mb=max_shard_mb,
+        )
+        try:
+            with build_progress() as hear:
+                built = build_tiles(source, out, options, workers, overwrite, hear)
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from the last whole shard")
+            raise
+        print_built(built, out)
 
 
 def main() -> None:
@@ -122,24 +169,12 @@ def _print_demo(counts: dict[str, dict[str, int]]) -> None:
     console.print(table)
 
 
-def _print_built(built: Built, out: Path) -> None:
-    if built.tiles_per_class:
-        table = Table(title="tiles per class")
-        table.add_column("class")
-        table.add_column("tiles", justify="right")
-        for name, count in sorted(built.tiles_per_class.items()):
-            table.add_row(escape(name), f"{count:,}")
-        console.print(table)
-    kind = "grey, encoder.bands=1" if built.mode == "L" else "RGB, encoder.bands=3"
-    console.print(f"{built.num_tiles:,} tiles ({kind}) of {built.num_images:,} images in {escape(str(out))}")
-    if built.left_out:
-        console.print(f"[yellow]{len(built.left_out):,} images were left out:[/]")
-        for path, reason in built.left_out[:_MAX_LISTED]:
-            console.print(f"  {escape(str(path))}: {escape(reason)}", soft_wrap=True)
-        if len(built.left_out) > _MAX_LISTED:
-            console.print(f"  … and {len(built.left_out) - _MAX_LISTED:,} more")
-    console.print(f"In a recipe: [bold]data.source={escape(str(out))}[/]", soft_wrap=True)
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """`B4,B3,B2` as names."""
+    return tuple(name.strip() for name in text.split(",")) if text else None
 
+
+look_cli.register(app)  # inspect and preview register themselves: see look_cli.py
 
 if __name__ == "__main__":
     main()

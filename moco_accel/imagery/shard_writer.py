@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,3 +79,38 @@ def _write_partial(
         if writer is not None:
             writer.close()
     return num_rows
+
+
+class GrowingShard:
+    """One parquet file that has its name once it is whole; a row group for each `write`."""
+
+    def __init__(self, path: Path, schema: pa.Schema, compression: str) -> None:
+        self._path, self._schema = path, schema
+        self._partial = path.with_name(path.name + ".partial")
+        self._file = self._partial.open("wb")
+        self._writer = pq.ParquetWriter(self._file, schema, compression=compression)
+        self._groups = 0
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        self._writer.write_table(pa.Table.from_pylist(rows, self._schema))
+        self._groups += 1
+
+    def next_would_exceed(self, max_bytes: int) -> bool:
+        """Whether another row group of the average size makes the file larger than `max_bytes`."""
+        return self._file.tell() * (self._groups + 1) > max_bytes * self._groups
+
+    def close(self) -> None:
+        """Finish the file, see that it is on the disk, and give it its name."""
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._partial.replace(self._path)
+
+    def discard(self) -> None:
+        """Drop what is not whole."""
+        with contextlib.suppress(OSError):  # of a full disk, for which it is dropped
+            self._writer.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._partial.unlink(missing_ok=True)

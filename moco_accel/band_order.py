@@ -1,0 +1,120 @@
+"""From bands as stored to bands as the encoder takes them: by name, in the recipe's order. A count is never trusted."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from moco_accel.bands import SENTINEL2, canonical_bands, picture_bands, select_bands
+from moco_accel.recipe_text import RecipeError
+from moco_accel.recipe_tiles import Data
+from moco_accel.stores import Store
+from moco_accel.tile_columns import TileColumns, dtype_name, first_bytes
+
+_OF_PICTURES = {1: ["grey"], 2: ["grey", "alpha"], 3: ["red", "green", "blue"], 4: ["red", "green", "blue", "alpha"]}
+_LEVEL_2A = tuple(band for band in SENTINEL2 if band != "B10")
+_TOLD_BY_COUNT = 3  # more bands than these want names
+
+
+@dataclass(frozen=True)
+class Order:
+    """Names of the bands yielded, None if unknown; `select` are their places among the stored, None: all as stored."""
+
+    names: list[str] | None
+    select: list[int] | None
+
+
+def stored_names(
+    store: Store, columns: TileColumns, first: Tensor, index: int, source: str, field: str
+) -> list[str] | None:
+    """What the shards' facts say, else what the first tile's file says; None where neither does. Raises RecipeError."""
+    facts = store.facts
+    if facts is None:
+        return _names_in_file(store, columns, first, index)
+    if len(facts.bands) != len(first) or facts.dtype != dtype_name(first):
+        raise RecipeError(
+            f"{field}={source!r} is said to hold {facts.dtype} bands [{', '.join(facts.bands)}], but its tiles are "
+            f"{len(first)} bands of {dtype_name(first)}; build them anew, or take tiles.json away"
+        )
+    return facts.bands
+
+
+def order_bands(stored: list[str] | None, count: int, data: Data, num_bands: int | None, source: str) -> Order:
+    """Which of `count` stored bands, named or not, the recipe wants. Raises RecipeError, naming what is there."""
+    if data.bands is not None:
+        wanted = canonical_bands(data.bands)
+        if num_bands is not None and len(wanted) != num_bands:
+            raise RecipeError(
+                f"data.bands=[{', '.join(wanted)}] are {len(wanted)} and encoder.bands={num_bands}; "
+                f"encoder.bands={len(wanted)} works"
+            )
+        if stored is None:
+            _check_declared(wanted, count, source)
+            return Order(wanted, None)
+        select = select_bands(wanted, stored, "data.bands", source)
+        return Order(wanted, None if select == list(range(count)) else select)
+    if num_bands is not None:
+        _check_count(stored, count, num_bands, source)
+    return Order(stored, None)
+
+
+def _check_declared(wanted: list[str], count: int, source: str) -> None:
+    if len(wanted) != count:
+        raise RecipeError(
+            f"data.bands=[{', '.join(wanted)}] names {len(wanted)} bands, but the tiles in {source!r} have {count}, "
+            f"whose names are not stored; name all of them in their order, e.g. data.bands={_example(count)}"
+        )
+
+
+def _check_count(stored: list[str] | None, count: int, num_bands: int, source: str) -> None:
+    if stored is None and count > _TOLD_BY_COUNT:
+        raise RecipeError(
+            f"data.bands=null, but the tiles in {source!r} have {count} bands, whose names are not stored; name them, "
+            f"in their order, with encoder.bands={count}: data.bands={_example(count)}"
+        )
+    if count == num_bands:
+        return
+    names = f" [{', '.join(stored)}]" if stored else ""
+    fewer = ""
+    if stored and num_bands < count:
+        places = picture_bands(stored, count) if num_bands == 3 else range(num_bands)
+        fewer = f", or data.bands=[{', '.join(stored[place] for place in places)}]"
+    raise RecipeError(
+        f"encoder.bands={num_bands} but the tiles in {source!r} have {count}{names}; encoder.bands={count} works{fewer}"
+    )
+
+
+def _example(count: int) -> str:
+    known = {len(SENTINEL2): SENTINEL2, len(_LEVEL_2A): _LEVEL_2A}
+    names = known.get(count) or tuple(f"B{number}" for number in range(1, count + 1))
+    return f"[{', '.join(names)}]" + (" if they are Sentinel-2's" if count in known else "")
+
+
+def _names_in_file(store: Store, columns: TileColumns, first: Tensor, index: int) -> list[str] | None:
+    if columns.array_shape is not None:
+        return None
+    raw = first_bytes(store.values(columns.names, index)[0], "")
+    if raw.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+        return _OF_PICTURES.get(len(first))
+    if raw.startswith(b"\x93NUMPY"):
+        return None
+    return _described(raw) or (_OF_PICTURES[3] if len(first) == 3 else _OF_PICTURES[1] if len(first) == 1 else None)
+
+
+def _described(raw: bytes) -> list[str] | None:
+    """The bands' descriptions in a raster; None where one has none, or without rasterio."""
+    try:
+        from rasterio.errors import NotGeoreferencedWarning, RasterioError
+        from rasterio.io import MemoryFile
+    except ImportError:  # such a tile can still be plain RGB, which is read without it
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            with MemoryFile(raw) as file, file.open() as image:
+                descriptions = list(image.descriptions)
+        except RasterioError:
+            return None
+    return canonical_bands(descriptions) if all(descriptions) else None

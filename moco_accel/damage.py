@@ -1,0 +1,80 @@
+"""Damaged tiles: each replaced by the next good one, counted, listed in the run's folder; too many stop the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from moco_accel.console import console
+from moco_accel.decoding import DamagedTile
+from moco_accel.recipe import Recipe
+from moco_accel.recipe_text import RecipeError
+
+DAMAGE_FILE = "damaged_tiles.jsonl"
+
+T = TypeVar("T")
+
+Damaged = tuple[int, str]
+"""A tile's index in the source, and what is wrong with it."""
+
+
+def allowed_damaged(recipe: Recipe, tile_count: int) -> int:
+    """How many damaged tiles a run puts up with, of all in the source; one must be whole."""
+    return min(int(recipe.data.max_damaged_share * tile_count), tile_count - 1)
+
+
+def next_good(read: Callable[[int], T], index: int, tile_count: int, limit: int) -> tuple[T | None, list[Damaged]]:
+    """`read(index)`, or of the next tile that is whole; and the damaged ones met. None after more than `limit` of them.
+
+    The same on every process, in every epoch, and after a resume: it depends on the tiles alone.
+    """
+    damaged: list[Damaged] = []
+    while len(damaged) <= limit:
+        place = (index + len(damaged)) % tile_count
+        try:
+            return read(place), damaged
+        except DamagedTile as reason:
+            damaged.append((place, str(reason)))
+    return None, damaged
+
+
+class DamageLog:
+    """What this process has met of damaged tiles; `run/damaged_tiles.jsonl` keeps what all processes have."""
+
+    def __init__(self, recipe: Recipe, tile_count: int, run: Path, resumed: bool, speaks: bool) -> None:
+        self._recipe, self._tile_count, self._path, self._speaks = recipe, tile_count, run / DAMAGE_FILE, speaks
+        self._known: set[int] = set()
+        if resumed and self._path.is_file():
+            rows = self._path.read_text().splitlines()
+            self._known = {json.loads(row)["tile"] for row in rows if row.endswith("}")}
+        elif speaks:
+            self._path.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, damaged: Iterable[Damaged]) -> None:
+        """Take in what a micro-batch met. Raises RecipeError above the share that the recipe allows."""
+        new = {index: reason for index, reason in damaged if index not in self._known}
+        if not new:
+            return
+        if not self._known and self._speaks:
+            index, reason = next(iter(new.items()))
+            console.print(
+                f"[yellow]tile {index} {reason}; the next good one takes its place. All such: {self._path}[/]",
+                soft_wrap=True,
+            )
+        self._known |= set(new)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.writelines(json.dumps({"tile": index, "reason": reason}) + "\n" for index, reason in new.items())
+        if len(self._known) > allowed_damaged(self._recipe, self._tile_count):
+            share = len(self._known) / self._tile_count
+            raise RecipeError(
+                f"data.max_damaged_share={self._recipe.data.max_damaged_share:g} allows "
+                f"{allowed_damaged(self._recipe, self._tile_count)} damaged tiles of {self._tile_count} in "
+                f"data.source={self._recipe.data.source!r}, and {len(self._known)} were met; {self._path} lists them. "
+                f"Make the tiles again without them, or data.max_damaged_share={min(1.0, 2 * share):.2g} goes on"
+            )

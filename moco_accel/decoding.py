@@ -1,0 +1,145 @@
+"""Encoded tiles → tensors of the stored type: JPEG, PNG, TIFF, JPEG 2000 and .npy, told apart by their first bytes.
+
+What a file says of its size is checked before anything is decoded, and no other format is ever tried. Pillow reads
+8-bit pictures and 16-bit grey ones; rasterio, the extra `[geo]`, the rest: Pillow cuts 16-bit colour down to 8 bits,
+and opens no TIFF of five bands.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from torch import Tensor
+
+from moco_accel.recipe_text import RecipeError
+
+MAX_TILE_PIXELS = 1 << 26
+"""In each band, 8192 x 8192."""
+MAX_TILE_VALUES = 1 << 28
+"""In all bands together."""
+STORED_TYPES = ("uint8", "uint16", "int16", "float32")
+
+_JPEG, _PNG, _NPY = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
+_TIFF, _BIG_TIFF = (b"II*\0", b"MM\0*"), (b"II+\0", b"MM\0+")
+_JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xffO\xffQ")  # in its box, and bare
+_CONVERTED = {"P": "RGB", "PA": "RGBA", "1": "L", "CMYK": "RGB", "YCbCr": "RGB"}  # what stands for colours
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES, _TIFF_FORMAT = 258, 262, 277, 339
+
+Pixels = npt.NDArray[Any]
+
+
+class DamagedTile(Exception):  # noqa: N818 - it says what the tile is
+    """A tile that cannot be used; the message is the reason: one line, lower case."""
+
+
+def decode_raster(raw: bytes) -> Tensor:
+    """Bytes of one tile → `[bands, height, width]`, uint8, uint16, int16 or float32, as stored.
+
+    Not always contiguous: pictures keep their bands innermost. Of an .npy the first or the last axis is the bands,
+    whichever is shorter. Raises DamagedTile, and RecipeError where rasterio is needed and missing.
+    """
+    try:
+        pixels = _decode(raw)
+    except (DamagedTile, RecipeError, MemoryError):
+        raise
+    except Exception as error:  # whatever a decoder makes of bytes that it was not made for
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DamagedTile(f"cannot be decoded ({reason})") from None
+    if pixels.dtype.name not in STORED_TYPES:
+        raise DamagedTile(f"holds {pixels.dtype.name}; {', '.join(STORED_TYPES)} can be read")
+    return torch.from_numpy(pixels.astype(pixels.dtype.newbyteorder("="), copy=not pixels.flags.writeable))
+
+
+def _decode(raw: bytes) -> Pixels:
+    if raw.startswith(_JPEG):
+        return _by_pillow(raw, "JPEG")
+    if raw.startswith(_PNG):
+        is_deep_colour = raw[24:25] == b"\x10" and raw[25:26] != b"\0"
+        return _by_rasterio(raw, "PNG") if is_deep_colour else _by_pillow(raw, "PNG")
+    if raw.startswith(_TIFF):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tags, by Pillow; what damages a tile is raised
+            return _by_pillow(raw, "TIFF") if _is_plain_tiff(raw) else _by_rasterio(raw, "GTiff")
+    if raw.startswith(_BIG_TIFF):
+        return _by_rasterio(raw, "GTiff")
+    if raw.startswith(_JPEG2000):
+        return _by_rasterio(raw, "JP2OpenJPEG")
+    if raw.startswith(_NPY):
+        return _from_npy(raw)
+    raise DamagedTile(f"is not JPEG, PNG, TIFF, JPEG 2000 or .npy (starts with {raw[:8]!r})")
+
+
+def _check_size(height: int, width: int, bands: int) -> None:
+    if not (height > 0 and width > 0 and bands > 0):
+        raise DamagedTile(f"holds no pixels ({bands} x {height} x {width})")
+    if height * width > MAX_TILE_PIXELS:
+        raise DamagedTile(f"has {height} x {width} pixels; at most {MAX_TILE_PIXELS} are read")
+    if height * width * bands > MAX_TILE_VALUES:
+        raise DamagedTile(f"has {bands} bands of {height} x {width} pixels; at most {MAX_TILE_VALUES} values are read")
+
+
+def _by_pillow(raw: bytes, picture_format: str) -> Pixels:
+    with Image.open(io.BytesIO(raw), formats=[picture_format]) as image:
+        _check_size(image.height, image.width, len(image.getbands()))
+        pixels = np.array(image.convert(_CONVERTED[image.mode]) if image.mode in _CONVERTED else image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _is_plain_tiff(raw: bytes) -> bool:
+    """8-bit grey or RGB, which Pillow gives back as stored. Reads the tags alone: Pillow logs what it can't open."""
+    tags = ImageFileDirectory_v2(raw[:8])
+    file = io.BytesIO(raw)
+    file.seek(tags.next)
+    tags.load(file)
+    samples, bits = tags.get(_TIFF_SAMPLES, 1), tags.get(_TIFF_BITS, (1,))
+    unsigned = set(tags.get(_TIFF_FORMAT, (1,))) == {1}
+    return set(bits) == {8} and unsigned and (samples, tags.get(_TIFF_PHOTOMETRIC)) in {(1, 1), (3, 2)}
+
+
+def _by_rasterio(raw: bytes, driver: str) -> Pixels:
+    try:
+        import rasterio
+        from rasterio.errors import NotGeoreferencedWarning
+        from rasterio.io import MemoryFile
+    except ImportError:
+        raise RecipeError(
+            f"{driver} tiles that are not 8-bit RGB or grey need rasterio; pip install 'moco-accel[geo]'"
+        ) from None
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what fails is raised; odd tags are no news, tile by tile
+    # it would else look for files beside the tile, and report errors of its threads on the terminal
+    alone = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO", GDAL_NUM_THREADS=1)
+    with warnings.catch_warnings(), alone, MemoryFile(raw) as file:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with file.open(driver=driver) as image:
+            _check_size(image.height, image.width, image.count)
+            return image.read()  # type: ignore[no-any-return]
+
+
+def _from_npy(raw: bytes) -> Pixels:
+    file = io.BytesIO(raw)
+    version = np.lib.format.read_magic(file)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read_header:
+        raise DamagedTile(f"is .npy of version {version[0]}.{version[1]}; 1.0 and 2.0 can be read")
+    shape, fortran_order, dtype = read_header[version](file)
+    if len(shape) not in (2, 3):
+        raise DamagedTile(f"is an array of shape {list(shape)}; [height, width] and those with bands can be read")
+    whole = shape if len(shape) == 3 else (1, *shape)
+    bands_first = whole[0] <= whole[2]
+    bands, height, width = whole if bands_first else (whole[2], *whole[:2])
+    _check_size(height, width, bands)
+    if dtype.name not in STORED_TYPES:
+        raise DamagedTile(f"holds {dtype.name}; {', '.join(STORED_TYPES)} can be read")
+    count = int(np.prod(whole))
+    if len(raw) - file.tell() < count * dtype.itemsize:
+        raise DamagedTile("cannot be decoded (truncated)")
+    pixels = np.frombuffer(raw, dtype, count, file.tell()).reshape(whole, order="F" if fortran_order else "C")
+    return pixels if bands_first else pixels.transpose(2, 0, 1)

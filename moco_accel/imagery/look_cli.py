@@ -1,0 +1,148 @@
+"""moco-data inspect and moco-data preview: look at tiles before training on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from moco_accel.console import console, progress_bar, user_errors
+from moco_accel.recipe_text import RecipeError
+
+if TYPE_CHECKING:
+    from moco_accel.imagery.inspection import Inspection
+    from moco_accel.tiles import Tiles
+
+_SAMPLE, _ROWS = 1000, 6
+Bands = Annotated[str | None, typer.Option(metavar="B8,B4,B3", help="Names of bands, in this order. (default: all)")]
+ImageColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column of the tiles; needed only if several hold imagery.")
+]
+Split = Annotated[str, typer.Option(metavar="NAME", help="Of a hub id.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add both commands to `moco-data`."""
+    app.command()(inspect)
+    app.command()(preview)
+
+
+def inspect(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="What data.source takes: folder, file, glob, image folder, hub id.")
+    ],
+    bands: Bands = None,
+    image_column: ImageColumn = None,
+    split: Split = "train",
+    sample: Annotated[
+        int, typer.Option(min=0, metavar="TILES", help="How many tiles to read, spread evenly; 0: all.")
+    ] = _SAMPLE,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Write a contact sheet of 48 tiles, spread evenly.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object on stdout, no tables.")] = False,
+) -> None:
+    """Say what a source of tiles holds, and what to write about it into a recipe.
+
+    Counts, sizes, bands by name, classes, nodata, statistics of each band,
+    damaged tiles, where the tiles lie, and whether Sentinel-2 tiles are stored
+    with the offset of 1,000, without it, or, by mistake, some of each.
+
+    Statistics are those of all tiles where `moco-data build` left them
+    (tiles.json), else those of the tiles read.
+
+    Example: moco-data inspect data/tiles --sheet sheet.png
+    """
+    with user_errors():
+        _check_png("--sheet", sheet)
+        tiles = _open(source, bands, image_column, split)
+        found = _inspect(tiles, sample)
+        if as_json:
+            print(json.dumps(_everything(found)))
+        else:
+            from moco_accel.imagery.inspection_report import print_inspection
+
+            print_inspection(found, console)
+        if sheet is not None:
+            from moco_accel.imagery.contact_sheet import write_sheet
+
+            write_sheet(sheet, tiles, found)
+            console.print(f"contact sheet: {escape(str(sheet))}", soft_wrap=True)
+
+
+def preview(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE_OR_RECIPE", help="What data.source takes, or a recipe (.yaml).")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT.png", help="The picture to write.")],
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="The views of this recipe, of the tiles in SOURCE.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one field of the recipe; may be repeated."),
+    ] = None,
+    bands: Annotated[
+        str | None, typer.Option(metavar="B8,B4,B3", help="Three bands to show as red, green, blue beside true colour.")
+    ] = None,
+    tiles: Annotated[int, typer.Option(min=1, max=50, metavar="ROWS", help="How many tiles, spread evenly.")] = _ROWS,
+) -> None:
+    """Draw tiles beside view 1 and view 2 of each, as a run makes them in its first epoch.
+
+    Without a recipe: the views of the preset `satellite`, of 224 pixels, the
+    tiles scaled as `moco-data inspect` advises; --set changes any of it.
+
+    Tiles of more than three bands are shown a second time, in --bands, or else
+    in near infrared, red and green where names tell. Boxes in a tile are where
+    its views were cut out.
+
+    Example: moco-data preview recipes/dual8gb.yaml views.png --set data.source=data/tiles
+
+    Example: moco-data preview data/tiles views.png --set augment.preset=paper
+    """
+    with user_errors():
+        _check_png("OUT", out)
+        from moco_accel.imagery.preview import preview_recipe, write_preview
+
+        with console.status("making views"):
+            write_preview(out, preview_recipe(source, recipe, set_ or []), tiles, _names(bands))
+        console.print(f"views: {escape(str(out))}", soft_wrap=True)
+
+
+def _check_png(option: str, path: Path | None) -> None:
+    if path is not None and path.suffix.lower() != ".png":
+        raise RecipeError(f"{option}={str(path)!r} does not end in .png; {path.with_suffix('.png').name} works")
+
+
+def _names(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise RecipeError(f"--bands={text!r} has an empty name; names with a comma between them work, e.g. B8,B4,B3")
+    return names
+
+
+def _open(source: str, bands: str | None, image_column: str | None, split: str) -> Tiles:
+    from moco_accel.imagery.opening import open_unknown
+
+    with console.status("opening"):
+        return open_unknown(source, _names(bands), image_column, split)
+
+
+def _inspect(tiles: Tiles, sample: int) -> Inspection:
+    from moco_accel.imagery.inspection import inspect_tiles
+
+    with progress_bar() as progress:
+        task = progress.add_task("tiles", total=None)
+        return inspect_tiles(tiles, sample, lambda done, total: progress.update(task, completed=done, total=total))
+
+
+def _everything(found: Inspection) -> dict[str, Any]:
+    from moco_accel.imagery.inspection import as_json
+    from moco_accel.imagery.inspection_report import recipe_fields, warnings_of
+
+    return as_json(found) | {"warnings": warnings_of(found), "recipe": recipe_fields(found)}

@@ -1,0 +1,113 @@
+"""8-bit JPEG, PNG and plain TIFF images, read whole with Pillow; larger or other files are rasters.py's to read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+MAX_PICTURE_PIXELS = 1 << 26  # 192 MiB as RGB; larger images are read in windows
+_KEPT_AS_ENCODED = ("JPEG", "PNG")  # what every reader of the shards can decode
+_BANDS: dict[str, tuple[str, ...]] = dict.fromkeys(("RGB", "P", "RGBA"), ("red", "green", "blue")) | {"L": ("grey",)}
+_GEO_TAGS = {33550, 33922, 34264, 34735, 42112, 42113}  # scale, tie points, matrix, keys, GDAL's facts and nodata
+_BITS_PER_SAMPLE = 258
+
+Pixels = npt.NDArray[Any]
+
+
+class UnreadableImage(Exception):  # noqa: N818 - the reason is its message
+    """One image that makes no tiles, and why."""
+
+
+def sniff(path: Path) -> str:
+    """What its first bytes say: jpeg, png, png16, tiff, jpeg2000; a name may say otherwise. Raises UnreadableImage."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(26)
+    except OSError as error:
+        raise UnreadableImage(f"cannot be opened ({error.strerror})") from None
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png16" if head[24:25] == b"\x10" else "png"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "tiff"
+    if head.startswith((b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")):
+        return "jpeg2000"
+    raise UnreadableImage("cannot be identified; JPEG, PNG, TIFF and JPEG 2000 files can be read")
+
+
+def picture_header(path: Path) -> tuple[tuple[str, ...], int, int] | None:
+    """Bands by name, height and width of a picture, from its header; None for what is a raster.
+
+    A raster is everything that Pillow cannot open or would lose something of: more bits, places on Earth, more than
+    `MAX_PICTURE_PIXELS`. Raises UnreadableImage.
+    """
+    kind = sniff(path)
+    if kind in ("jpeg2000", "png16"):
+        return None
+    try:
+        with _any_size(), Image.open(path, formats=("JPEG", "PNG", "TIFF")) as image:
+            if image.width * image.height > MAX_PICTURE_PIXELS or (kind == "tiff" and not _plain_tiff(image)):
+                return None
+            mode, height, width = image.mode, image.height, image.width
+    except (OSError, SyntaxError, ValueError) as error:
+        if kind == "tiff":
+            return None
+        raise UnreadableImage(_why(path, error)) from None
+    if mode not in _BANDS:
+        raise UnreadableImage(f"is of mode {mode}; 8-bit RGB and grey pictures can be read")
+    return _BANDS[mode], height, width
+
+
+def _plain_tiff(image: Image.Image) -> bool:
+    tags: Any = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, 1)
+    eight = set(bits if isinstance(bits, tuple) else (bits,)) == {8}
+    return image.mode in _BANDS and eight and not _GEO_TAGS & set(tags) and getattr(image, "n_frames", 1) == 1
+
+
+def read_picture(path: Path) -> tuple[Pixels, bytes | None]:
+    """Pixels uint8 [bands, height, width]; the file's bytes where they can serve as a tile. Raises UnreadableImage."""
+    try:
+        with _any_size(), Image.open(path, formats=("JPEG", "PNG", "TIFF")) as image:
+            decoded = _decode(image)
+            keep = image.mode == decoded.mode and image.format in _KEPT_AS_ENCODED
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableImage(_why(path, error)) from None
+    pixels = np.asarray(decoded)
+    bands_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return bands_first, path.read_bytes() if keep else None
+
+
+def _decode(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.mode == "RGBA":  # an alpha band that hides nothing can go; one that does is no imagery to learn from
+        if image.getchannel("A").getextrema() == (255, 255):
+            return image.convert("RGB")
+        raise UnreadableImage("has transparent pixels; flatten it to RGB first")
+    return image.convert("RGB") if image.mode == "P" else image.copy()
+
+
+def _why(path: Path, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "cannot be identified; it starts like an image and goes on like none"
+    return f"is damaged ({' '.join(str(error).replace(str(path), '').split())})"
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Pillow warns of large images as of an attack; scenes are large, and MAX_PICTURE_PIXELS is the limit here."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it cannot read, it would print; rasterio reads it
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before

@@ -1,0 +1,191 @@
+"""Each tile beside both views that a run makes of it in its first epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moco_accel.augment import AugmentedView, Crop, make_crop, stack_crops
+from moco_accel.bands import picture_bands, select_bands
+from moco_accel.data import TwoViews, open_training_tiles
+from moco_accel.decoding import DamagedTile
+from moco_accel.drawing import BLUE, INK, ORANGE, Shown, shown_together
+from moco_accel.imagery.inspection import inspect_tiles
+from moco_accel.imagery.inspection_report import recipe_fields
+from moco_accel.imagery.opening import is_read_in_place, open_unknown
+from moco_accel.imagery.sheets import Cell, draw_views
+from moco_accel.imagery.spectral import false_colour
+from moco_accel.imagery.view_text import geometry_of, lines_of
+from moco_accel.measuring import sample_indices
+from moco_accel.recipe import Recipe, load_recipe, recipe_from_dict, scaled_lr
+from moco_accel.recipe_text import RecipeError, set_fields
+from moco_accel.resolve import resolve
+from moco_accel.tile_facts import Pixels
+from moco_accel.tiles import Tiles
+from moco_accel.view_parameters import Geometry
+
+_SAMPLE = 200  # tiles, to scale a source by that comes without a recipe
+_VIEW_COLOURS = (BLUE, ORANGE)
+
+
+def preview_recipe(source: str, recipe: Path | None, overrides: Sequence[str]) -> Recipe:
+    """The recipe that `source` is or that goes with it; without one, views of 224 pixels scaled as inspect advises.
+
+    Raises RecipeError.
+    """
+    if source.endswith((".yaml", ".yml")):
+        if recipe is not None:
+            raise RecipeError(f"SOURCE_OR_RECIPE={source!r} and --recipe={str(recipe)!r} are two recipes; one works")
+        return load_recipe(source, list(overrides))
+    if recipe is not None:
+        return load_recipe(recipe, [f"data.source={source}", *overrides])
+    fields: dict[str, Any] = {
+        "encoder": {"name": "vit_small_patch16"},
+        "batch": {"global_batch_size": 2, "micro_batch_size": 2, "accumulation_steps": 1},
+        "optimizer": {"lr": scaled_lr(1.5e-4, 2)},
+    }
+    said = set_fields({"data": {}}, list(overrides))
+    assert isinstance(said, dict)
+    known = {name: said["data"][name] for name in ("bands", "image_column", "split") if name in said["data"]}
+    for section, found in recipe_fields(inspect_tiles(open_unknown(source, **known), _SAMPLE)).items():
+        fields[section] = fields.get(section, {}) | found
+    fields["data"]["streaming"] = is_read_in_place(source)
+    return recipe_from_dict(set_fields(fields, list(overrides)))
+
+
+def write_preview(out: Path, recipe: Recipe, rows: int, bands: Sequence[str] | None = None) -> list[int]:
+    """Draw `rows` tiles, spread evenly, and their views; returns the tiles' indices. Raises RecipeError."""
+    tiles = open_training_tiles(recipe)
+    recipe = resolve(recipe, tiles, say=lambda line: None)
+    indices = readable(tiles, recipe, rows)
+    sources = [_sources(tiles, recipe, index) for index in indices]
+    crops = [_crops(tiles, recipe, index) for index in indices]
+    views = [stored_views([pair[view] for pair in crops], recipe) for view in (0, 1)]
+    groups = [
+        shown_together([source[0] for source in sources], triple, tiles.bands)
+        for triple in band_triples(tiles, recipe, bands)
+    ]
+    cells = [
+        [
+            _tile_cells(group, recipe, index, sources[row], crops[row])
+            + _view_cells(group, recipe, index, sources[row], crops[row], [view[row] for view in views])
+            for group in groups
+        ]
+        for row, index in enumerate(indices)
+    ]
+    draw_views(out, *_titles(recipe, len(tiles)), [_heads(group.name, recipe) for group in groups], cells)
+    return indices
+
+
+def readable(tiles: Tiles, recipe: Recipe, wanted: int) -> list[int]:
+    """Indices of `wanted` tiles, spread evenly; in place of one that is damaged, the next good one.
+
+    Raises RecipeError when there is none.
+    """
+    found: list[int] = []
+    reason = ""
+    for index in sample_indices(len(tiles), wanted):
+        for place in ((index + step) % len(tiles) for step in range(len(tiles))):
+            try:
+                _sources(tiles, recipe, place)
+            except DamagedTile as error:
+                reason = f"tile {place} {error}"
+                continue
+            found.append(place)
+            break
+        if not found:
+            raise RecipeError(f"data.source={recipe.data.source!r}: no tile can be read ({reason}); build them anew")
+    return sorted(set(found))
+
+
+def _sources(tiles: Tiles, recipe: Recipe, index: int) -> list[Pixels]:
+    """The tile; and, of a pair, the other season's. Raises DamagedTile."""
+    return [tiles[index].numpy(), *([tiles.pair(index).numpy()] if recipe.data.pair_column else [])]
+
+
+def _crops(tiles: Tiles, recipe: Recipe, index: int) -> tuple[Crop, Crop]:
+    crops = TwoViews(tiles, recipe)[(0, index)].crops
+    assert crops is not None, "this tile was read before"
+    return crops
+
+
+def stored_views(crops: Sequence[Crop], recipe: Recipe) -> Pixels:
+    """One view as the encoder gets it, turned back into stored units: float [tiles, bands, size, size]."""
+    pixels = AugmentedView([stack_crops(crops)], recipe, torch.device("cpu"))[0].float().numpy()
+    (mean, std), (low, high) = recipe.normalisation, recipe.stored_range
+    mean_, std_, low_, high_ = (np.array(values)[:, None, None] for values in (mean, std, low, high))
+    stored: Pixels = low_ + (pixels * std_ + mean_) * (high_ - low_)
+    return stored
+
+
+def band_triples(tiles: Tiles, recipe: Recipe, wanted: Sequence[str] | None) -> list[tuple[int, int, int]]:
+    """Which bands to show: true colour, or the first three; then `wanted`, or near infrared, red and green.
+
+    Raises RecipeError when `wanted` are not three bands of these tiles.
+    """
+    names = tiles.bands
+    triples = [picture_bands(names, recipe.encoder.bands, tiles.sensor)]
+    if wanted is not None and (names is None or len(wanted) != 3):
+        why = "the bands of these tiles have no names" if names is None else f"these are {len(wanted)}"
+        works = ",".join((names or ["B4", "B3", "B2"])[:3])
+        raise RecipeError(f"--bands={','.join(wanted)}: {why}; three bands that have names work, e.g. --bands {works}")
+    if names is not None and (chosen := wanted or false_colour(names, tiles.sensor)):
+        red, green, blue = select_bands(chosen, names, "--bands", tiles.source)
+        triples.append((red, green, blue))
+    return list(dict.fromkeys(triples))
+
+
+def _geometry(recipe: Recipe, index: int, view: int, source: Pixels, crop: Crop) -> Geometry | None:
+    """How the view was cut out of this tile; None if out of the other of a pair: chance says which season it is."""
+    if not torch.equal(make_crop(torch.from_numpy(source), recipe, 0, index, view).pixels, crop.pixels):
+        return None
+    return geometry_of(recipe, 0, index, view, source.shape[1], source.shape[2])
+
+
+def _tile_cells(
+    group: Shown, recipe: Recipe, index: int, sources: Sequence[Pixels], crops: tuple[Crop, Crop]
+) -> list[Cell]:
+    cells = []
+    for source in sources:
+        found = [_geometry(recipe, index, view, source, crop) for view, crop in enumerate(crops)]
+        boxes = [((g.top, g.left, g.height, g.width), _VIEW_COLOURS[view]) for view, g in enumerate(found) if g]
+        size = f"{source.shape[1]} x {source.shape[2]} pixels"
+        cells.append(Cell(group.colours(source), [f"{index}", size], boxes=boxes))
+    return cells
+
+
+def _view_cells(
+    group: Shown,
+    recipe: Recipe,
+    index: int,
+    sources: Sequence[Pixels],
+    crops: tuple[Crop, Crop],
+    views: Sequence[Pixels],
+) -> list[Cell]:
+    names = recipe.data.bands or [f"band {number}" for number in range(1, recipe.encoder.bands + 1)]
+    cells = []
+    for view, crop in enumerate(crops):
+        found = [(source, _geometry(recipe, index, view, source, crop)) for source in sources]
+        (_, height, width), geometry = next((source.shape, g) for source, g in found if g)
+        lines = lines_of(geometry, crop.photometry, height, width, names)
+        cells.append(Cell(group.colours(views[view]), lines, _VIEW_COLOURS[view]))
+    return cells
+
+
+def _heads(bands: str, recipe: Recipe) -> list[tuple[str, str]]:
+    other = [("other season", INK)] if recipe.data.pair_column else []
+    return [(f"tile: {bands}", INK), *other, ("view 1", BLUE), ("view 2", ORANGE)]
+
+
+def _titles(recipe: Recipe, count: int) -> tuple[str, str]:
+    size, augment = recipe.encoder.image_size, recipe.augment
+    noise = f", noise {augment.noise_std:g}" if augment.noise_std else ""
+    shown = "" if recipe.data.scaling == "uint8" else ", shown from each band's 2nd percentile to its 98th"
+    return f"Tiles of {recipe.data.source}, and both views of each in the first epoch", (
+        f"of {count:,} tiles; views of {size} x {size} pixels, augment.preset={augment.preset}{noise}, "
+        f"data.scaling={recipe.data.scaling}{shown}"
+    )

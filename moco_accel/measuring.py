@@ -1,0 +1,147 @@
+"""Per-band statistics of tiles, measured over a sample of them in constant memory; what a run and `inspect` look up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from moco_accel.decoding import DamagedTile
+from moco_accel.recipe_text import RecipeError
+from moco_accel.tile_facts import BandCounter, BandStatistics, Pixels, bin_values
+
+if TYPE_CHECKING:
+    from moco_accel.tiles import Tiles
+
+SAMPLE = 1000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was seen of a sample: of `looked_at` tiles, those in `damaged` (index, reason) could not be read."""
+
+    counter: BandCounter
+    looked_at: int
+    damaged: list[tuple[int, str]]
+
+    @property
+    def tiles(self) -> int:
+        """How many were counted."""
+        return self.looked_at - len(self.damaged)
+
+    @property
+    def statistics(self) -> BandStatistics:
+        """In the order in which the tiles yield their bands."""
+        return self.counter.statistics()
+
+
+def measure_statistics(
+    tiles: Tiles, sample: int = SAMPLE, on_progress: Callable[[int, int], None] | None = None
+) -> Measured:
+    """Count the pixels of `sample` tiles spread evenly over all of them (0: every tile): the same ones on every call.
+
+    Pixels without data (`valid_pixels`) are not counted. `on_progress` gets (tiles read, tiles to read). Raises
+    RecipeError when not one of the tiles can be read.
+    """
+    counter: BandCounter | None = None
+    damaged: list[tuple[int, str]] = []
+    for _, tile in read_sample(tiles, sample, damaged, on_progress):
+        counter = counter or BandCounter(len(tile), tile.dtype)
+        counter.add(tile, valid_pixels(tile, nodata_of(tiles)))
+    looked_at = len(sample_indices(len(tiles), sample))
+    return Measured(some_counted(counter, tiles, damaged), looked_at, damaged)
+
+
+def read_sample(
+    tiles: Tiles,
+    sample: int,
+    damaged: list[tuple[int, str]],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[int, Pixels]]:
+    """(index, [bands, height, width]) of the sample's tiles one by one; those that cannot be read go to `damaged`."""
+    indices = sample_indices(len(tiles), sample)
+    for done, index in enumerate(indices, start=1):
+        try:
+            yield index, tiles[index].numpy()
+        except DamagedTile as reason:
+            damaged.append((index, str(reason)))
+        if on_progress is not None:
+            on_progress(done, len(indices))
+
+
+def sample_indices(tile_count: int, sample: int) -> list[int]:
+    """One index at random from each of `sample` equal parts: spread evenly, yet in step with no period of the order.
+
+    The same on every call. 0, or no fewer than there are: all.
+    """
+    if sample <= 0 or sample >= tile_count:
+        return list(range(tile_count))
+    edges = np.arange(sample + 1, dtype=np.int64) * tile_count // sample
+    return [int(index) for index in np.random.default_rng(0).integers(edges[:-1], edges[1:])]
+
+
+def some_counted(counter: BandCounter | None, tiles: Tiles, damaged: Sequence[tuple[int, str]]) -> BandCounter:
+    """`counter`, or RecipeError when there was not one good tile to make it for."""
+    if counter is None:
+        index, reason = damaged[0]
+        raise RecipeError(
+            f"data.source={tiles.source!r}: none of the {len(damaged):,} tiles looked at can be read "
+            f"(tile {index}: {reason}); build them anew"
+        )
+    return counter
+
+
+def nodata_of(tiles: Tiles) -> float | None:
+    return tiles.facts.nodata if tiles.facts is not None else None
+
+
+def valid_pixels(tile: Pixels, nodata: float | None) -> npt.NDArray[np.bool_] | None:
+    """[height, width], False where every band holds `nodata`; None when there is no such value."""
+    if nodata is None or np.isnan(nodata):
+        return None
+    valid: npt.NDArray[np.bool_] = (tile != nodata).any(0)
+    return valid
+
+
+def scaled_mean_std(
+    counted: BandCounter | BandStatistics, low: Sequence[float], high: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per band of pixels: clip((stored - low) / (high - low), 0, 1).
+
+    Of a counter, from its histograms: exact for integers, within 0.4 % of the stored value for floats. Statistics have
+    no histogram: then (mean - low) / (high - low) and std / (high - low), as if nothing were cut off, which is too wide
+    where `low` and `high` are percentiles. A band that is the same everywhere has a standard deviation of 0.
+    """
+    if isinstance(counted, BandStatistics):
+        pairs = [
+            ((mean - below) / (above - below), std / (above - below))
+            for mean, std, below, above in zip(counted.mean, counted.std, low, high, strict=True)
+        ]
+    else:
+        values = middle_values(counted.dtype)
+        pairs = [
+            _of_histogram(row, values, below, above)
+            for row, below, above in zip(counted.histograms, low, high, strict=True)
+        ]
+    return [mean for mean, _ in pairs], [std for _, std in pairs]
+
+
+def _of_histogram(row: Pixels, values: Pixels, low: float, high: float) -> tuple[float, float]:
+    filled = np.flatnonzero(row)
+    if not filled.size:
+        return 0.0, 0.0
+    pixels = np.clip((values[filled] - low) / (high - low), 0, 1)
+    mean = float(np.average(pixels, weights=row[filled]))
+    return mean, float(np.sqrt(np.average((pixels - mean) ** 2, weights=row[filled])))
+
+
+def middle_values(dtype: np.dtype[np.generic]) -> Pixels:
+    """The value in the middle of each bin; a bin of floats starts at its value and is 1/128 of it wide, at most."""
+    values = bin_values(dtype)
+    if dtype.kind != "f":
+        return values
+    finite: Pixels = np.where(np.isfinite(values), values, 0).astype(np.float64)  # nothing is counted in other bins
+    return finite * (1 + 1 / 256)

@@ -1,0 +1,213 @@
+"""Parquet shards: read in place by row group, here or behind an address; or prepared as an arrow cache."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec  # type: ignore[import-untyped]
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moco_accel.decoding import DamagedTile
+from moco_accel.order import Reading
+from moco_accel.recipe_text import RecipeError
+from moco_accel.recipe_tiles import Data
+from moco_accel.source_facts import facts_of_shards
+from moco_accel.stores import Store
+from moco_accel.tile_facts import TileFacts
+
+_SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.parquet$")
+_FOOTERS = 8  # per process; one of many row groups takes megabytes
+_WINDOW_SHARE = 0.75  # of the buffer: units are read whole, and the next window begins before the last one ends
+_THREADS = 16  # reading footers over a network
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a shard's end says: rows and uncompressed bytes of each row group."""
+
+    schema: pa.Schema
+    group_rows: list[int]
+    group_bytes: list[int]
+
+
+def open_parquet(paths: list[str], source: str, data: Data, field: str) -> Store:
+    """Shards at `paths`. Raises RecipeError when one is damaged, missing from its set, or unlike the others."""
+    footers = _read_footers(paths, source, field)
+    if Path(source).is_dir():  # a glob or a file may well name some shards of a set
+        _check_whole_set(paths, source, field)
+    if sum(sum(footer.group_rows) for footer in footers) == 0:
+        raise RecipeError(f"{field}={source!r} holds shards without tiles; build them anew")
+    facts = facts_of_shards(
+        [Path(path) for path in paths], [footer.schema.metadata for footer in footers], source, field
+    )
+    return ParquetStore(paths, footers, data, facts, source, field)
+
+
+class ParquetStore:
+    """Row groups are decoded whole and kept, the last ones used, in at most `buffer_bytes` of every process."""
+
+    def __init__(
+        self,
+        paths: list[str],
+        footers: list[Footer],
+        data: Data,
+        facts: TileFacts | None,
+        source: str,
+        field: str,
+    ) -> None:
+        self._paths, self._source, self._field, self.facts = paths, source, field, facts
+        self._buffer_bytes = data.shuffle_buffer_mib << 20
+        self._to_prepare = None if data.streaming else footers
+        for path, footer in zip(paths, footers, strict=True):
+            if data.streaming and not footer.schema.equals(footers[0].schema):
+                raise RecipeError(
+                    f"{field}={source!r}: its shards do not go together ({path} and {paths[0]} have other columns); "
+                    f"build them anew"
+                )
+        self.features = dict(datasets.Features.from_arrow_schema(footers[0].schema))
+        self.shard_sizes = [sum(footer.group_rows) for footer in footers]
+        self._ends = np.cumsum([rows for footer in footers for rows in footer.group_rows])
+        self._bytes = np.array([size for footer in footers for size in footer.group_bytes])
+        self._first_group = np.cumsum([0, *(len(footer.group_rows) for footer in footers)])  # of each shard
+        self._metadata: OrderedDict[int, pq.FileMetaData] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
+        self._held_bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_metadata": OrderedDict(), "_groups": OrderedDict(), "_held_bytes": 0}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def values(self, columns: Sequence[str], index: int) -> list[Any]:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        table = self._group(group, tuple(columns))
+        row = index - int(self._ends[group - 1] if group else 0)
+        return [table.column(name)[row] for name in columns]
+
+    def at_random(self) -> Store:
+        """These shards as an arrow cache, but when streaming."""
+        if self._to_prepare is None:
+            return self
+        from moco_accel.arrow_store import prepare_parquet
+
+        return prepare_parquet(self._paths, self._to_prepare, self.facts, self._source, self._field)
+
+    def column(self, name: str) -> list[Any]:
+        values: list[Any] = []
+        for path in self._paths:
+            with _opened(path) as file:
+                values += file.read(columns=[name]).column(name).to_pylist()
+        return values
+
+    def where(self, index: int) -> str:
+        shard = int(np.searchsorted(np.cumsum(self.shard_sizes), index, side="right"))
+        return f"row {index - sum(self.shard_sizes[:shard])} of {self._paths[shard]}"
+
+    def reading(self, columns: Sequence[str]) -> Reading:
+        """By row group. Raises RecipeError when one alone is more than the buffer holds."""
+        rows = np.diff(self._ends, prepend=0)
+        sizes = self._bytes * self._share(columns)
+        if sizes.max() > self._buffer_bytes:
+            buffer, wanted = self._buffer_bytes >> 20, int(sizes.max() * 2) >> 20
+            raise RecipeError(
+                f"data.shuffle_buffer_mib={buffer} is less than a row group of {self._source!r}, of about "
+                f"{int(sizes.max()) >> 20} MiB; data.shuffle_buffer_mib={wanted} works, or data.streaming=false"
+            )
+        window = int(_WINDOW_SHARE * self._buffer_bytes / max(sizes.sum() / rows.sum(), 1))
+        return Reading(rows.tolist(), max(window, 1))
+
+    def _share(self, columns: Sequence[str]) -> float:
+        """Of a row group's bytes, those of `columns`: as in the first that has rows."""
+        first = int(np.argmax(np.diff(self._ends, prepend=0) > 0))
+        shard = int(np.searchsorted(self._first_group, first, side="right")) - 1
+        group = self._footer(shard).row_group(first - int(self._first_group[shard]))
+        parts = [group.column(number) for number in range(group.num_columns)]
+        sizes = {True: 0, False: 0}
+        for part in parts:
+            sizes[part.path_in_schema.split(".")[0] in columns] += part.total_uncompressed_size
+        return sizes[True] / max(sum(sizes.values()), 1)
+
+    def _group(self, group: int, columns: tuple[str, ...]) -> pa.Table:
+        key = (group, columns)
+        if key in self._groups:
+            self._groups.move_to_end(key)
+            return self._groups[key]
+        shard = int(np.searchsorted(self._first_group, group, side="right")) - 1
+        number = group - int(self._first_group[shard])
+        # opened for each row group: a reader that stays open keeps the last one's scratch, as large as itself
+        try:
+            with _opened(self._paths[shard], self._footer(shard)) as file:
+                table = file.read_row_group(number, columns=list(columns), use_threads=False)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _unreadable(self._paths[shard], error) from None
+        self._groups[key] = table
+        self._held_bytes += table.nbytes
+        while self._held_bytes > self._buffer_bytes and len(self._groups) > 1:
+            self._held_bytes -= self._groups.popitem(last=False)[1].nbytes
+        return table
+
+    def _footer(self, shard: int) -> pq.FileMetaData:
+        if shard in self._metadata:
+            self._metadata.move_to_end(shard)
+            return self._metadata[shard]
+        with _opened(self._paths[shard]) as file:
+            self._metadata[shard] = file.metadata
+        if len(self._metadata) > _FOOTERS:
+            self._metadata.popitem(last=False)
+        return self._metadata[shard]
+
+
+def _unreadable(path: str, error: Exception) -> Exception:
+    """A file here stays as it is: its tiles are damaged. A network comes back: the run stops, and can be resumed."""
+    reason = " ".join(str(error).split())
+    if "://" not in path:
+        return DamagedTile(f"lies in a row group that cannot be read ({reason})")
+    return RecipeError(f"data.source: {path} cannot be read ({reason}); --resume goes on once it can")
+
+
+@contextmanager
+def _opened(path: str, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    if "://" not in path:
+        with pq.ParquetFile(path, metadata=metadata) as file:
+            yield file
+        return
+    # each request goes over a network: ranges are brought together, and nothing is read ahead of them
+    filesystem, name = fsspec.core.url_to_fs(path)
+    with filesystem.open(name, "rb", cache_type="none") as opened:
+        yield pq.ParquetFile(opened, metadata=metadata, pre_buffer=True)
+
+
+def _read_footers(paths: list[str], source: str, field: str) -> list[Footer]:
+    def read(path: str) -> Footer:
+        try:
+            with _opened(path) as file:
+                groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+                sizes = [group.total_byte_size for group in groups]
+                return Footer(file.schema_arrow, [group.num_rows for group in groups], sizes)
+        except (pa.ArrowInvalid, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise RecipeError(f"{field}={source!r}: {path} is not a whole parquet file ({reason})") from None
+
+    if all("://" not in path for path in paths):
+        return [read(path) for path in paths]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(read, paths))
+
+
+def _check_whole_set(paths: list[str], source: str, field: str) -> None:
+    names = [Path(path).name for path in paths]
+    for stem, count in sorted({(m["stem"], int(m["count"])) for m in map(_SHARD_NAME.fullmatch, names) if m}):
+        found = sum(name.startswith(f"{stem}-") and name.endswith(f"-of-{count:05d}.parquet") for name in names)
+        if found != count:
+            raise RecipeError(f"{field}={source!r} holds {found} of {count} shards {stem}-…; build or copy them anew")

@@ -1,0 +1,97 @@
+"""What a recipe leaves to the tiles: bands by name, stored range, mean and standard deviation. Said, and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from moco_accel.measuring import Measured, measure_statistics, scaled_mean_std
+from moco_accel.recipe import Recipe
+from moco_accel.recipe_rules import IMAGENET_MEAN, IMAGENET_STD, check_rules
+from moco_accel.tiles import Tiles
+
+_FIELDS = ("image_column", "bands", "low", "high", "mean", "std")
+_MOST_NOISE = 0.25  # of a band's standard deviation; 8-bit RGB has 0.04
+_SAMPLE = 1000  # tiles; their pixels' mean is then off by some 3 % of what tiles differ
+
+
+def inherit(recipe: Recipe, before: Recipe) -> Recipe:
+    """A resumed run keeps what the run before took from its tiles: null fields are `before`'s."""
+    kept = {name: getattr(before.data, name) for name in _FIELDS if getattr(recipe.data, name) is None}
+    return _with_data(recipe, kept)
+
+
+def resolve(recipe: Recipe, tiles: Tiles, say: Callable[[str], None]) -> Recipe:
+    """`recipe` with nothing in its data section left to the tiles; `say` hears where the numbers come from.
+
+    The same on every process: it depends on recipe and tiles alone. Raises RecipeError as any recipe does.
+    """
+    found: dict[str, Any] = {"image_column": tiles.image_column}
+    if tiles.bands is not None:
+        found["bands"] = tiles.bands
+    measured: Measured | None = None
+    low, high = recipe.data.low, recipe.data.high
+    if low is None and recipe.data.scaling == "percentiles":
+        if tiles.statistics is None:
+            measured = measure_statistics(tiles, _SAMPLE)
+        statistics = tiles.statistics if measured is None else measured.statistics
+        assert statistics is not None
+        low = statistics.percentiles["1"]
+        high = [
+            max(above, below + 1e-6 + abs(below) * 1e-6)
+            for above, below in zip(statistics.percentiles["99"], low, strict=True)
+        ]
+        whence = "all tiles" if measured is None else f"{measured.tiles} tiles"
+        say(f"data.low, data.high: 1st and 99th percentile of {whence}: {_short(low)} to {_short(high)}")
+    if low is None or high is None:
+        low, high = recipe.stored_range
+    found |= {"low": low, "high": high}
+    if recipe.data.mean is None or recipe.data.std is None:
+        found |= _mean_and_std(recipe, tiles, measured, low, high, say)
+    resolved = _with_data(recipe, {name: v for name, v in found.items() if getattr(recipe.data, name) is None})
+    _warn_of_noise(resolved, say)
+    return resolved
+
+
+def _mean_and_std(
+    recipe: Recipe,
+    tiles: Tiles,
+    measured: Measured | None,
+    low: Sequence[float],
+    high: Sequence[float],
+    say: Callable[[str], None],
+) -> dict[str, list[float]]:
+    if recipe.encoder.bands == len(IMAGENET_MEAN) and recipe.data.scaling == "uint8":
+        return {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+    measured = measured or measure_statistics(tiles, _SAMPLE)
+    mean, std = scaled_mean_std(measured.counter, low, high)
+    found = {"mean": [_rounded(v) for v in mean], "std": [_rounded(v) or 1.0 for v in std]}  # a band may be constant
+    say(f"data.mean, data.std: of {measured.tiles} tiles: {_short(found['mean'])}, {_short(found['std'])}")
+    return found
+
+
+def _warn_of_noise(recipe: Recipe, say: Callable[[str], None]) -> None:
+    """Noise is stated in the pixel range, of which a band may take up little."""
+    noise, (_, stds) = recipe.augment.noise_std, recipe.normalisation
+    names = recipe.data.bands or [f"band {number}" for number in range(1, len(stds) + 1)]
+    drowned = [name for name, std in zip(names, stds, strict=True) if noise > _MOST_NOISE * std]
+    if drowned:
+        say(
+            f"[yellow]augment.noise_std={noise:g} is more than {_MOST_NOISE:.0%} of the standard deviation of "
+            f"{', '.join(drowned)}; data.scaling=percentiles spreads every band, or augment.noise_std="
+            f"{_rounded(min(stds) * _MOST_NOISE / 2):.1g} is less[/]"
+        )
+
+
+def _with_data(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
+    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update=fields)})
+    check_rules(changed)
+    return changed
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _short(numbers: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{number:.4g}" for number in numbers) + "]"

@@ -1,0 +1,153 @@
+"""Where tiles lie: what every kind of source offers, and which kind a recipe's source is."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from moco_accel.order import Reading
+from moco_accel.recipe_text import RecipeError
+from moco_accel.recipe_tiles import Data
+from moco_accel.tile_facts import TileFacts
+
+SHARDS = (".parquet", ".arrow", ".tar")
+IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".jp2", ".npy")
+_SQUEEZED = re.compile(r".+\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)", re.I)
+_HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?::(?P<split>[^/:]+))?")
+
+
+class Store(Protocol):
+    """Rows at random. Light to send to loader workers: what is open is opened again where it is read.
+
+    `features` are those of `datasets`, by column; `shard_sizes` rows per file.
+    """
+
+    features: dict[str, Any]
+    shard_sizes: list[int]
+    facts: TileFacts | None
+
+    def __len__(self) -> int: ...
+
+    def values(self, columns: Sequence[str], index: int) -> list[Any]:
+        """Of one row: arrow scalars or bytes; None where there is nothing. Raises DamagedTile."""
+
+    def at_random(self) -> Store:
+        """The store to train from: what is slow to read at random is prepared first. Raises RecipeError."""
+
+    def column(self, name: str) -> list[Any]:
+        """All rows' values, as Python objects."""
+
+    def where(self, index: int) -> str:
+        """For a person: the file, and which row of it."""
+
+    def reading(self, columns: Sequence[str]) -> Reading:
+        """How rows are best read in an order drawn at random. Raises RecipeError."""
+
+
+def open_store(source: str, data: Data, field: str) -> Store:
+    """The store of `source`. Raises RecipeError, naming `field`, when it is absent, incomplete or of no known kind."""
+    if "://" in source:
+        return _open_elsewhere(source, data, field)
+    if found := _local(source, field):
+        return _open_local(source, *found, data, field)
+    if (hub := _HUB_ID.fullmatch(source)) and not _is_known(Path(source)):
+        from moco_accel.hub_store import open_hub
+
+        return open_hub(hub["id"], hub["split"] or data.split, data, field)
+    raise RecipeError(f"{field}={source!r} {_NOTHING}; {_how_to_build(source)}")
+
+
+_NOTHING = "holds no tiles: no parquet, arrow or tar shards, and no images"
+
+
+def _how_to_build(source: str) -> str:
+    return f"make some: moco-data build YOUR_IMAGES {source if '*' not in source else 'data/tiles'}"
+
+
+def _local(source: str, field: str) -> tuple[Path, list[Path]] | None:
+    """The folder that a source on this machine begins with, and its files; none: all images in the folder."""
+    path = Path(source)
+    if path.is_dir():
+        return path, _shards_in(path, source, field)
+    if path.is_file():
+        return (path.parent, [path]) if _is_known(path) else None
+    wild = next((place for place, part in enumerate(path.parts) if glob.has_magic(part)), None)
+    if wild is None:
+        return None
+    folder = Path(*path.parts[:wild])
+    files = sorted(file for file in folder.glob("/".join(path.parts[wild:])) if file.is_file() and _is_known(file))
+    return (folder, files) if files else None
+
+
+def _is_known(file: Path) -> bool:
+    known = file.suffix.lower() in SHARDS + IMAGES or _SQUEEZED.fullmatch(file.name)
+    return bool(known) and not file.name.startswith(".")
+
+
+def _shards_in(folder: Path, source: str, field: str) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    kinds = sorted({file.suffix.lower() for file in files} & set(SHARDS))
+    if len(kinds) > 1:
+        raise RecipeError(
+            f"{field}={source!r} holds {' and '.join(kinds)} files; {field}={str(folder / ('*' + kinds[0]))!r} works"
+        )
+    shards = [file for file in files if kinds and file.suffix.lower() == kinds[0]]
+    if not shards and (squeezed := [file for file in files if _SQUEEZED.fullmatch(file.name)]):
+        _refuse_squeezed(squeezed[0], field)
+    if not shards and (inside := sorted({str(file.parent) for kind in SHARDS for file in folder.glob(f"*/*{kind}")})):
+        raise RecipeError(f"{field}={source!r} holds no tiles of its own; did you mean {' or '.join(inside)}?")
+    return shards
+
+
+def _refuse_squeezed(file: Path, field: str) -> None:
+    tool = {"gz": "gunzip", "tgz": "gunzip", "xz": "unxz", "txz": "unxz", "zst": "unzstd"}
+    raise RecipeError(
+        f"{field}: {str(file)!r} is compressed, and can't be read at random; "
+        f"{tool.get(file.suffix.lower()[1:], 'bunzip2')} {file} makes a .tar that can"
+    )
+
+
+def _open_local(source: str, folder: Path, files: list[Path], data: Data, field: str) -> Store:
+    """`files` of one kind; none stands for all images in `folder`."""
+    for file in files:
+        if _SQUEEZED.fullmatch(file.name):
+            _refuse_squeezed(file, field)
+    kinds = {file.suffix.lower() if file.suffix.lower() in SHARDS else "images" for file in files} or {"images"}
+    if len(kinds) > 1:
+        raise RecipeError(
+            f"{field}={source!r} is {' and '.join(sorted(kinds))}; files of one kind work, e.g. *.parquet"
+        )
+    kind = kinds.pop()
+    if kind == ".parquet":
+        from moco_accel.parquet_store import open_parquet
+
+        return open_parquet([str(file) for file in files], source, data, field)
+    if kind == ".arrow":
+        from moco_accel.arrow_store import open_arrow
+
+        return open_arrow(files, source, field)
+    if kind == ".tar":
+        from moco_accel.tar_store import open_tar
+
+        return open_tar(files, source, field)
+    from moco_accel.folder_store import open_folder
+
+    store = open_folder(folder, files or None, source, field)
+    if store is None:
+        raise RecipeError(f"{field}={source!r} {_NOTHING}; {_how_to_build(source)}")
+    return store
+
+
+def _open_elsewhere(source: str, data: Data, field: str) -> Store:
+    """Parquet shards behind any address that fsspec knows, e.g. hf://, s3://, https://."""
+    from moco_accel.hub_store import parquet_addresses
+    from moco_accel.parquet_store import open_parquet
+
+    if not data.streaming:
+        raise RecipeError(
+            f"{field}={source!r} is an address, which is read in place: data.streaming=true works, or a copy of it here"
+        )
+    return open_parquet(parquet_addresses(source, field), source, data, field)

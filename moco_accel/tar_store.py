@@ -1,0 +1,154 @@
+"""Uncompressed tar shards in the webdataset convention, read at random: members up to the first dot are one tile."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+import tarfile
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+
+from moco_accel.bands import canonical_band
+from moco_accel.folder_store import PackedNames
+from moco_accel.order import Reading
+from moco_accel.recipe_text import RecipeError
+from moco_accel.stores import IMAGES
+from moco_accel.tile_facts import TileFacts, read_facts
+
+_LABELS = ("cls", "json", "txt")  # where a tile's label is looked for, in this order
+_BAND = re.compile(r"B\d+A?")
+_SAME = {"jpeg": "jpg", "tiff": "tif"}
+_KEY, _LABEL = "__key__", "label"
+_ABSENT = (-1, 0, 0)
+
+Index = npt.NDArray[np.int64]
+
+
+class TarStore:
+    """`index[row, column]` is (shard, offset, size) of a member; the shard is -1 where a tile lacks it.
+
+    Columns are named after what follows the first dot, as `datasets` does, or after the band in it; `label` is what
+    .cls, .json or .txt members say.
+    """
+
+    def __init__(
+        self, files: list[Path], columns: list[str], index: Index, keys: PackedNames, sizes: list[int]
+    ) -> None:
+        self._paths, self._index, self._keys, self.shard_sizes = [str(file) for file in files], index, keys, sizes
+        self._column_numbers = {name: number for number, name in enumerate(columns)}
+        self._maps: dict[int, mmap.mmap] = {}  # they have no position, which forked processes would share
+        self.facts: TileFacts | None = read_facts(files[0].parent)
+        self.features: dict[str, Any] = {name: datasets.Value("binary") for name in columns if _is_image(name)}
+        self.features[_KEY] = datasets.Value("string")
+        labelled = (name for name in _LABELS if name in columns and self._label(0, name) is not None)
+        self._label_column = next(labelled, "")
+        if self._label_column:
+            is_number = isinstance(self._label(0, self._label_column), int)
+            self.features[_LABEL] = datasets.Value("int64" if is_number else "string")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def values(self, columns: Sequence[str], index: int) -> list[Any]:
+        return [self._read(index, name) for name in columns]
+
+    def at_random(self) -> TarStore:
+        return self
+
+    def column(self, name: str) -> list[Any]:
+        if name == _KEY:
+            return [self._keys[index] for index in range(len(self))]
+        if name == _LABEL:
+            return [self._label(index, self._label_column) for index in range(len(self))]
+        return [self._read(index, name) for index in range(len(self))]
+
+    def where(self, index: int) -> str:
+        shard = next(shard for shard, end in enumerate(accumulate(self.shard_sizes)) if index < end)
+        return f"{self._keys[index]} in {self._paths[shard]}"
+
+    def reading(self, columns: Sequence[str]) -> Reading:
+        return Reading()
+
+    def _read(self, index: int, column: str) -> bytes | None:
+        shard, offset, size = self._index[index, self._column_numbers[column]].tolist()
+        if shard < 0:
+            return None
+        if shard not in self._maps:
+            with Path(self._paths[shard]).open("rb") as file:
+                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[shard][offset : offset + size]
+
+    def _label(self, index: int, column: str) -> int | str | None:
+        raw = self._read(index, column)
+        if raw is None:
+            return None
+        text = raw.decode(errors="replace").strip()
+        if column != "json":
+            return int(text) if text.lstrip("-").isdigit() else text
+        try:
+            label = json.loads(text).get(_LABEL)
+        except (ValueError, AttributeError):
+            return None
+        return label if isinstance(label, int | str) else None
+
+
+def open_tar(files: list[Path], source: str, field: str) -> TarStore:
+    """Read the headers of all shards once. Raises RecipeError when one is compressed, damaged or holds no tiles."""
+    members: list[dict[str, dict[str, tuple[int, int, int]]]] = []
+    for shard, file in enumerate(files):
+        members.append(_members(file, shard, source, field))
+    columns = list(dict.fromkeys(column for shard in members for tile in shard.values() for column in tile))
+    sizes = [len(shard) for shard in members]
+    if not sum(sizes) or not any(map(_is_image, columns)):
+        raise RecipeError(f"{field}={source!r} holds tar shards without images ({', '.join(IMAGES)}); others work")
+    rows = [[tile.get(column, _ABSENT) for column in columns] for shard in members for tile in shard.values()]
+    keys = PackedNames([key for shard in members for key in shard])
+    try:
+        return TarStore(files, columns, np.array(rows, np.int64), keys, sizes)
+    except ValueError as error:
+        raise RecipeError(f"{field}: {files[0].parent / 'tiles.json'} is damaged ({error}); take it away") from None
+
+
+def _members(file: Path, shard: int, source: str, field: str) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """Place of each member by tile and column, of tiles that have an image."""
+    tiles: dict[str, dict[str, tuple[int, int, int]]] = {}
+    try:
+        with tarfile.open(file, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined] # it would keep all of them
+                folder, slash, name = member.name.rpartition("/")
+                stem, _, rest = name.partition(".")
+                if member.isreg() and stem:
+                    place = (shard, member.offset_data, member.size)
+                    tiles.setdefault(folder + slash + stem, {})[_column(rest.lower())] = place
+    except tarfile.TarError as error:
+        hint = f"gunzip < {file} > {file.with_suffix('')}-plain.tar makes one that is" if _is_gzip(file) else str(error)
+        raise RecipeError(f"{field}={source!r}: {file} is not a whole, uncompressed tar ({hint})") from None
+    return {key: tile for key, tile in tiles.items() if any(map(_is_image, tile))}
+
+
+def _column(rest: str) -> str:
+    """`tif` of 7.tif, `mask.png` of 7.mask.png, and `B2`, a band's name, of 7.B02.tif."""
+    middle, dot, kind = rest.rpartition(".")
+    if f".{kind}" in IMAGES and _BAND.fullmatch(canonical_band(middle)):
+        return canonical_band(middle)
+    return middle + dot + _SAME.get(kind, kind)
+
+
+def _is_image(column: str) -> bool:
+    return f".{column.rpartition('.')[2]}" in IMAGES or _BAND.fullmatch(column) is not None
+
+
+def _is_gzip(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(2) == b"\x1f\x8b"

@@ -1,0 +1,180 @@
+"""Tiles of any source, at random: `tiles[i]` is [bands, height, width] of the stored type, its bands known by name.
+
+Tiles stay encoded until one is asked for. What is wrong with one tile is that tile's matter (DamagedTile); what is
+wrong with the source, or does not fit the recipe, is an error before anything starts (RecipeError).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+
+from moco_accel.band_order import Order, order_bands, stored_names
+from moco_accel.decoding import DamagedTile
+from moco_accel.order import Reading
+from moco_accel.recipe_text import RecipeError
+from moco_accel.recipe_tiles import Data
+from moco_accel.source_facts import select_statistics
+from moco_accel.stores import Store, open_store
+from moco_accel.tile_columns import TileColumns, column_of, dtype_name, find_columns, read_columns
+from moco_accel.tile_facts import BandStatistics
+
+MIN_SIDE = 8
+_TILES_LOOKED_AT = 20  # for a first good one
+
+
+class Tiles:
+    """Tiles of one source in its own order; light to send to loader workers.
+
+    `bands` names what a tile yields, in order, or is None where that is not known. `facts` are as stored, in stored
+    order; `statistics` those of the bands yielded. `reading` says in which units a source is best read.
+    """
+
+    def __init__(
+        self, store: Store, source: str, columns: TileColumns, pair: TileColumns | None, first: Tensor, order: Order
+    ) -> None:
+        self.source, self.dtype, self.bands, self.facts = source, first.dtype, order.names, store.facts
+        self._store, self._columns, self._pair, self._select = store, columns, pair, order.select
+        self._stored_bands = first.shape[0]
+        self.reading: Reading = store.reading([*columns.names, *(pair.names if pair else ())])
+
+    @property
+    def sensor(self) -> str | None:
+        return self.facts.sensor if self.facts else None
+
+    @property
+    def statistics(self) -> BandStatistics | None:
+        statistics = self.facts.statistics if self.facts else None
+        return statistics if statistics is None or self._select is None else select_statistics(statistics, self._select)
+
+    @property
+    def image_column(self) -> str | None:
+        """None where each band has a column of its own."""
+        return None if self._columns.bands else self._columns.names[0]
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self._store.features)
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Tiles in each file of shards; for loose files, one number for all."""
+        return self._store.shard_sizes
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Not always contiguous: pictures keep their bands innermost.
+
+        Raises DamagedTile when it can't be read or is not as the others: type, bands, 8 pixels a side, no NaN.
+        """
+        return self._tile(self._columns, index)
+
+    def pair(self, index: int) -> Tensor:
+        """The same place in another season, of `data.pair_column`. Raises DamagedTile."""
+        assert self._pair is not None, "data.pair_column was null"
+        return self._tile(self._pair, index)
+
+    def column(self, name: str) -> list[Any]:
+        """All values of column `name`, as Python objects. Raises RecipeError when there is none."""
+        self._feature(name)
+        return self._store.column(name)
+
+    def label_names(self, column: str) -> list[str]:
+        """Class names by label number. Raises RecipeError when `column` holds no class numbers."""
+        feature = self._feature(column)
+        if isinstance(feature, datasets.ClassLabel):
+            return list(feature.names)
+        if _is_value(feature, r"u?int\d+"):
+            return [str(number) for number in range(max(self.column(column)) + 1)]
+        raise RecipeError(
+            f"evaluation.label_column={column!r} of {self.source!r} is {feature}, not ClassLabel or integers; "
+            f"moco-data build --labels-from-folders writes such a column"
+        )
+
+    def labels(self, column: str) -> tuple[list[Any], list[str]]:
+        """Each tile's class number, and the classes' names; classes told by text are numbered in its order."""
+        values = self.column(column)
+        if not _is_value(self._feature(column), r"(large_)?string"):
+            return values, self.label_names(column)
+        names = sorted({value for value in values if value is not None})
+        numbers = {name: number for number, name in enumerate(names)}
+        return [numbers.get(value) for value in values], names
+
+    def _feature(self, name: str) -> Any:
+        if name not in self._store.features:
+            raise RecipeError(f"{self.source!r} has no column {name!r}; its columns: {', '.join(self.column_names)}")
+        return self._store.features[name]
+
+    def _tile(self, columns: TileColumns, index: int) -> Tensor:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"tile {index} of {len(self)}")
+        index %= len(self)
+        try:
+            tile = read_columns(self._store, columns, index)
+            if tile.shape[0] == 1 and self._stored_bands == 3 and tile.dtype == torch.uint8:
+                tile = tile.expand(3, -1, -1)  # a grey JPEG among RGB ones: the same picture, stored smaller
+            check_tile(tile, self._stored_bands, self.dtype)
+        except DamagedTile as reason:
+            raise DamagedTile(f"{reason}: {self._store.where(index)}") from None
+        return tile if self._select is None else tile[self._select]
+
+
+def open_tiles(source: str, data: Data, num_bands: int | None, field: str = "data.source") -> Tiles:
+    """Open `source` as `data` says; `field` names the recipe's field in errors.
+
+    `num_bands` is the encoder's; None takes tiles as they are, to look at them. Raises RecipeError when the source is
+    missing, incomplete or damaged, when it is unclear which column holds imagery, or when bands or stored type are not
+    what the recipe says: all this before shards are prepared, which may take hours.
+    """
+    store = open_store(source, data, field)
+    columns = find_columns(store, data, num_bands, source)
+    pair = None
+    if data.pair_column is not None:
+        pair = column_of(store, data.pair_column, "data.pair_column", data, num_bands, source)
+    index, first = _first_good(store, columns, source, field)
+    names = list(columns.bands) if columns.bands else stored_names(store, columns, first, index, source, field)
+    order = order_bands(names, len(first), data, num_bands, source)
+    if num_bands is not None and data.scaling == "uint8" and first.dtype != torch.uint8:
+        raise RecipeError(
+            f"data.scaling=uint8, but the tiles in {source!r} are {dtype_name(first)}; data.scaling=percentiles works"
+            + (", or data.scaling=reflectance for Sentinel-2" if first.dtype == torch.uint16 else "")
+        )
+    return Tiles(store.at_random(), source, columns, pair, first, order)
+
+
+def check_tile(tile: Tensor, bands: int, dtype: torch.dtype) -> None:
+    """Raises DamagedTile when a tile [bands, height, width] is not like the others of its source."""
+    if tile.dtype != dtype:
+        raise DamagedTile(f"is {dtype_name(tile)}, not {str(dtype).removeprefix('torch.')}")
+    if tile.shape[0] != bands:
+        raise DamagedTile(f"has {tile.shape[0]} bands, not {bands}")
+    if min(tile.shape[1:]) < MIN_SIDE:
+        raise DamagedTile(f"has the wrong size ({tile.shape[1]} x {tile.shape[2]} pixels; at least {MIN_SIDE} a side)")
+    if tile.is_floating_point() and not torch.isfinite(tile).all():
+        raise DamagedTile(f"holds {int((~torch.isfinite(tile)).sum())} values that are NaN or infinite")
+
+
+def _first_good(store: Store, columns: TileColumns, source: str, field: str) -> tuple[int, Tensor]:
+    reason = None
+    for index in range(min(len(store), _TILES_LOOKED_AT)):
+        try:
+            tile = read_columns(store, columns, index)
+            check_tile(tile, tile.shape[0], tile.dtype)
+        except DamagedTile as error:
+            reason = reason or f"tile 0 {error}: {store.where(index)}"
+        else:
+            return index, tile
+    raise RecipeError(
+        f"{field}={source!r}: none of its first {min(len(store), _TILES_LOOKED_AT)} tiles can be read ({reason}); "
+        f"make them again, moco-data inspect {source} tells more"
+    )
+
+
+def _is_value(feature: Any, dtype: str) -> bool:
+    return isinstance(feature, datasets.Value) and re.fullmatch(dtype, feature.dtype) is not None

@@ -1,0 +1,68 @@
+"""Damaged tiles: the next good one takes the place, the same everywhere; counted, listed, and too many stop a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import small_recipe
+
+from moco_accel.damage import DAMAGE_FILE, DamageLog, allowed_damaged, next_good
+from moco_accel.decoding import DamagedTile
+from moco_accel.recipe_text import RecipeError
+
+BAD = {3: "cannot be decoded", 4: "holds NaN", 9: "has 2 bands"}
+
+
+def read(index: int) -> int:
+    if index in BAD:
+        raise DamagedTile(BAD[index])
+    return index
+
+
+def test_the_next_good_tile_takes_the_place() -> None:
+    assert next_good(read, 2, 10, limit=5) == (2, [])
+    assert next_good(read, 3, 10, limit=5) == (5, [(3, BAD[3]), (4, BAD[4])])
+    assert next_good(read, 9, 10, limit=5) == (0, [(9, BAD[9])])  # after the last comes the first
+    assert next_good(read, 3, 10, limit=1) == (None, [(3, BAD[3]), (4, BAD[4])])
+
+
+def test_all_damaged_ends() -> None:
+    recipe = small_recipe(data={"max_damaged_share": 1.0})
+    assert allowed_damaged(recipe, 10) == 9
+
+    def never(index: int) -> int:
+        raise DamagedTile("is empty")
+
+    found, damaged = next_good(never, 4, 10, allowed_damaged(recipe, 10))
+    assert found is None
+    assert sorted(index for index, _ in damaged) == list(range(10))
+
+
+def test_each_is_counted_once_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = small_recipe(data={"max_damaged_share": 0.03})
+    log = DamageLog(recipe, 100, tmp_path, resumed=False, speaks=True)
+    log.add([(3, BAD[3]), (3, BAD[3])])
+    log.add([(9, BAD[9]), (3, BAD[3])])
+    log.add([])
+    assert len(log) == 2
+    rows = [json.loads(row) for row in (tmp_path / DAMAGE_FILE).read_text().splitlines()]
+    assert rows == [{"tile": 3, "reason": BAD[3]}, {"tile": 9, "reason": BAD[9]}]
+    assert capsys.readouterr().err.count("the next good one takes its place") == 1
+
+    resumed = DamageLog(recipe, 100, tmp_path, resumed=True, speaks=True)
+    assert len(resumed) == 2
+    resumed.add([(4, BAD[4])])
+    with pytest.raises(RecipeError) as caught:
+        resumed.add([(5, "is empty")])
+    message = str(caught.value)
+    assert message.startswith(
+        "data.max_damaged_share=0.03 allows 3 damaged tiles of 100 in data.source='data/tiles', and 4"
+    )
+    assert message.endswith("data.max_damaged_share=0.08 goes on")
+    assert "\n" not in message
+    assert len((tmp_path / DAMAGE_FILE).read_text().splitlines()) == 4
+
+    assert len(DamageLog(recipe, 100, tmp_path, resumed=False, speaks=True)) == 0
+    assert not (tmp_path / DAMAGE_FILE).exists()  # a new run's list is its own

@@ -1,0 +1,121 @@
+"""What a recipe leaves to the tiles is measured, said, written down, and kept by a resumed run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import small_recipe
+
+from moco_accel.augment import make_crop
+from moco_accel.bands import SENTINEL2
+from moco_accel.data import open_training_tiles
+from moco_accel.recipe import load_recipe, save_recipe
+from moco_accel.resolve import inherit, resolve
+from moco_accel.tile_facts import FACTS_FILE, BandCounter, TileFacts
+
+RAW = np.random.default_rng(0).gamma(2, 500, (40, 13, 24, 24)).astype(np.uint16)
+RAW[:, 5] = 1234  # a band that is the same everywhere
+
+
+def npy(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def tiles13(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    features = datasets.Features({"image": datasets.Value("binary")})
+    datasets.Dataset.from_dict({"image": [npy(tile) for tile in RAW]}, features=features).to_parquet(
+        folder / "part.parquet"
+    )
+    (folder / FACTS_FILE).write_text(TileFacts(list(SENTINEL2), "uint16", "sentinel2").to_json())
+    return folder
+
+
+def recipe_for(folder: Path, num_bands: int = 13, **data: object):  # type: ignore[no-untyped-def]
+    return small_recipe(encoder={"bands": num_bands}, data={"source": str(folder), **data})
+
+
+def scaled(low: np.ndarray, high: np.ndarray, bands: slice | list[int] = slice(None)) -> np.ndarray:  # type: ignore[type-arg]
+    shape = (1, -1, 1, 1)
+    return ((RAW[:, bands] - low.reshape(shape)) / (high - low).reshape(shape)).clip(0, 1)
+
+
+def test_reflectance_mean_and_std_are_those_of_the_pixels(tiles13: Path) -> None:
+    recipe, said = recipe_for(tiles13, scaling="reflectance"), []
+    resolved = resolve(recipe, open_training_tiles(recipe), said.append)
+    pixels = scaled(np.zeros(13), np.full(13, 1e4))
+    assert resolved.data.bands == list(SENTINEL2)
+    assert (resolved.data.low, resolved.data.high) == ([0.0] * 13, [1e4] * 13)
+    np.testing.assert_allclose(resolved.data.mean, pixels.mean((0, 2, 3)), rtol=5e-4)  # written with 4 digits
+    std = pixels.std((0, 2, 3))
+    np.testing.assert_allclose(resolved.data.std, np.where(std < 1e-9, 1, std), rtol=5e-4)
+    assert said[1:] == []
+    assert said[0].startswith("data.mean, data.std: of 40 tiles: [0.09978, 0.1002, ")
+
+
+def test_percentiles_are_measured_where_they_are_not_stored(tiles13: Path) -> None:
+    recipe, said = recipe_for(tiles13, scaling="percentiles"), []
+    resolved = resolve(recipe, open_training_tiles(recipe), said.append)
+    expected = np.percentile(RAW.transpose(1, 0, 2, 3).reshape(13, -1), (1, 99), axis=1, method="inverted_cdf")
+    np.testing.assert_array_equal(resolved.data.low, expected[0])
+    np.testing.assert_allclose(resolved.data.high, expected[1], rtol=2e-6)  # the constant band's: a hair above its low
+    assert said[0].startswith("data.low, data.high: 1st and 99th percentile of 40 tiles: [")
+    crop = make_crop(open_training_tiles(resolved)[0], resolved, 0, 0, 0).pixels
+    assert crop.dtype == torch.float16
+    assert 0 <= crop.min() < 0.1 < 0.9 < crop.max() <= 1
+
+
+def test_stored_percentiles_are_taken_in_the_recipes_order(tiles13: Path) -> None:
+    counter = BandCounter(13, "uint16")
+    for tile in RAW:
+        counter.add(tile)
+    facts = TileFacts(list(SENTINEL2), "uint16", "sentinel2", None, counter.statistics())
+    (tiles13 / FACTS_FILE).write_text(facts.to_json())
+    recipe, said = recipe_for(tiles13, 2, bands=["B12", "b02"], scaling="percentiles"), []
+    resolved = resolve(recipe, open_training_tiles(recipe), said.append)
+    statistics = counter.statistics().percentiles
+    assert resolved.data.low == [statistics["1"][12], statistics["1"][1]]
+    assert resolved.data.bands == ["B12", "B2"]
+    assert "of all tiles" in said[0]
+    pixels = scaled(np.array(resolved.data.low), np.array(resolved.data.high), [12, 1])
+    np.testing.assert_allclose(resolved.data.std, pixels.std((0, 2, 3)), rtol=5e-4)
+
+
+def test_noise_that_drowns_a_band_is_said(tiles13: Path) -> None:
+    recipe = small_recipe(
+        encoder={"bands": 2},
+        data={"source": str(tiles13), "bands": ["B1", "B2"], "scaling": "range", "low": [0, 0], "high": [1e4, 1e5]},
+    )
+    said: list[str] = []
+    resolve(recipe, open_training_tiles(recipe), said.append)
+    assert "augment.noise_std=0.01 is more than 25% of the standard deviation of B2; data.scaling=perc" in said[1]
+
+
+def test_eight_bit_rgb_keeps_imagenets_numbers_without_a_word(tiles_folder: Path) -> None:
+    recipe, said = small_recipe(data={"source": str(tiles_folder)}), []
+    resolved = resolve(recipe, open_training_tiles(recipe), said.append)
+    assert resolved.normalisation == recipe.normalisation
+    assert resolved.data.mean == [0.485, 0.456, 0.406]
+    assert resolved.data.bands == ["red", "green", "blue"]
+    assert resolved.data.image_column == "image"
+    assert said == []
+
+
+def test_a_resumed_run_takes_over_what_the_first_one_found(tiles13: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(tiles13, scaling="percentiles")
+    resolved = resolve(recipe, open_training_tiles(recipe), lambda line: None)
+    save_recipe(resolved, tmp_path / "recipe.yaml")
+    again = inherit(recipe, load_recipe(tmp_path / "recipe.yaml"))
+    assert again == resolved
+    said: list[str] = []
+    assert resolve(again, open_training_tiles(again), said.append) == resolved
+    assert said == []
