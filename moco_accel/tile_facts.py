@@ -74,7 +74,7 @@ def read_facts(folder: Path, schema_metadata: Mapping[bytes, bytes] | None = Non
 
 
 class BandCounter:
-    """Counts tiles' pixels in constant memory: sums, extremes and a histogram per band; counters add up.
+    """Counts tiles' pixels in constant memory: a histogram per band, and sums and extremes of floats; counters add up.
 
     Percentiles of 8- and 16-bit integers are exact. Floats are counted by their sign, exponent and leading 7 bits of
     mantissa (the upper half of a float32), so that percentiles are within 0.8 % of the value.
@@ -97,12 +97,12 @@ class BandCounter:
                 counted = counted[np.isfinite(counted)]
             if not counted.size:
                 continue
-            as_float = counted.astype(np.float64)
             self.pixels[band] += counted.size
-            self.sums[0, band] += as_float.sum()
-            self.sums[1, band] += np.square(as_float).sum()
-            self.extremes[0, band] = min(self.extremes[0, band], as_float.min())
-            self.extremes[1, band] = max(self.extremes[1, band], as_float.max())
+            if counted.dtype.kind == "f":  # sums and extremes of integers are in their histogram
+                as_float = counted.astype(np.float64)
+                self.sums[:, band] += as_float.sum(), np.square(as_float).sum()
+                self.extremes[0, band] = min(self.extremes[0, band], as_float.min())
+                self.extremes[1, band] = max(self.extremes[1, band], as_float.max())
             self.histograms[band] += np.bincount(_bins(counted), minlength=_BINS)
 
     def merge(self, other: BandCounter) -> None:
@@ -117,11 +117,11 @@ class BandCounter:
 
     def statistics(self) -> BandStatistics:
         """Of everything counted so far; a band without pixels has zeros."""
-        count = np.maximum(self.pixels, 1)
-        mean = self.sums[0] / count
-        std = np.sqrt(np.maximum(self.sums[1] / count - mean**2, 0))
-        low, high = np.where(self.pixels > 0, self.extremes, 0)
-        values = bin_values(self.dtype)
+        count, values = np.maximum(self.pixels, 1), bin_values(self.dtype)
+        sums, extremes = (self.sums, self.extremes) if self.dtype.kind == "f" else self._of_integers(values)
+        mean = sums[0] / count
+        std = np.sqrt(np.maximum(sums[1] / count - mean**2, 0))
+        low, high = np.where(self.pixels > 0, extremes, 0)
         ranks = {p: np.maximum(np.ceil(self.pixels * p / 100), 1) for p in PERCENTILES}
         cumulative = self.histograms.cumsum(1)
         found = {
@@ -135,6 +135,12 @@ class BandCounter:
         return BandStatistics(
             self.pixels.tolist(), mean.tolist(), std.tolist(), low.tolist(), high.tolist(), found, share
         )
+
+    def _of_integers(self, values: Pixels) -> tuple[Pixels, Pixels]:
+        """Sums of values and of their squares, and extremes, per band [2, bands]."""
+        as_float, filled = values.astype(np.float64), self.histograms > 0
+        sums = np.stack([self.histograms @ as_float, self.histograms @ as_float**2])
+        return sums, np.stack([values[filled.argmax(1)], values[::-1][filled[:, ::-1].argmax(1)]])
 
     def state(self) -> dict[str, Pixels]:
         """Plain arrays, for `numpy.savez`; `restored` gives the counter back."""
