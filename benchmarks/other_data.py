@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision import transforms
 
-from moco_accel.decoding import decode_raster
+from moco_accel.reading.decoding import decode_raster
 from moco_accel.recipe_rules import IMAGENET_MEAN, IMAGENET_STD
 
 SIDE = 224

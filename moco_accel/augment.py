@@ -163,8 +163,8 @@ def augment_pixels(
 ) -> Tensor:
     """The photometric part and normalisation of uint8 crops, or of floats in [0, 1]: float32 of the same shape.
 
-    A GPU works on some 20 MB of pixels at once, a CPU on as many as its cache holds. `on_gpu` None: as the crops' device
-    says; a trace of a GPU's step on fake CPU tensors says True.
+    A GPU works on some 20 MB of pixels at once, a CPU on as many as its cache holds. `on_gpu` None: as the device of the
+    crops says; a trace of a GPU's step on fake CPU tensors says True.
     """
     if on_gpu is None:
         on_gpu = crops.device.type != "cpu"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from moco_accel.console import console
-from moco_accel.decoding import DamagedTile
+from moco_accel.reading.decoding import DamagedTile
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
 

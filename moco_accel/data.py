@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from moco_accel.augment import AugmentedView, Crop, CropBatch, make_crop, stack_crops
 from moco_accel.damage import Damaged, DamageLog, allowed_damaged, next_good
 from moco_accel.order import MicroBatchPlaces, Place
+from moco_accel.reading.tiles import Tiles, open_tiles
 from moco_accel.recipe import Recipe
-from moco_accel.tiles import Tiles, open_tiles
 
 
 @dataclass(frozen=True)

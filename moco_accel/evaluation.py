@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from moco_accel.decoding import DamagedTile
+from moco_accel.reading.decoding import DamagedTile
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
 
 if TYPE_CHECKING:
-    from moco_accel.tiles import Tiles
+    from moco_accel.reading.tiles import Tiles
 
 Metric = Literal["cosine", "euclidean"]
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in greyscale JPEG

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from moco_accel.encoders import build_encoder
 from moco_accel.evaluation import extract_features, knn_accuracy, mean_colour_features, nearest_neighbours
 from moco_accel.neighbours import NUM_NEIGHBOURS, Panel, choose_queries, draw_neighbours
+from moco_accel.reading.tiles import Tiles, open_tiles
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
-from moco_accel.tiles import Tiles, open_tiles
 
 PASSES = 4  # over all tiles: two encoders, in colour and grey
 

@@ -15,7 +15,7 @@ from moco_accel.bands import picture_bands
 from moco_accel.drawing import FAINT, GREEN, INK, PAPER, RED, Shown, fitting, font, save_png, shown_together, square
 
 if TYPE_CHECKING:
-    from moco_accel.tiles import Tiles
+    from moco_accel.reading.tiles import Tiles
 
 NUM_QUERIES = 8
 NUM_NEIGHBOURS = 5

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from moco_accel.measuring import Measured, measure_statistics, scaled_mean_std
+from moco_accel.reading.tiles import Tiles
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_rules import IMAGENET_MEAN, IMAGENET_STD, check_rules
-from moco_accel.tiles import Tiles
+from moco_accel.tile_statistics import Measured, measure_statistics, scaled_mean_std
 
 _FIELDS = ("image_column", "bands", "low", "high", "mean", "std")
 _MOST_NOISE = 0.25  # of a band's standard deviation; 8-bit RGB has 0.04

@@ -92,7 +92,7 @@ def _put_on_device(recorder: Recorder, moco: MoCo) -> None:
 
 
 def _host_crops(recipe: Recipe) -> CropBatch:
-    """What the loader hands over, on the host: one view of one micro-batch, each tile drawn the most there is to draw."""
+    """What the loader hands over, on the host: one view of one micro-batch, each tile with all there is to draw."""
     tiles, size = recipe.batch.micro_batch_size, recipe.encoder.image_size
     pixels = torch.empty(tiles, recipe.encoder.bands, size, size, dtype=crop_dtype(recipe))
     return CropBatch(pixels, [heaviest_photometry(recipe)] * tiles, [0] * tiles)

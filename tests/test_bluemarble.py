@@ -14,8 +14,8 @@ from moco_accel.imagery.bluemarble import (
 )
 from moco_accel.imagery.bluemarble import _cell_sums as cell_sums
 from moco_accel.imagery.bluemarble import _window_sums as window_sums
+from moco_accel.reading.tiles import open_tiles
 from moco_accel.recipe import Data
-from moco_accel.tiles import open_tiles
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from conftest import small_recipe
 
 from moco_accel.damage import DAMAGE_FILE, DamageLog, allowed_damaged, next_good
-from moco_accel.decoding import DamagedTile
+from moco_accel.reading.decoding import DamagedTile
 from moco_accel.recipe_text import RecipeError
 
 BAD = {3: "cannot be decoded", 4: "holds NaN", 9: "has 2 bands"}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from moco_accel.decoding import MAX_TILE_PIXELS, DamagedTile, decode_raster
+from moco_accel.reading.decoding import MAX_TILE_PIXELS, DamagedTile, decode_raster
 from moco_accel.recipe_text import RecipeError
 
 RANDOM = np.random.default_rng(0)

@@ -11,7 +11,6 @@ from torch import nn
 from typer.testing import CliRunner
 
 from moco_accel import evaluation
-from moco_accel.decoding import DamagedTile
 from moco_accel.encoders import build_encoder
 from moco_accel.eval_cli import app, merge_summary, verdict
 from moco_accel.evaluation import (
@@ -24,9 +23,10 @@ from moco_accel.evaluation import (
 from moco_accel.imagery.shard_writer import write_shards
 from moco_accel.judgement import draw_judgement, judge, open_labelled, random_encoder
 from moco_accel.neighbours import Panel, choose_queries, draw_neighbours
+from moco_accel.reading.decoding import DamagedTile
+from moco_accel.reading.tiles import open_tiles
 from moco_accel.recipe import recipe_from_dict, save_recipe
 from moco_accel.recipe_text import RecipeError
-from moco_accel.tiles import open_tiles
 
 
 @pytest.fixture(autouse=True)

@@ -14,16 +14,16 @@ import typer
 from PIL import Image
 from tile_files import CLOUD, FIELD, FOREST, GRAVEL, SAND, SENTINEL2, SNOW, WATER, scene, write_tiles
 
-from moco_accel.imagery.baselines import darkness, may_be_sentinel2, tell_baselines
-from moco_accel.imagery.contact_sheet import write_sheet
-from moco_accel.imagery.inspection import as_json, histograms, inspect_tiles
-from moco_accel.imagery.inspection_report import bars, recipe_fields, warnings_of
-from moco_accel.imagery.look_cli import register
-from moco_accel.imagery.opening import open_unknown
-from moco_accel.imagery.sheets import sheet_corner
-from moco_accel.measuring import measure_statistics, sample_indices, scaled_mean_std
+from moco_accel.looking.baselines import darkness, may_be_sentinel2, tell_baselines
+from moco_accel.looking.contact_sheet import write_sheet
+from moco_accel.looking.inspection import as_json, histograms, inspect_tiles
+from moco_accel.looking.inspection_report import bars, recipe_fields, warnings_of
+from moco_accel.looking.look_cli import register
+from moco_accel.looking.opening import open_unknown
+from moco_accel.looking.sheets import sheet_corner
 from moco_accel.recipe_text import RecipeError
 from moco_accel.tile_facts import BandCounter, TileFacts
+from moco_accel.tile_statistics import measure_statistics, sample_indices, scaled_mean_std
 
 
 def baselines(tiles):
@@ -374,6 +374,6 @@ def test_mistakes_end_in_one_line(sentinel2, capfd, arguments, message):
 
 def test_the_commands_import_nothing_heavy_before_they_have_to():
     heavy = "{'torch', 'datasets', 'rasterio', 'pyarrow'}"
-    code = f"import sys; import moco_accel.imagery.look_cli; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys; import moco_accel.looking.look_cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout.strip() == "[]", done.stderr

@@ -16,10 +16,10 @@ from tile_files import FOREST, SENTINEL2, WATER, npy, scene, write_tiles
 from moco_accel.augment import make_crop, resize, scale_stored, stack_crops, turn
 from moco_accel.data import TwoViews, open_training_tiles
 from moco_accel.drawing import shown_together
-from moco_accel.imagery.look_cli import register
-from moco_accel.imagery.preview import band_triples, preview_recipe, readable, stored_views, write_preview
-from moco_accel.imagery.sheets import view_corner
-from moco_accel.imagery.view_text import geometry_of, lines_of
+from moco_accel.looking.look_cli import register
+from moco_accel.looking.preview import band_triples, preview_recipe, readable, stored_views, write_preview
+from moco_accel.looking.sheets import view_corner
+from moco_accel.looking.view_text import geometry_of, lines_of
 from moco_accel.recipe import Recipe, recipe_from_dict, save_recipe
 from moco_accel.recipe_text import RecipeError
 from moco_accel.tile_facts import TileFacts

@@ -9,9 +9,9 @@ from test_build import build
 from moco_accel.imagery.clouds import cloud_rule
 from moco_accel.imagery.layouts import describe
 from moco_accel.imagery.scenes import Scene, find_scenes
+from moco_accel.reading.tiles import open_tiles
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
-from moco_accel.tiles import open_tiles
 
 
 def band(sensor, name):

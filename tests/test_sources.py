@@ -16,11 +16,11 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
-from moco_accel.decoding import DamagedTile
 from moco_accel.imagery.shard_writer import write_shards
+from moco_accel.reading.decoding import DamagedTile
+from moco_accel.reading.tiles import open_tiles
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
-from moco_accel.tiles import open_tiles
 
 rasterio = pytest.importorskip("rasterio")
 

@@ -9,14 +9,14 @@ import torch
 from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import Image
 
-from moco_accel import arrow_store
-from moco_accel.decoding import DamagedTile
 from moco_accel.imagery.shard_writer import write_shards
 from moco_accel.order import Reading
+from moco_accel.reading import arrow_store
+from moco_accel.reading.decoding import DamagedTile
+from moco_accel.reading.tiles import open_tiles
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
 from moco_accel.tile_facts import BandCounter, TileFacts
-from moco_accel.tiles import open_tiles
 
 FEATURES = datasets.Features(
     {"image": datasets.Image(), "label": datasets.ClassLabel(names=["sea", "land"]), "note": datasets.Value("string")}

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from moco_accel.console import console, progress_bar, user_errors
-from moco_accel.imagery import look_cli
+from moco_accel.looking import look_cli
 from moco_accel.recipe_text import RecipeError
 
 app = typer.Typer(

@@ -12,13 +12,13 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from moco_accel.imagery.baselines import explain_baselines
-from moco_accel.imagery.inspection import Inspection
-from moco_accel.imagery.spectral import role_of
-from moco_accel.measuring import scaled_mean_std
+from moco_accel.looking.baselines import explain_baselines
+from moco_accel.looking.inspection import Inspection
+from moco_accel.looking.spectral import role_of
 from moco_accel.recipe_rules import STORED_RANGES
 from moco_accel.recipe_text import dump_yaml
 from moco_accel.tile_facts import Pixels
+from moco_accel.tile_statistics import scaled_mean_std
 
 MAX_LISTED = 10
 _BARS = "▁▂▃▄▅▆▇█"

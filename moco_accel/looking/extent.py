@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moco_accel.tiles import Tiles
+    from moco_accel.reading.tiles import Tiles
 
 CRS_COLUMN, BOUNDS_COLUMN = "crs", "bounds"
 

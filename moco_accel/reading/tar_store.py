@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moco_accel.bands import canonical_band
-from moco_accel.folder_store import PackedNames
 from moco_accel.order import Reading
+from moco_accel.reading.folder_store import PackedNames
+from moco_accel.reading.stores import IMAGES
 from moco_accel.recipe_text import RecipeError
-from moco_accel.stores import IMAGES
 from moco_accel.tile_facts import TileFacts, read_facts
 
 _LABELS = ("cls", "json", "txt")  # where a tile's label is looked for, in this order

@@ -13,8 +13,8 @@ from moco_accel.console import console, progress_bar, user_errors
 from moco_accel.recipe_text import RecipeError
 
 if TYPE_CHECKING:
-    from moco_accel.imagery.inspection import Inspection
-    from moco_accel.tiles import Tiles
+    from moco_accel.looking.inspection import Inspection
+    from moco_accel.reading.tiles import Tiles
 
 _SAMPLE, _ROWS = 1000, 6
 Bands = Annotated[str | None, typer.Option(metavar="B8,B4,B3", help="Names of bands, in this order. (default: all)")]
@@ -63,11 +63,11 @@ def inspect(
         if as_json:
             print(json.dumps(_everything(found)))
         else:
-            from moco_accel.imagery.inspection_report import print_inspection
+            from moco_accel.looking.inspection_report import print_inspection
 
             print_inspection(found, console)
         if sheet is not None:
-            from moco_accel.imagery.contact_sheet import write_sheet
+            from moco_accel.looking.contact_sheet import write_sheet
 
             write_sheet(sheet, tiles, found)
             console.print(f"contact sheet: {escape(str(sheet))}", soft_wrap=True)
@@ -105,7 +105,7 @@ def preview(
     """
     with user_errors():
         _check_png("OUT", out)
-        from moco_accel.imagery.preview import preview_recipe, write_preview
+        from moco_accel.looking.preview import preview_recipe, write_preview
 
         with console.status("making views"):
             write_preview(out, preview_recipe(source, recipe, set_ or []), tiles, _names(bands))
@@ -127,14 +127,14 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _open(source: str, bands: str | None, image_column: str | None, split: str) -> Tiles:
-    from moco_accel.imagery.opening import open_unknown
+    from moco_accel.looking.opening import open_unknown
 
     with console.status("opening"):
         return open_unknown(source, _names(bands), image_column, split)
 
 
 def _inspect(tiles: Tiles, sample: int) -> Inspection:
-    from moco_accel.imagery.inspection import inspect_tiles
+    from moco_accel.looking.inspection import inspect_tiles
 
     with progress_bar() as progress:
         task = progress.add_task("tiles", total=None)
@@ -142,7 +142,7 @@ def _inspect(tiles: Tiles, sample: int) -> Inspection:
 
 
 def _everything(found: Inspection) -> dict[str, Any]:
-    from moco_accel.imagery.inspection import as_json
-    from moco_accel.imagery.inspection_report import recipe_fields, warnings_of
+    from moco_accel.looking.inspection import as_json
+    from moco_accel.looking.inspection_report import recipe_fields, warnings_of
 
     return as_json(found) | {"warnings": warnings_of(found), "recipe": recipe_fields(found)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moco_accel.imagery.baselines import (
+from moco_accel.looking.baselines import (
     Baselines,
     Darkness,
     as_fields,
@@ -20,8 +20,9 @@ from moco_accel.imagery.baselines import (
     may_be_sentinel2,
     tell_baselines,
 )
-from moco_accel.imagery.extent import Extent, extents_of
-from moco_accel.measuring import (
+from moco_accel.looking.extent import Extent, extents_of
+from moco_accel.tile_facts import BandCounter, BandStatistics
+from moco_accel.tile_statistics import (
     Measured,
     middle_values,
     nodata_of,
@@ -30,10 +31,9 @@ from moco_accel.measuring import (
     some_counted,
     valid_pixels,
 )
-from moco_accel.tile_facts import BandCounter, BandStatistics
 
 if TYPE_CHECKING:
-    from moco_accel.tiles import Tiles
+    from moco_accel.reading.tiles import Tiles
 
 LABEL_COLUMN = "label"
 HISTOGRAM_BARS = 8

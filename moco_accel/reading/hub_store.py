@@ -5,11 +5,11 @@ from __future__ import annotations
 import datasets
 import fsspec  # type: ignore[import-untyped]
 
-from moco_accel.arrow_store import ArrowStore
-from moco_accel.parquet_store import open_parquet
+from moco_accel.reading.arrow_store import ArrowStore
+from moco_accel.reading.parquet_store import open_parquet
+from moco_accel.reading.stores import Store
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
-from moco_accel.stores import Store
 
 _SECONDS = 15
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from moco_accel.bands import picture_bands
-from moco_accel.decoding import DamagedTile
 from moco_accel.drawing import Shown
-from moco_accel.imagery.inspection import LABEL_COLUMN, Inspection
-from moco_accel.imagery.sheets import SHEET_COLUMNS, SHEET_ROWS, Cell, draw_sheet
-from moco_accel.measuring import sample_indices
-from moco_accel.tiles import Tiles
+from moco_accel.looking.inspection import LABEL_COLUMN, Inspection
+from moco_accel.looking.sheets import SHEET_COLUMNS, SHEET_ROWS, Cell, draw_sheet
+from moco_accel.reading.decoding import DamagedTile
+from moco_accel.reading.tiles import Tiles
+from moco_accel.tile_statistics import sample_indices
 
 
 def write_sheet(path: Path, tiles: Tiles, found: Inspection) -> None:

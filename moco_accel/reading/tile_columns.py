@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from moco_accel.bands import canonical_band, select_bands
-from moco_accel.decoding import STORED_TYPES, DamagedTile, decode_raster
+from moco_accel.reading.decoding import STORED_TYPES, DamagedTile, decode_raster
+from moco_accel.reading.stores import Store
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
-from moco_accel.stores import Store
 
 _NUMBERED = re.compile(r"B\d+A?")
 _BINARY = ("binary", "large_binary")

@@ -54,7 +54,7 @@ def open_store(source: str, data: Data, field: str) -> Store:
     if found := _local(source, field):
         return _open_local(source, *found, data, field)
     if (hub := _HUB_ID.fullmatch(source)) and not _is_known(Path(source)):
-        from moco_accel.hub_store import open_hub
+        from moco_accel.reading.hub_store import open_hub
 
         return open_hub(hub["id"], hub["split"] or data.split, data, field)
     raise RecipeError(f"{field}={source!r} {_NOTHING}; {_how_to_build(source)}")
@@ -122,18 +122,18 @@ def _open_local(source: str, folder: Path, files: list[Path], data: Data, field:
         )
     kind = kinds.pop()
     if kind == ".parquet":
-        from moco_accel.parquet_store import open_parquet
+        from moco_accel.reading.parquet_store import open_parquet
 
         return open_parquet([str(file) for file in files], source, data, field)
     if kind == ".arrow":
-        from moco_accel.arrow_store import open_arrow
+        from moco_accel.reading.arrow_store import open_arrow
 
         return open_arrow(files, source, field)
     if kind == ".tar":
-        from moco_accel.tar_store import open_tar
+        from moco_accel.reading.tar_store import open_tar
 
         return open_tar(files, source, field)
-    from moco_accel.folder_store import open_folder
+    from moco_accel.reading.folder_store import open_folder
 
     store = open_folder(folder, files or None, source, field)
     if store is None:
@@ -143,8 +143,8 @@ def _open_local(source: str, folder: Path, files: list[Path], data: Data, field:
 
 def _open_elsewhere(source: str, data: Data, field: str) -> Store:
     """Parquet shards behind any address that fsspec knows, e.g. hf://, s3://, https://."""
-    from moco_accel.hub_store import parquet_addresses
-    from moco_accel.parquet_store import open_parquet
+    from moco_accel.reading.hub_store import parquet_addresses
+    from moco_accel.reading.parquet_store import open_parquet
 
     if not data.streaming:
         raise RecipeError(

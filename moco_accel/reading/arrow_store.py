@@ -21,12 +21,12 @@ from datasets.io.parquet import ParquetDatasetReader
 
 from moco_accel.console import console
 from moco_accel.order import Reading
+from moco_accel.reading.source_facts import facts_of_shards
 from moco_accel.recipe_text import RecipeError
-from moco_accel.source_facts import facts_of_shards
 from moco_accel.tile_facts import TileFacts
 
 if TYPE_CHECKING:
-    from moco_accel.parquet_store import Footer
+    from moco_accel.reading.parquet_store import Footer
 
 _CACHE_MARGIN = 1.1  # the cache holds a little more than the shards unpacked: offsets, copies of repeated text
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from moco_accel.bands import SENTINEL2, canonical_bands, picture_bands, select_bands
+from moco_accel.reading.stores import Store
+from moco_accel.reading.tile_columns import TileColumns, dtype_name, first_bytes
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
-from moco_accel.stores import Store
-from moco_accel.tile_columns import TileColumns, dtype_name, first_bytes
 
 _OF_PICTURES = {1: ["grey"], 2: ["grey", "alpha"], 3: ["red", "green", "blue"], 4: ["red", "green", "blue", "alpha"]}
 _LEVEL_2A = tuple(band for band in SENTINEL2 if band != "B10")

@@ -13,14 +13,14 @@ import datasets
 import torch
 from torch import Tensor
 
-from moco_accel.band_order import Order, order_bands, stored_names
-from moco_accel.decoding import DamagedTile
 from moco_accel.order import Reading
+from moco_accel.reading.band_selection import Order, order_bands, stored_names
+from moco_accel.reading.decoding import DamagedTile
+from moco_accel.reading.source_facts import select_statistics
+from moco_accel.reading.stores import Store, open_store
+from moco_accel.reading.tile_columns import TileColumns, column_of, dtype_name, find_columns, read_columns
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
-from moco_accel.source_facts import select_statistics
-from moco_accel.stores import Store, open_store
-from moco_accel.tile_columns import TileColumns, column_of, dtype_name, find_columns, read_columns
 from moco_accel.tile_facts import BandStatistics
 
 MIN_SIDE = 8

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from moco_accel.reading.tiles import Tiles, open_tiles
 from moco_accel.recipe import Data, Recipe
 from moco_accel.recipe_text import RecipeError, explain
-from moco_accel.tiles import Tiles, open_tiles
 
 _BUFFER_MIB = 2048  # holds any row group that is likely to be met
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from moco_accel.bands import canonical_band
 from moco_accel.order import Reading
+from moco_accel.reading.stores import IMAGES
 from moco_accel.recipe_text import RecipeError
-from moco_accel.stores import IMAGES
 from moco_accel.tile_facts import TileFacts, read_facts
 
 _RASTERS = (".tif", ".tiff", ".jp2")

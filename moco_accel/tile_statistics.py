@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from moco_accel.decoding import DamagedTile
+from moco_accel.reading.decoding import DamagedTile
 from moco_accel.recipe_text import RecipeError
 from moco_accel.tile_facts import BandCounter, BandStatistics, Pixels, bin_values
 
 if TYPE_CHECKING:
-    from moco_accel.tiles import Tiles
+    from moco_accel.reading.tiles import Tiles
 
 SAMPLE = 1000
 

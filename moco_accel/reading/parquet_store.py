@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moco_accel.decoding import DamagedTile
 from moco_accel.order import Reading
+from moco_accel.reading.decoding import DamagedTile
+from moco_accel.reading.source_facts import facts_of_shards
+from moco_accel.reading.stores import Store
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
-from moco_accel.source_facts import facts_of_shards
-from moco_accel.stores import Store
 from moco_accel.tile_facts import TileFacts
 
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.parquet$")
@@ -99,7 +99,7 @@ class ParquetStore:
         """These shards as an arrow cache, but when streaming."""
         if self._to_prepare is None:
             return self
-        from moco_accel.arrow_store import prepare_parquet
+        from moco_accel.reading.arrow_store import prepare_parquet
 
         return prepare_parquet(self._paths, self._to_prepare, self.facts, self._source, self._field)
 

@@ -12,20 +12,20 @@ import torch
 from moco_accel.augment import AugmentedView, Crop, make_crop, stack_crops
 from moco_accel.bands import picture_bands, select_bands
 from moco_accel.data import TwoViews, open_training_tiles
-from moco_accel.decoding import DamagedTile
 from moco_accel.drawing import BLUE, INK, ORANGE, Shown, shown_together
-from moco_accel.imagery.inspection import inspect_tiles
-from moco_accel.imagery.inspection_report import recipe_fields
-from moco_accel.imagery.opening import is_read_in_place, open_unknown
-from moco_accel.imagery.sheets import Cell, draw_views
-from moco_accel.imagery.spectral import false_colour
-from moco_accel.imagery.view_text import geometry_of, lines_of
-from moco_accel.measuring import sample_indices
+from moco_accel.looking.inspection import inspect_tiles
+from moco_accel.looking.inspection_report import recipe_fields
+from moco_accel.looking.opening import is_read_in_place, open_unknown
+from moco_accel.looking.sheets import Cell, draw_views
+from moco_accel.looking.spectral import false_colour
+from moco_accel.looking.view_text import geometry_of, lines_of
+from moco_accel.reading.decoding import DamagedTile
+from moco_accel.reading.tiles import Tiles
 from moco_accel.recipe import Recipe, load_recipe, recipe_from_dict, scaled_lr
 from moco_accel.recipe_text import RecipeError, set_fields
 from moco_accel.resolve import resolve
 from moco_accel.tile_facts import Pixels
-from moco_accel.tiles import Tiles
+from moco_accel.tile_statistics import sample_indices
 from moco_accel.view_parameters import Geometry
 
 _SAMPLE = 200  # tiles, to scale a source by that comes without a recipe
