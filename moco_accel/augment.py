@@ -51,6 +51,7 @@ class Crop:
     """One view of one tile before its photometric part: `[bands, size, size]`, uint8, or float16 in [0, 1]."""
 
     pixels: Tensor
+    geometry: Geometry
     photometry: Photometry
     noise_seed: int
 
@@ -74,7 +75,7 @@ def make_crop(tile: Tensor, recipe: Recipe, epoch: int, tile_index: int, view: i
     photometry = draw_photometry(draw, recipe.augment, view, size, bands)
     box = tile[:, geometry.top : geometry.top + geometry.height, geometry.left : geometry.left + geometry.width]
     pixels = resize(scale_stored(box, recipe), size).to(crop_dtype(recipe))
-    return Crop(turn(pixels, geometry), photometry, draw.getrandbits(63))
+    return Crop(turn(pixels, geometry), geometry, photometry, draw.getrandbits(63))
 
 
 def scale_stored(box: Tensor, recipe: Recipe) -> Tensor:
@@ -163,8 +164,8 @@ def augment_pixels(
 ) -> Tensor:
     """The photometric part and normalisation of uint8 crops, or of floats in [0, 1]: float32 of the same shape.
 
-    A GPU works on some 20 MB of pixels at once, a CPU on as many as its cache holds. `on_gpu` None: as the device of the
-    crops says; a trace of a GPU's step on fake CPU tensors says True.
+    A GPU works on some 20 MB of pixels at once, a CPU on as many as its cache holds. `on_gpu` None: as the crops' device
+    is; a trace of a GPU's step on fake CPU tensors says True.
     """
     if on_gpu is None:
         on_gpu = crops.device.type != "cpu"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from rich.markup import escape
+
 from moco_accel.console import console
 from moco_accel.reading.decoding import DamagedTile
 from moco_accel.recipe import Recipe
@@ -41,35 +43,39 @@ def next_good(read: Callable[[int], T], index: int, tile_count: int, limit: int)
 
 
 class DamageLog:
-    """What this process has met of damaged tiles; `run/damaged_tiles.jsonl` keeps what all processes have."""
+    """What all processes of a run have met of damaged tiles, in `run/damaged_tiles.jsonl`.
 
-    def __init__(self, recipe: Recipe, tile_count: int, run: Path, resumed: bool, speaks: bool) -> None:
-        self._recipe, self._tile_count, self._path, self._speaks = recipe, tile_count, run / DAMAGE_FILE, speaks
-        self._known: set[int] = set()
-        if resumed and self._path.is_file():
-            rows = self._path.read_text().splitlines()
-            self._known = {json.loads(row)["tile"] for row in rows if row.endswith("}")}
-        elif speaks:
+    A process looks there whenever it meets a new one. Make it before the processes have met: the first one clears away
+    the list of an earlier run.
+    """
+
+    def __init__(self, recipe: Recipe, tile_count: int, run: Path, resumed: bool, first: bool) -> None:
+        self._recipe, self._tile_count, self._path, self._first = recipe, tile_count, run / DAMAGE_FILE, first
+        if first and not resumed:
             self._path.unlink(missing_ok=True)
+        self._known = self._listed() if resumed else set()
 
     def __len__(self) -> int:
         return len(self._known)
 
     def add(self, damaged: Iterable[Damaged]) -> None:
         """Take in what a micro-batch met. Raises RecipeError above the share that the recipe allows."""
-        new = {index: reason for index, reason in damaged if index not in self._known}
-        if not new:
+        met = {index: reason for index, reason in damaged if index not in self._known}
+        if not met:
             return
-        if not self._known and self._speaks:
+        self._known |= self._listed()
+        new = {index: reason for index, reason in met.items() if index not in self._known}
+        if new and self._first and not self._known:
             index, reason = next(iter(new.items()))
             console.print(
-                f"[yellow]tile {index} {reason}; the next good one takes its place. All such: {self._path}[/]",
+                f"[yellow]tile {index} {escape(reason)}; the next good one takes its place. All such: "
+                f"{escape(str(self._path))}[/]",
                 soft_wrap=True,
             )
         self._known |= set(new)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            file.writelines(json.dumps({"tile": index, "reason": reason}) + "\n" for index, reason in new.items())
+        with self._path.open("a") as file:  # in one piece: other processes write here, too
+            file.write("".join(json.dumps({"tile": index, "reason": reason}) + "\n" for index, reason in new.items()))
         if len(self._known) > allowed_damaged(self._recipe, self._tile_count):
             share = len(self._known) / self._tile_count
             raise RecipeError(
@@ -78,3 +84,7 @@ class DamageLog:
                 f"data.source={self._recipe.data.source!r}, and {len(self._known)} were met; {self._path} lists them. "
                 f"Make the tiles again without them, or data.max_damaged_share={min(1.0, 2 * share):.2g} goes on"
             )
+
+    def _listed(self) -> set[int]:
+        rows = self._path.read_text().splitlines() if self._path.is_file() else []
+        return {json.loads(row)["tile"] for row in rows if row.endswith("}")}  # a killed process may leave half a row

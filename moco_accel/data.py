@@ -20,10 +20,14 @@ from moco_accel.recipe import Recipe
 
 @dataclass(frozen=True)
 class TwoCrops:
-    """Both views of the tile at a place; None where too many in a row were damaged."""
+    """Both views of the tile at a place; None where too many in a row were damaged.
+
+    Of a pair, view 1 is the second season's where `swapped`.
+    """
 
     crops: tuple[Crop, Crop] | None
     damaged: list[Damaged]
+    swapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,13 @@ class TwoViews(Dataset[TwoCrops]):
         sources, damaged = next_good(self._read, index, len(self._tiles), self._limit)
         if sources is None:
             return TwoCrops(None, damaged)
-        if self._recipe.data.pair_column and random.Random(f"{self._recipe.run.seed}/{epoch}/{index}").random() < 0.5:
-            sources = sources[::-1]  # which season is view 1 is drawn, for the views are augmented differently
+        # which season is view 1 is drawn, for the views are augmented differently
+        drawn = random.Random(f"{self._recipe.run.seed}/{epoch}/{index}").random()
+        swapped = self._recipe.data.pair_column is not None and drawn < 0.5
+        ordered = sources[::-1] if swapped else sources
         # drawn for the place, not for the tile that stands in: that one has views of its own
-        first, second = (make_crop(tile, self._recipe, epoch, index, view) for view, tile in enumerate(sources))
-        return TwoCrops((first, second), damaged)
+        first, second = (make_crop(tile, self._recipe, epoch, index, view) for view, tile in enumerate(ordered))
+        return TwoCrops((first, second), damaged, swapped)
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         tile = self._tiles[index]

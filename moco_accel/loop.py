@@ -47,6 +47,7 @@ def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
     steps_an_epoch = steps_per_epoch(recipe, len(tiles))
     total_steps = steps_an_epoch * recipe.schedule.epochs
 
+    damage = DamageLog(recipe, len(tiles), run, resumed=resume, first=_rank() == 0)
     accelerator = build_accelerator(recipe, cpu=not torch.cuda.is_available())
     torch.manual_seed(recipe.run.seed)
     moco = build_moco(recipe)
@@ -55,9 +56,7 @@ def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
     if accelerator.is_main_process:
         save_recipe(recipe, run / "recipe.yaml", comment="resolved: every field of this run")
 
-    rank = accelerator.process_index
-    damage = DamageLog(recipe, len(tiles), run, resumed=resume, speaks=rank == 0)
-    views = step_views(tiles, recipe, accelerator.device, rank, first_step, damage)
+    views = step_views(tiles, recipe, accelerator.device, accelerator.process_index, first_step, damage)
     with Monitor(recipe, run, len(tiles), first_step, total_steps, accelerator, damage) as monitor:
         for step in range(first_step, total_steps):
             waited_from = time.perf_counter()
@@ -77,8 +76,13 @@ def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
     accelerator.end_training()
 
 
+def _rank() -> int:
+    """This process's, before there is a process group to ask."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def _say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # no process group exists yet to ask
+    if _rank() == 0:
         console.print(line, soft_wrap=True)
 
 

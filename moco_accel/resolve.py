@@ -8,11 +8,11 @@ from typing import Any
 from moco_accel.reading.tiles import Tiles
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_rules import IMAGENET_MEAN, IMAGENET_STD, check_rules
+from moco_accel.tile_facts import BandStatistics
 from moco_accel.tile_statistics import Measured, measure_statistics, scaled_mean_std
 
 _FIELDS = ("image_column", "bands", "low", "high", "mean", "std")
 _MOST_NOISE = 0.25  # of a band's standard deviation; 8-bit RGB has 0.04
-_SAMPLE = 1000  # tiles; their pixels' mean is then off by some 3 % of what tiles differ
 
 
 def inherit(recipe: Recipe, before: Recipe) -> Recipe:
@@ -33,14 +33,10 @@ def resolve(recipe: Recipe, tiles: Tiles, say: Callable[[str], None]) -> Recipe:
     low, high = recipe.data.low, recipe.data.high
     if low is None and recipe.data.scaling == "percentiles":
         if tiles.statistics is None:
-            measured = measure_statistics(tiles, _SAMPLE)
+            measured = measure_statistics(tiles)
         statistics = tiles.statistics if measured is None else measured.statistics
         assert statistics is not None
-        low = statistics.percentiles["1"]
-        high = [
-            max(above, below + 1e-6 + abs(below) * 1e-6)
-            for above, below in zip(statistics.percentiles["99"], low, strict=True)
-        ]
+        low, high = percentile_range(statistics)
         whence = "all tiles" if measured is None else f"{measured.tiles} tiles"
         say(f"data.low, data.high: 1st and 99th percentile of {whence}: {_short(low)} to {_short(high)}")
     if low is None or high is None:
@@ -63,11 +59,22 @@ def _mean_and_std(
 ) -> dict[str, list[float]]:
     if recipe.encoder.bands == len(IMAGENET_MEAN) and recipe.data.scaling == "uint8":
         return {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-    measured = measured or measure_statistics(tiles, _SAMPLE)
-    mean, std = scaled_mean_std(measured.counter, low, high)
-    found = {"mean": [_rounded(v) for v in mean], "std": [_rounded(v) or 1.0 for v in std]}  # a band may be constant
+    measured = measured or measure_statistics(tiles)
+    found = mean_and_std(measured, low, high)
     say(f"data.mean, data.std: of {measured.tiles} tiles: {_short(found['mean'])}, {_short(found['std'])}")
     return found
+
+
+def percentile_range(statistics: BandStatistics) -> tuple[list[float], list[float]]:
+    """Each band's 1st and 99th percentile; of a band that is the same everywhere, its value and one above."""
+    low, high = statistics.percentiles["1"], statistics.percentiles["99"]
+    return low, [above if above > below else below + 1 for below, above in zip(low, high, strict=True)]
+
+
+def mean_and_std(measured: Measured, low: Sequence[float], high: Sequence[float]) -> dict[str, list[float]]:
+    """`mean` and `std` of pixels, with four digits; what is the same everywhere cannot be divided by how it varies."""
+    mean, std = scaled_mean_std(measured.counter, low, high)
+    return {"mean": [_rounded(value) for value in mean], "std": [_rounded(value) or 1.0 for value in std]}
 
 
 def _warn_of_noise(recipe: Recipe, say: Callable[[str], None]) -> None:

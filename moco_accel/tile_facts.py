@@ -7,7 +7,7 @@ shard copied alone still knows its bands.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ PERCENTILES = (1, 2, 50, 98, 99)
 _BINS = 1 << 16
 
 Pixels = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,23 @@ def read_facts(folder: Path, schema_metadata: Mapping[bytes, bytes] | None = Non
     return None
 
 
+def valid_pixels(tile: Pixels, nodata: float | Sequence[float | None] | None) -> Mask | None:
+    """[height, width], False where `tile` [bands, height, width] holds no data; None: it holds data everywhere.
+
+    `nodata` is one number or one per band, None where there is none. A pixel has no data when any band holds its
+    number; in 8 bits, where that is an ordinary value too, when all bands do. Floats have none where a band is NaN or
+    infinite, whatever `nodata` is.
+    """
+    numbers = list(nodata) if isinstance(nodata, Sequence) else [nodata] * len(tile)
+    marked = [np.asarray(band == number) for band, number in zip(tile, numbers, strict=True) if number is not None]
+    empty = np.zeros(tile.shape[1:], np.bool_)
+    if marked:
+        empty |= np.logical_and.reduce(marked) if tile.dtype == np.uint8 else np.logical_or.reduce(marked)
+    if tile.dtype.kind == "f":
+        empty |= ~np.isfinite(tile).all(axis=0)
+    return ~empty if empty.any() else None
+
+
 class BandCounter:
     """Counts tiles' pixels in constant memory: a histogram per band, and sums and extremes of floats; counters add up.
 
@@ -88,7 +106,7 @@ class BandCounter:
         self.extremes = np.stack([np.full(bands, np.inf), np.full(bands, -np.inf)])
         self.histograms = np.zeros((bands, _BINS), np.int64)
 
-    def add(self, tile: Pixels, valid: npt.NDArray[np.bool_] | None = None) -> None:
+    def add(self, tile: Pixels, valid: Mask | None = None) -> None:
         """Count a tile [bands, height, width]; `valid` [height, width] is False without data. NaN is never counted."""
         self.all_pixels += tile[0].size
         for band, values in enumerate(tile):

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from moco_accel.reading.decoding import DamagedTile
 from moco_accel.recipe_text import RecipeError
-from moco_accel.tile_facts import BandCounter, BandStatistics, Pixels, bin_values
+from moco_accel.tile_facts import BandCounter, BandStatistics, Pixels, bin_values, valid_pixels
 
 if TYPE_CHECKING:
     from moco_accel.reading.tiles import Tiles
@@ -96,14 +95,6 @@ def some_counted(counter: BandCounter | None, tiles: Tiles, damaged: Sequence[tu
 
 def nodata_of(tiles: Tiles) -> float | None:
     return tiles.facts.nodata if tiles.facts is not None else None
-
-
-def valid_pixels(tile: Pixels, nodata: float | None) -> npt.NDArray[np.bool_] | None:
-    """[height, width], False where every band holds `nodata`; None when there is no such value."""
-    if nodata is None or np.isnan(nodata):
-        return None
-    valid: npt.NDArray[np.bool_] = (tile != nodata).any(0)
-    return valid
 
 
 def scaled_mean_std(

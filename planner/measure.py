@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from moco_accel.augment import AugmentedView, Crop, CropBatch, crop_dtype, draw_photometry, stack_crops
+from moco_accel.augment import AugmentedView, Crop, CropBatch, Geometry, crop_dtype, draw_photometry, stack_crops
 from moco_accel.moco import build_moco
 from moco_accel.optim import build_optimizer
 from moco_accel.recipe import Recipe
@@ -123,9 +123,9 @@ def host_crops(recipe: Recipe, view: int) -> CropBatch:
     pixels = torch.randint(0, 256, (tiles, bands, size, size), dtype=torch.uint8, generator=generator)
     if crop_dtype(recipe) != torch.uint8:
         pixels = pixels.to(crop_dtype(recipe)) / 255
-    return stack_crops(
-        [Crop(tile, draw_photometry(draw, recipe.augment, view, size, bands), draw.getrandbits(63)) for tile in pixels]
-    )
+    whole = Geometry(0, 0, size, size, 0, False, False)
+    drawn = [(draw_photometry(draw, recipe.augment, view, size, bands), draw.getrandbits(63)) for _ in pixels]
+    return stack_crops([Crop(tile, whole, *numbers) for tile, numbers in zip(pixels, drawn, strict=True)])
 
 
 def as_row(measured: Measured, recipe: Recipe, predicted_bytes: Mapping[str, int]) -> dict[str, Any]:

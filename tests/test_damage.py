@@ -42,7 +42,7 @@ def test_all_damaged_ends() -> None:
 
 def test_each_is_counted_once_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = small_recipe(data={"max_damaged_share": 0.03})
-    log = DamageLog(recipe, 100, tmp_path, resumed=False, speaks=True)
+    log = DamageLog(recipe, 100, tmp_path, resumed=False, first=True)
     log.add([(3, BAD[3]), (3, BAD[3])])
     log.add([(9, BAD[9]), (3, BAD[3])])
     log.add([])
@@ -51,7 +51,7 @@ def test_each_is_counted_once_and_listed(tmp_path: Path, capsys: pytest.CaptureF
     assert rows == [{"tile": 3, "reason": BAD[3]}, {"tile": 9, "reason": BAD[9]}]
     assert capsys.readouterr().err.count("the next good one takes its place") == 1
 
-    resumed = DamageLog(recipe, 100, tmp_path, resumed=True, speaks=True)
+    resumed = DamageLog(recipe, 100, tmp_path, resumed=True, first=True)
     assert len(resumed) == 2
     resumed.add([(4, BAD[4])])
     with pytest.raises(RecipeError) as caught:
@@ -64,5 +64,18 @@ def test_each_is_counted_once_and_listed(tmp_path: Path, capsys: pytest.CaptureF
     assert "\n" not in message
     assert len((tmp_path / DAMAGE_FILE).read_text().splitlines()) == 4
 
-    assert len(DamageLog(recipe, 100, tmp_path, resumed=False, speaks=True)) == 0
+    assert len(DamageLog(recipe, 100, tmp_path, resumed=False, first=True)) == 0
     assert not (tmp_path / DAMAGE_FILE).exists()  # a new run's list is its own
+
+
+def test_processes_count_together(tmp_path: Path) -> None:
+    """Three of a thousand are allowed: no process meets more than two, and yet the run stops at the fourth."""
+    recipe = small_recipe(data={"max_damaged_share": 0.003})
+    logs = [DamageLog(recipe, 1000, tmp_path, resumed=False, first=rank == 0) for rank in range(4)]
+    for index, log in enumerate(logs[:3]):
+        log.add([(index, "is empty")])
+    logs[3].add([(0, "is empty")])  # listed by another: no news
+    with pytest.raises(RecipeError, match=r"allows 3 damaged tiles of 1000 .* and 4 were met"):
+        logs[3].add([(7, "is empty")])
+    rows = (tmp_path / DAMAGE_FILE).read_text().splitlines()
+    assert [json.loads(row)["tile"] for row in rows] == [0, 1, 2, 7]

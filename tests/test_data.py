@@ -52,7 +52,7 @@ def flat_tiles(count: int, first: int = 0) -> list[bytes]:
 def all_views(recipe: Recipe, run: Path, rank: int = 0, first_step: int = 0) -> Tensor:
     """[steps, views, micro-batches, …] of pixels."""
     tiles = open_training_tiles(recipe)
-    log = DamageLog(recipe, len(tiles), run, resumed=False, speaks=rank == 0)
+    log = DamageLog(recipe, len(tiles), run, resumed=False, first=rank == 0)
     steps = step_views(tiles, recipe, CPU, rank, first_step, log)
     return torch.stack([torch.stack([torch.stack(list(view)) for view in pair]) for pair in steps])
 

@@ -19,7 +19,7 @@ from moco_accel.drawing import shown_together
 from moco_accel.looking.look_cli import register
 from moco_accel.looking.preview import band_triples, preview_recipe, readable, stored_views, write_preview
 from moco_accel.looking.sheets import view_corner
-from moco_accel.looking.view_text import geometry_of, lines_of
+from moco_accel.looking.view_text import lines_of
 from moco_accel.recipe import Recipe, recipe_from_dict, save_recipe
 from moco_accel.recipe_text import RecipeError
 from moco_accel.tile_facts import TileFacts
@@ -87,10 +87,11 @@ def test_geometry_in_the_captions_is_what_the_crop_was_made_with(sentinel2):
     recipe = thirteen_bands(sentinel2)
     tile = open_training_tiles(recipe)[2]
     for view in (0, 1):
-        g = geometry_of(recipe, 0, 2, view, *tile.shape[1:])
+        crop = make_crop(tile, recipe, 0, 2, view)
+        g = crop.geometry
         box = tile[:, g.top : g.top + g.height, g.left : g.left + g.width]
         expected = turn(resize(scale_stored(box, recipe), 16), g).half()
-        assert torch.equal(make_crop(tile, recipe, 0, 2, view).pixels, expected)
+        assert torch.equal(crop.pixels, expected)
 
 
 def test_a_damaged_tile_gives_its_row_to_the_next(sentinel2, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -117,7 +118,7 @@ def no_projection(encoder: nn.Module) -> nn.Module:
 
 def moved_by_a_pixel(tile: Tensor, *arguments: Any) -> Crop:
     real = real_make_crop(tile, *arguments)
-    return Crop(torch.roll(real.pixels, 1, -1), real.photometry, real.noise_seed)
+    return dataclasses.replace(real, pixels=torch.roll(real.pixels, 1, -1))
 
 
 def noise_after_normalisation(pixels: Tensor, photometry: list[Photometry], seeds: list[int], recipe: Recipe) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 
 from moco_accel.bands import RGB, canonical_bands, select_bands
 from moco_accel.imagery.grids import Affine, Grid, common_grid
-from moco_accel.imagery.pictures import UnreadableImage, picture_header, sniff
+from moco_accel.imagery.pictures import UnreadableImage, failures_of, picture_header, sniff
 from moco_accel.imagery.scenes import Scene
 from moco_accel.recipe_text import RecipeError
 
@@ -67,7 +67,8 @@ def describe(
     """Open a scene's headers. Raises UnreadableImage, NotBandFiles, and RecipeError when rasterio is absent."""
     header = None if scene.file_bands else picture_header(scene.files[0])
     if header is None:
-        return _describe_raster(scene, bands, band_names, nodata)
+        with failures_of(scene.files[0], "has a damaged header"):
+            return _describe_raster(scene, bands, band_names, nodata)
     have, height, width = header
     names = _given(band_names, len(have)) or have
     picked = _select(bands, names, scene)
@@ -92,16 +93,9 @@ def open_raster(path: Path) -> Any:
     """A rasterio dataset. Raises UnreadableImage."""
     driver = _DRIVERS[sniff(path)]
     rasterio = load_rasterio()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), failures_of(path, "cannot be opened"):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        try:
-            return rasterio.open(path, driver=driver)
-        except rasterio.errors.RasterioError as error:
-            raise UnreadableImage(f"cannot be opened ({_short(error, path)})") from None
-
-
-def _short(error: Exception, path: Path) -> str:
-    return " ".join(str(error).replace(str(path), path.name).split())
+        return rasterio.open(path, driver=driver)
 
 
 def _describe_raster(

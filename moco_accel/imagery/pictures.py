@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from moco_accel.recipe_text import RecipeError
+
 MAX_PICTURE_PIXELS = 1 << 26  # 192 MiB as RGB; larger images are read in windows
+_FORMATS = ("JPEG", "PNG", "TIFF")
 _KEPT_AS_ENCODED = ("JPEG", "PNG")  # what every reader of the shards can decode
 _BANDS: dict[str, tuple[str, ...]] = dict.fromkeys(("RGB", "P", "RGBA"), ("red", "green", "blue")) | {"L": ("grey",)}
 _GEO_TAGS = {33550, 33922, 34264, 34735, 42112, 42113}  # scale, tie points, matrix, keys, GDAL's facts and nodata
@@ -25,13 +29,28 @@ class UnreadableImage(Exception):  # noqa: N818 - the reason is its message
     """One image that makes no tiles, and why."""
 
 
+@contextmanager
+def failures_of(path: Path, what: str = "is damaged") -> Iterator[None]:
+    """Around what reads a file with Pillow or GDAL: turns any failure into UnreadableImage, `what` and the reason.
+
+    Damaged files make Pillow raise TypeError, struct.error and a dozen more, GDAL's bindings CRSError and ValueError.
+    """
+    try:
+        yield
+    except (UnreadableImage, RecipeError, AssertionError):
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImage("cannot be identified; it starts like an image and goes on like none") from None
+    except Exception as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = " ".join(text.replace(str(path), path.name).split())
+        raise UnreadableImage(f"{what} ({reason or type(error).__name__})") from None
+
+
 def sniff(path: Path) -> str:
     """What its first bytes say: jpeg, png, png16, tiff, jpeg2000; a name may say otherwise. Raises UnreadableImage."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(26)
-    except OSError as error:
-        raise UnreadableImage(f"cannot be opened ({error.strerror})") from None
+    with failures_of(path, "cannot be opened"), path.open("rb") as file:
+        head = file.read(26)
     if head.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -53,14 +72,14 @@ def picture_header(path: Path) -> tuple[tuple[str, ...], int, int] | None:
     if kind in ("jpeg2000", "png16"):
         return None
     try:
-        with _any_size(), Image.open(path, formats=("JPEG", "PNG", "TIFF")) as image:
+        with failures_of(path), _any_size(), Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PICTURE_PIXELS or (kind == "tiff" and not _plain_tiff(image)):
                 return None
             mode, height, width = image.mode, image.height, image.width
-    except (OSError, SyntaxError, ValueError) as error:
+    except UnreadableImage:
         if kind == "tiff":
             return None
-        raise UnreadableImage(_why(path, error)) from None
+        raise
     if mode not in _BANDS:
         raise UnreadableImage(f"is of mode {mode}; 8-bit RGB and grey pictures can be read")
     return _BANDS[mode], height, width
@@ -75,15 +94,12 @@ def _plain_tiff(image: Image.Image) -> bool:
 
 def read_picture(path: Path) -> tuple[Pixels, bytes | None]:
     """Pixels uint8 [bands, height, width]; the file's bytes where they can serve as a tile. Raises UnreadableImage."""
-    try:
-        with _any_size(), Image.open(path, formats=("JPEG", "PNG", "TIFF")) as image:
-            decoded = _decode(image)
-            keep = image.mode == decoded.mode and image.format in _KEPT_AS_ENCODED
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UnreadableImage(_why(path, error)) from None
-    pixels = np.asarray(decoded)
-    bands_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return bands_first, path.read_bytes() if keep else None
+    with failures_of(path), _any_size(), Image.open(path, formats=_FORMATS) as image:
+        decoded = _decode(image)
+        keep = image.mode == decoded.mode and image.format in _KEPT_AS_ENCODED
+        pixels = np.asarray(decoded)
+        bands_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return bands_first, path.read_bytes() if keep else None
 
 
 def _decode(image: Image.Image) -> Image.Image:
@@ -95,19 +111,18 @@ def _decode(image: Image.Image) -> Image.Image:
     return image.convert("RGB") if image.mode == "P" else image.copy()
 
 
-def _why(path: Path, error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "cannot be identified; it starts like an image and goes on like none"
-    return f"is damaged ({' '.join(str(error).replace(str(path), '').split())})"
-
-
 @contextmanager
 def _any_size() -> Iterator[None]:
-    """Pillow warns of large images as of an attack; scenes are large, and MAX_PICTURE_PIXELS is the limit here."""
+    """Pillow warns of large images as of an attack; scenes are large, and MAX_PICTURE_PIXELS is the limit here.
+
+    What else it warns of and prints is quiet, too: what cannot be read is told of by us, and rasterio may read it.
+    """
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it cannot read, it would print; rasterio reads it
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         Image.MAX_IMAGE_PIXELS = before

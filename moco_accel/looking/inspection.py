@@ -21,7 +21,7 @@ from moco_accel.looking.baselines import (
     tell_baselines,
 )
 from moco_accel.looking.extent import Extent, extents_of
-from moco_accel.tile_facts import BandCounter, BandStatistics
+from moco_accel.tile_facts import BandCounter, BandStatistics, valid_pixels
 from moco_accel.tile_statistics import (
     Measured,
     middle_values,
@@ -29,7 +29,6 @@ from moco_accel.tile_statistics import (
     read_sample,
     sample_indices,
     some_counted,
-    valid_pixels,
 )
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from moco_accel.looking.inspection import Inspection
 from moco_accel.looking.spectral import role_of
 from moco_accel.recipe_rules import STORED_RANGES
 from moco_accel.recipe_text import dump_yaml
+from moco_accel.resolve import mean_and_std, percentile_range
 from moco_accel.tile_facts import Pixels
-from moco_accel.tile_statistics import scaled_mean_std
 
 MAX_LISTED = 10
 _BARS = "▁▂▃▄▅▆▇█"
@@ -33,23 +33,15 @@ def recipe_fields(found: Inspection) -> dict[str, Any]:
     """
     count, scaling = len(found.statistics.mean), scaling_of(found)
     if scaling == "percentiles":
-        low, high = (found.statistics.percentiles[percent] for percent in ("1", "99"))
-        high = [above if above > below else below + 1 for below, above in zip(low, high, strict=True)]
+        low, high = percentile_range(found.statistics)
     else:
         low, high = ([edge] * count for edge in STORED_RANGES[scaling])
-    mean, std = scaled_mean_std(found.measured.counter, low, high)
     data: dict[str, Any] = {"source": found.source, "image_column": found.image_column, "bands": found.bands}
     data["scaling"] = scaling
     if scaling == "percentiles":
         data |= {"low": low, "high": high}
-    # a band that is the same everywhere cannot be divided by how it varies
-    data |= {"mean": [_short(value) for value in mean], "std": [_short(value) or 1.0 for value in std]}
+    data |= mean_and_std(found.measured, low, high)
     return {"encoder": {"bands": count}, "data": {name: value for name, value in data.items() if value is not None}}
-
-
-def _short(value: float) -> float:
-    """Four digits; a band as dark as B10 has its first in the fourth place."""
-    return float(f"{value:.4g}")
 
 
 def scaling_of(found: Inspection) -> str:

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from moco_accel.augment import AugmentedView, Crop, make_crop, stack_crops
+from moco_accel.augment import AugmentedView, Crop, stack_crops
 from moco_accel.bands import picture_bands, select_bands
-from moco_accel.data import TwoViews, open_training_tiles
+from moco_accel.data import TwoCrops, TwoViews, open_training_tiles
 from moco_accel.drawing import BLUE, INK, ORANGE, Shown, shown_together
 from moco_accel.looking.inspection import inspect_tiles
 from moco_accel.looking.inspection_report import recipe_fields
 from moco_accel.looking.opening import is_read_in_place, open_unknown
 from moco_accel.looking.sheets import Cell, draw_views
 from moco_accel.looking.spectral import false_colour
-from moco_accel.looking.view_text import geometry_of, lines_of
+from moco_accel.looking.view_text import lines_of
 from moco_accel.reading.decoding import DamagedTile
 from moco_accel.reading.tiles import Tiles
 from moco_accel.recipe import Recipe, load_recipe, recipe_from_dict, scaled_lr
@@ -26,7 +26,6 @@ from moco_accel.recipe_text import RecipeError, set_fields
 from moco_accel.resolve import resolve
 from moco_accel.tile_facts import Pixels
 from moco_accel.tile_statistics import sample_indices
-from moco_accel.view_parameters import Geometry
 
 _SAMPLE = 200  # tiles, to scale a source by that comes without a recipe
 _VIEW_COLOURS = (BLUE, ORANGE)
@@ -63,7 +62,8 @@ def write_preview(out: Path, recipe: Recipe, rows: int, bands: Sequence[str] | N
     recipe = resolve(recipe, tiles, say=lambda line: None)
     indices = readable(tiles, recipe, rows)
     sources = [_sources(tiles, recipe, index) for index in indices]
-    crops = [_crops(tiles, recipe, index) for index in indices]
+    both = [TwoViews(tiles, recipe)[(0, index)] for index in indices]
+    crops = [_whole(two) for two in both]
     views = [stored_views([pair[view] for pair in crops], recipe) for view in (0, 1)]
     groups = [
         shown_together([source[0] for source in sources], triple, tiles.bands)
@@ -71,8 +71,8 @@ def write_preview(out: Path, recipe: Recipe, rows: int, bands: Sequence[str] | N
     ]
     cells = [
         [
-            _tile_cells(group, recipe, index, sources[row], crops[row])
-            + _view_cells(group, recipe, index, sources[row], crops[row], [view[row] for view in views])
+            _tile_cells(group, index, sources[row], both[row], crops[row])
+            + _view_cells(group, recipe, sources[row], both[row], crops[row], [view[row] for view in views])
             for group in groups
         ]
         for row, index in enumerate(indices)
@@ -107,10 +107,9 @@ def _sources(tiles: Tiles, recipe: Recipe, index: int) -> list[Pixels]:
     return [tiles[index].numpy(), *([tiles.pair(index).numpy()] if recipe.data.pair_column else [])]
 
 
-def _crops(tiles: Tiles, recipe: Recipe, index: int) -> tuple[Crop, Crop]:
-    crops = TwoViews(tiles, recipe)[(0, index)].crops
-    assert crops is not None, "this tile was read before"
-    return crops
+def _whole(two: TwoCrops) -> tuple[Crop, Crop]:
+    assert two.crops is not None, "this tile was read before"
+    return two.crops
 
 
 def stored_views(crops: Sequence[Crop], recipe: Recipe) -> Pixels:
@@ -139,20 +138,21 @@ def band_triples(tiles: Tiles, recipe: Recipe, wanted: Sequence[str] | None) -> 
     return list(dict.fromkeys(triples))
 
 
-def _geometry(recipe: Recipe, index: int, view: int, source: Pixels, crop: Crop) -> Geometry | None:
-    """How the view was cut out of this tile; None if out of the other of a pair: chance says which season it is."""
-    if not torch.equal(make_crop(torch.from_numpy(source), recipe, 0, index, view).pixels, crop.pixels):
-        return None
-    return geometry_of(recipe, 0, index, view, source.shape[1], source.shape[2])
+def _source_of(view: int, two: TwoCrops, sources: Sequence[Pixels]) -> int:
+    """Which of a place's tiles the view was cut out of."""
+    return (view ^ two.swapped) % len(sources)
 
 
 def _tile_cells(
-    group: Shown, recipe: Recipe, index: int, sources: Sequence[Pixels], crops: tuple[Crop, Crop]
+    group: Shown, index: int, sources: Sequence[Pixels], two: TwoCrops, crops: Sequence[Crop]
 ) -> list[Cell]:
     cells = []
-    for source in sources:
-        found = [_geometry(recipe, index, view, source, crop) for view, crop in enumerate(crops)]
-        boxes = [((g.top, g.left, g.height, g.width), _VIEW_COLOURS[view]) for view, g in enumerate(found) if g]
+    for number, source in enumerate(sources):
+        boxes = [
+            ((crop.geometry.top, crop.geometry.left, crop.geometry.height, crop.geometry.width), _VIEW_COLOURS[view])
+            for view, crop in enumerate(crops)
+            if _source_of(view, two, sources) == number
+        ]
         size = f"{source.shape[1]} x {source.shape[2]} pixels"
         cells.append(Cell(group.colours(source), [f"{index}", size], boxes=boxes))
     return cells
@@ -161,17 +161,16 @@ def _tile_cells(
 def _view_cells(
     group: Shown,
     recipe: Recipe,
-    index: int,
     sources: Sequence[Pixels],
-    crops: tuple[Crop, Crop],
+    two: TwoCrops,
+    crops: Sequence[Crop],
     views: Sequence[Pixels],
 ) -> list[Cell]:
     names = recipe.data.bands or [f"band {number}" for number in range(1, recipe.encoder.bands + 1)]
     cells = []
     for view, crop in enumerate(crops):
-        found = [(source, _geometry(recipe, index, view, source, crop)) for source in sources]
-        (_, height, width), geometry = next((source.shape, g) for source, g in found if g)
-        lines = lines_of(geometry, crop.photometry, height, width, names)
+        _, height, width = sources[_source_of(view, two, sources)].shape
+        lines = lines_of(crop.geometry, crop.photometry, height, width, names)
         cells.append(Cell(group.colours(views[view]), lines, _VIEW_COLOURS[view]))
     return cells
 

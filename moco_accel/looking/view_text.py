@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
-from moco_accel.recipe import Recipe
-from moco_accel.view_parameters import Geometry, Photometry, draw_geometry
-
-
-def geometry_of(recipe: Recipe, epoch: int, index: int, view: int, height: int, width: int) -> Geometry:
-    """What `make_crop` draws first for this view."""
-    draw = random.Random(f"{recipe.run.seed}/{epoch}/{index}/{view}")
-    return draw_geometry(draw, recipe.augment, height, width)
+from moco_accel.view_parameters import Geometry, Photometry
 
 
 def lines_of(geometry: Geometry, photometry: Photometry, height: int, width: int, bands: Sequence[str]) -> list[str]:

@@ -28,6 +28,7 @@ from moco_accel.tile_facts import TileFacts
 if TYPE_CHECKING:
     from moco_accel.reading.parquet_store import Footer
 
+_OFFSET_BYTES = 4
 _CACHE_MARGIN = 1.1  # the cache holds a little more than the shards unpacked: offsets, copies of repeated text
 
 
@@ -146,11 +147,18 @@ def _array_bytes(footers: list[Footer]) -> int:
     """Of all Array3D columns: parquet keeps repeated pixels once, arrow does not."""
     total = 0
     for footer in footers:
-        for feature in datasets.Features.from_arrow_schema(footer.schema).values():
-            if isinstance(feature, datasets.Array3D) and None not in feature.shape:
-                pixels = int(np.prod(feature.shape)) * np.dtype(feature.dtype).itemsize
-                total += pixels * sum(footer.group_rows)
+        features = datasets.Features.from_arrow_schema(footer.schema).values()
+        total += sum(array_row_bytes(feature) or 0 for feature in features) * sum(footer.group_rows)
     return total
+
+
+def array_row_bytes(feature: Any) -> int | None:
+    """A row of an Array3D as arrow holds it, with where each of its nested lists begins; None of anything else."""
+    if not isinstance(feature, datasets.Array3D) or None in feature.shape:
+        return None
+    first, second, third = feature.shape
+    lists = 1 + first + first * second
+    return int(first * second * third * np.dtype(feature.dtype).itemsize + lists * _OFFSET_BYTES)
 
 
 def _unlike(source: str, field: str, error: BaseException) -> RecipeError:

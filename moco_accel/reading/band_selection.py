@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from moco_accel.bands import SENTINEL2, canonical_bands, picture_bands, select_bands
+from moco_accel.reading.decoding import JPEG, NPY, PNG
 from moco_accel.reading.stores import Store
 from moco_accel.reading.tile_columns import TileColumns, dtype_name, first_bytes
 from moco_accel.recipe_text import RecipeError
@@ -19,7 +21,7 @@ _TOLD_BY_COUNT = 3  # more bands than these want names
 
 
 @dataclass(frozen=True)
-class Order:
+class BandSelection:
     """Names of the bands yielded, None if unknown; `select` are their places among the stored, None: all as stored."""
 
     names: list[str] | None
@@ -41,7 +43,7 @@ def stored_names(
     return facts.bands
 
 
-def order_bands(stored: list[str] | None, count: int, data: Data, num_bands: int | None, source: str) -> Order:
+def choose_bands(stored: list[str] | None, count: int, data: Data, num_bands: int | None, source: str) -> BandSelection:
     """Which of `count` stored bands, named or not, the recipe wants. Raises RecipeError, naming what is there."""
     if data.bands is not None:
         wanted = canonical_bands(data.bands)
@@ -52,12 +54,12 @@ def order_bands(stored: list[str] | None, count: int, data: Data, num_bands: int
             )
         if stored is None:
             _check_declared(wanted, count, source)
-            return Order(wanted, None)
+            return BandSelection(wanted, None)
         select = select_bands(wanted, stored, "data.bands", source)
-        return Order(wanted, None if select == list(range(count)) else select)
+        return BandSelection(wanted, None if select == list(range(count)) else select)
     if num_bands is not None:
         _check_count(stored, count, num_bands, source)
-    return Order(stored, None)
+    return BandSelection(stored, None)
 
 
 def _check_declared(wanted: list[str], count: int, source: str) -> None:
@@ -96,11 +98,12 @@ def _names_in_file(store: Store, columns: TileColumns, first: Tensor, index: int
     if columns.array_shape is not None:
         return None
     raw = first_bytes(store.values(columns.names, index)[0], "")
-    if raw.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+    if raw.startswith((JPEG, PNG)):
         return _OF_PICTURES.get(len(first))
-    if raw.startswith(b"\x93NUMPY"):
+    if raw.startswith(NPY):
         return None
-    return _described(raw) or (_OF_PICTURES[3] if len(first) == 3 else _OF_PICTURES[1] if len(first) == 1 else None)
+    is_picture = first.dtype == torch.uint8 and len(first) in (1, 3)  # elevation is no grey, reflectance no colour
+    return _described(raw) or (_OF_PICTURES[len(first)] if is_picture else None)
 
 
 def _described(raw: bytes) -> list[str] | None:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import simplejpeg
 import torch
 from PIL import Image
@@ -21,6 +19,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch import Tensor
 
 from moco_accel.recipe_text import RecipeError
+from moco_accel.tile_facts import Pixels
 
 MAX_TILE_PIXELS = 1 << 26
 """In each band, 8192 x 8192."""
@@ -28,27 +27,27 @@ MAX_TILE_VALUES = 1 << 28
 """In all bands together."""
 STORED_TYPES = ("uint8", "uint16", "int16", "float32")
 
-_JPEG, _PNG, _NPY = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
+JPEG, PNG, NPY = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
+"""What such files begin with."""
 _TIFF, _BIG_TIFF = (b"II*\0", b"MM\0*"), (b"II+\0", b"MM\0+")
 _JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xffO\xffQ")  # in its box, and bare
 _CONVERTED = {"P": "RGB", "PA": "RGBA", "1": "L", "CMYK": "RGB", "YCbCr": "RGB"}  # what stands for colours
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES, _TIFF_FORMAT = 258, 262, 277, 339
-
-Pixels = npt.NDArray[Any]
 
 
 class DamagedTile(Exception):  # noqa: N818 - it says what the tile is
     """A tile that cannot be used; the message is the reason: one line, lower case."""
 
 
-def decode_raster(raw: bytes) -> Tensor:
+def decode_raster(raw: bytes, bands: int | None = None) -> Tensor:
     """Bytes of one tile → `[bands, height, width]`, uint8, uint16, int16 or float32, as stored.
 
-    Not always contiguous: pictures keep their bands innermost. Of an .npy the first or the last axis is the bands,
-    whichever is shorter. Raises DamagedTile, and RecipeError where rasterio is needed and missing.
+    Not always contiguous: pictures keep their bands innermost. Of an .npy the first or the last axis is the bands: the
+    one of length `bands`, where that is known, else the shorter one; the first if both are. Raises DamagedTile, and
+    RecipeError where rasterio is needed and missing.
     """
     try:
-        pixels = _decode(raw)
+        pixels = _decode(raw, bands)
     except (DamagedTile, RecipeError, MemoryError):
         raise
     except Exception as error:  # whatever a decoder makes of bytes that it was not made for
@@ -59,10 +58,10 @@ def decode_raster(raw: bytes) -> Tensor:
     return torch.from_numpy(pixels.astype(pixels.dtype.newbyteorder("="), copy=not pixels.flags.writeable))
 
 
-def _decode(raw: bytes) -> Pixels:
-    if raw.startswith(_JPEG):
+def _decode(raw: bytes, bands: int | None) -> Pixels:
+    if raw.startswith(JPEG):
         return _jpeg(raw)
-    if raw.startswith(_PNG):
+    if raw.startswith(PNG):
         is_deep_colour = raw[24:25] == b"\x10" and raw[25:26] != b"\0"
         return _by_rasterio(raw, "PNG") if is_deep_colour else _by_pillow(raw, "PNG")
     if raw.startswith(_TIFF):
@@ -73,8 +72,8 @@ def _decode(raw: bytes) -> Pixels:
         return _by_rasterio(raw, "GTiff")
     if raw.startswith(_JPEG2000):
         return _by_rasterio(raw, "JP2OpenJPEG")
-    if raw.startswith(_NPY):
-        return _from_npy(raw)
+    if raw.startswith(NPY):
+        return _from_npy(raw, bands)
     raise DamagedTile(f"is not JPEG, PNG, TIFF, JPEG 2000 or .npy (starts with {raw[:8]!r})")
 
 
@@ -137,7 +136,7 @@ def _by_rasterio(raw: bytes, driver: str) -> Pixels:
             return image.read()  # type: ignore[no-any-return]
 
 
-def _from_npy(raw: bytes) -> Pixels:
+def _from_npy(raw: bytes, known_bands: int | None) -> Pixels:
     file = io.BytesIO(raw)
     version = np.lib.format.read_magic(file)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -147,7 +146,8 @@ def _from_npy(raw: bytes) -> Pixels:
     if len(shape) not in (2, 3):
         raise DamagedTile(f"is an array of shape {list(shape)}; [height, width] and those with bands can be read")
     whole = shape if len(shape) == 3 else (1, *shape)
-    bands_first = whole[0] <= whole[2]
+    ends = whole[0], whole[2]
+    bands_first = len(shape) == 2 or (whole[0] == known_bands if known_bands in ends else whole[0] <= whole[2])
     bands, height, width = whole if bands_first else (whole[2], *whole[:2])
     _check_size(height, width, bands)
     if dtype.name not in STORED_TYPES:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from moco_accel.bands import canonical_band
 from moco_accel.order import Reading
+from moco_accel.reading.packed_names import PackedNames
 from moco_accel.reading.stores import IMAGES
 from moco_accel.recipe_text import RecipeError
 from moco_accel.tile_facts import TileFacts, read_facts
@@ -23,21 +24,6 @@ _RASTERS = (".tif", ".tiff", ".jp2")
 # B02.tif, NAME_B02.tif, NAME_B8A_20m.jp2
 _BAND_FILE = re.compile(r"(?:(?P<name>.+)[_.-])?(?P<band>B\d{1,2}A?)(?:[_.-]\d+m)?", re.I)
 _IMAGE, _LABEL, _FILE = "image", "label", "file"
-
-
-class PackedNames:
-    """Many names in two objects: a list of a million would grow in every loader worker that counts references."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self._text = b"".join(encoded)
-        self._ends = np.cumsum([0, *map(len, encoded)])
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> str:
-        return os.fsdecode(self._text[self._ends[index] : self._ends[index + 1]])
 
 
 class FolderStore:

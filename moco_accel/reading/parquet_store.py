@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,12 @@ from typing import Any
 import datasets
 import fsspec  # type: ignore[import-untyped]
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moco_accel.order import Reading
+from moco_accel.reading.arrow_store import array_row_bytes, prepare_parquet
 from moco_accel.reading.decoding import DamagedTile
 from moco_accel.reading.source_facts import facts_of_shards
 from moco_accel.reading.stores import Store
@@ -27,8 +30,11 @@ from moco_accel.tile_facts import TileFacts
 
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.parquet$")
 _FOOTERS = 8  # per process; one of many row groups takes megabytes
-_WINDOW_SHARE = 0.75  # of the buffer: units are read whole, and the next window begins before the last one ends
+_WINDOW_SHARE = 0.75  # of the buffer, for what a row group takes once it is read is known roughly before
+_BUFFER_GROUPS = 4  # advised: windows are then of two row groups at least
 _THREADS = 16  # reading footers over a network
+
+Sizes = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,12 @@ class ParquetStore:
                 )
         self.features = dict(datasets.Features.from_arrow_schema(footers[0].schema))
         self.shard_sizes = [sum(footer.group_rows) for footer in footers]
-        self._ends = np.cumsum([rows for footer in footers for rows in footer.group_rows])
+        self._rows = np.array([rows for footer in footers for rows in footer.group_rows])
+        self._ends = self._rows.cumsum()
         self._bytes = np.array([size for footer in footers for size in footer.group_bytes])
         self._first_group = np.cumsum([0, *(len(footer.group_rows) for footer in footers)])  # of each shard
         self._metadata: OrderedDict[int, pq.FileMetaData] = OrderedDict()
+        self._sizes: dict[tuple[str, ...], Sizes] = {}
         self._groups: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
         self._held_bytes = 0
 
@@ -99,8 +107,6 @@ class ParquetStore:
         """These shards as an arrow cache, but when streaming."""
         if self._to_prepare is None:
             return self
-        from moco_accel.reading.arrow_store import prepare_parquet
-
         return prepare_parquet(self._paths, self._to_prepare, self.facts, self._source, self._field)
 
     def column(self, name: str) -> list[Any]:
@@ -115,21 +121,33 @@ class ParquetStore:
         return f"row {index - sum(self.shard_sizes[:shard])} of {self._paths[shard]}"
 
     def reading(self, columns: Sequence[str]) -> Reading:
-        """By row group. Raises RecipeError when one alone is more than the buffer holds."""
-        rows = np.diff(self._ends, prepend=0)
-        sizes = self._bytes * self._share(columns)
-        if sizes.max() > self._buffer_bytes:
-            buffer, wanted = self._buffer_bytes >> 20, int(sizes.max() * 2) >> 20
+        """By row group: a window and the row group that it ends in fit into the buffer, and each is read once.
+
+        Raises RecipeError when a row group alone is more than the buffer holds.
+        """
+        sizes = self._group_bytes(tuple(columns))
+        largest = float(sizes.max())
+        if largest > self._buffer_bytes:
+            wanted = math.ceil(_BUFFER_GROUPS * largest / (1 << 20))
             raise RecipeError(
-                f"data.shuffle_buffer_mib={buffer} is less than a row group of {self._source!r}, of about "
-                f"{int(sizes.max()) >> 20} MiB; data.shuffle_buffer_mib={wanted} works, or data.streaming=false"
+                f"data.shuffle_buffer_mib={self._buffer_bytes >> 20} is less than a row group of {self._source!r}, of "
+                f"{largest / (1 << 20):.1f} MiB; data.shuffle_buffer_mib={wanted} works, or data.streaming=false"
             )
-        window = int(_WINDOW_SHARE * self._buffer_bytes / max(sizes.sum() / rows.sum(), 1))
-        return Reading(rows.tolist(), max(window, 1))
+        window = tiles_within(_WINDOW_SHARE * self._buffer_bytes - largest, self._rows, sizes)
+        return Reading(self._rows.tolist(), max(window, 1))
+
+    def _group_bytes(self, columns: tuple[str, ...]) -> Sizes:
+        """What `columns` of each row group take once they are read."""
+        if columns not in self._sizes:
+            arrays = {name: array_row_bytes(self.features[name]) for name in columns}
+            encoded = [name for name, size in arrays.items() if size is None]
+            per_row = sum(size or 0 for size in arrays.values())
+            self._sizes[columns] = self._rows * float(per_row) + self._bytes * self._share(encoded)
+        return self._sizes[columns]
 
     def _share(self, columns: Sequence[str]) -> float:
         """Of a row group's bytes, those of `columns`: as in the first that has rows."""
-        first = int(np.argmax(np.diff(self._ends, prepend=0) > 0))
+        first = int(np.argmax(self._rows > 0))
         shard = int(np.searchsorted(self._first_group, first, side="right")) - 1
         group = self._footer(shard).row_group(first - int(self._first_group[shard]))
         parts = [group.column(number) for number in range(group.num_columns)]
@@ -145,6 +163,7 @@ class ParquetStore:
             return self._groups[key]
         shard = int(np.searchsorted(self._first_group, group, side="right")) - 1
         number = group - int(self._first_group[shard])
+        self._make_room(self._group_bytes(columns)[group])
         # opened for each row group: a reader that stays open keeps the last one's scratch, as large as itself
         try:
             with _opened(self._paths[shard], self._footer(shard)) as file:
@@ -153,9 +172,12 @@ class ParquetStore:
             raise _unreadable(self._paths[shard], error) from None
         self._groups[key] = table
         self._held_bytes += table.nbytes
-        while self._held_bytes > self._buffer_bytes and len(self._groups) > 1:
-            self._held_bytes -= self._groups.popitem(last=False)[1].nbytes
         return table
+
+    def _make_room(self, wanted: float) -> None:
+        """Drop the row groups that were not used for longest, until `wanted` bytes more fit into the buffer."""
+        while self._groups and self._held_bytes + wanted > self._buffer_bytes:
+            self._held_bytes -= self._groups.popitem(last=False)[1].nbytes
 
     def _footer(self, shard: int) -> pq.FileMetaData:
         if shard in self._metadata:
@@ -166,6 +188,14 @@ class ParquetStore:
         if len(self._metadata) > _FOOTERS:
             self._metadata.popitem(last=False)
         return self._metadata[shard]
+
+
+def tiles_within(room: float, rows: npt.NDArray[np.int64], sizes: Sizes) -> int:
+    """How many tiles surely fit into `room` bytes, whichever row groups, of `rows` and `sizes`, they are of."""
+    filled = rows > 0
+    heaviest = np.argsort(-(sizes[filled] / rows[filled]))
+    tiles, held = (np.cumsum([0, *values[filled][heaviest]]) for values in (rows, sizes))
+    return int(np.interp(room, held, tiles))
 
 
 def _unreadable(path: str, error: Exception) -> Exception:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import mmap
+import os
 import re
 import tarfile
 from collections.abc import Sequence
@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from moco_accel.bands import canonical_band
 from moco_accel.order import Reading
-from moco_accel.reading.folder_store import PackedNames
+from moco_accel.reading.decoding import DamagedTile
+from moco_accel.reading.packed_names import PackedNames
 from moco_accel.reading.stores import IMAGES
 from moco_accel.recipe_text import RecipeError
 from moco_accel.tile_facts import TileFacts, read_facts
@@ -43,7 +44,6 @@ class TarStore:
     ) -> None:
         self._paths, self._index, self._keys, self.shard_sizes = [str(file) for file in files], index, keys, sizes
         self._column_numbers = {name: number for number, name in enumerate(columns)}
-        self._maps: dict[int, mmap.mmap] = {}  # they have no position, which forked processes would share
         self.facts: TileFacts | None = read_facts(files[0].parent)
         self.features: dict[str, Any] = {name: datasets.Value("binary") for name in columns if _is_image(name)}
         self.features[_KEY] = datasets.Value("string")
@@ -52,9 +52,6 @@ class TarStore:
         if self._label_column:
             is_number = isinstance(self._label(0, self._label_column), int)
             self.features[_LABEL] = datasets.Value("int64" if is_number else "string")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
 
     def __len__(self) -> int:
         return len(self._index)
@@ -83,10 +80,12 @@ class TarStore:
         shard, offset, size = self._index[index, self._column_numbers[column]].tolist()
         if shard < 0:
             return None
-        if shard not in self._maps:
-            with Path(self._paths[shard]).open("rb") as file:
-                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[shard][offset : offset + size]
+        # opened for each tile, as a loose file would be: one kept open per shard is more than a process may have
+        try:
+            with Path(self._paths[shard]).open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise DamagedTile(f"cannot be read ({error.strerror})") from None
 
     def _label(self, index: int, column: str) -> int | str | None:
         raw = self._read(index, column)

@@ -29,12 +29,16 @@ _KINDS = f"Image, bytes or Array3D of {', '.join(STORED_TYPES)}"
 
 @dataclass(frozen=True)
 class TileColumns:
-    """`names`: one column, or one per entry of `bands`. `array_shape` is that of an Array3D."""
+    """`names`: one column, or one per entry of `bands`. `array_shape` is that of an Array3D.
+
+    `stored_bands` is how many are in the column, as far as facts or recipe say: an .npy does not say it.
+    """
 
     names: tuple[str, ...]
     bands: tuple[str, ...] | None = None
     array_shape: tuple[int | None, ...] | None = None
     bands_last: bool = False
+    stored_bands: int | None = None
 
 
 def find_columns(store: Store, data: Data, num_bands: int | None, source: str) -> TileColumns:
@@ -68,10 +72,10 @@ def column_of(store: Store, name: str, field: str, data: Data, num_bands: int | 
         raise RecipeError(f"{field}={name!r} is not a column of {source!r} ({', '.join(features)}); {hint}")
     if name not in works:
         raise RecipeError(f"{field}={name!r} of {source!r} is {features[name]}, not {_KINDS}; {hint}")
-    if not isinstance(features[name], datasets.Array3D):
-        return TileColumns((name,))
-    shape = features[name].shape
     stored = len(store.facts.bands) if store.facts else len(data.bands) if data.bands else num_bands
+    if not isinstance(features[name], datasets.Array3D):
+        return TileColumns((name,), stored_bands=stored)
+    shape = features[name].shape
     return TileColumns((name,), None, shape, _bands_last(name, shape, stored, source))
 
 
@@ -81,8 +85,10 @@ def read_columns(store: Store, columns: TileColumns, index: int) -> Tensor:
     if columns.array_shape is not None:
         return _array(values[0], columns)
     if columns.bands is None:
-        return decode_raster(first_bytes(values[0], ""))
-    layers = [decode_raster(first_bytes(value, f"{name} ")) for value, name in zip(values, columns.names, strict=True)]
+        return decode_raster(first_bytes(values[0], ""), columns.stored_bands)
+    layers = [
+        decode_raster(first_bytes(value, f"{name} "), 1) for value, name in zip(values, columns.names, strict=True)
+    ]
     return _stack(layers, columns.names)
 
 
