@@ -18,6 +18,7 @@ from torch.nn import functional
 from moco_accel import photometric
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
+from moco_accel.tile_facts import valid_pixels
 from moco_accel.view_parameters import Geometry, Photometry, draw_geometry, draw_photometry, heaviest_photometry
 
 __all__ = [
@@ -79,15 +80,23 @@ def make_crop(tile: Tensor, recipe: Recipe, epoch: int, tile_index: int, view: i
 
 
 def scale_stored(box: Tensor, recipe: Recipe) -> Tensor:
-    """Stored values → float32 pixels in [0, 1] by recipe.stored_range. data.scaling uint8: as they are."""
+    """Stored values → float32 pixels in [0, 1] by recipe.stored_range; without data, the band's mean.
+
+    With data.scaling uint8 they stay as they are.
+    """
     if crop_dtype(recipe) == torch.uint8:
         if box.dtype != torch.uint8:
             raise RecipeError(
                 f"data.scaling=uint8 but the tiles hold {str(box.dtype)[6:]}; data.scaling=percentiles works"
             )
         return box
-    low, high = (torch.tensor(values)[:, None, None] for values in recipe.stored_range)
-    return (box.to(torch.float32) - low).div_(high - low).clamp_(0, 1)
+    low, high, mean = (
+        torch.tensor(values)[:, None, None] for values in (*recipe.stored_range, recipe.normalisation[0])
+    )
+    pixels = (box.to(torch.float32) - low).div_(high - low).clamp_(0, 1)
+    if recipe.data.nodata is not None and (valid := valid_pixels(box.numpy(), recipe.data.nodata)) is not None:
+        pixels = torch.where(torch.from_numpy(valid), pixels, mean)
+    return pixels
 
 
 def resize(box: Tensor, size: int) -> Tensor:
@@ -138,13 +147,17 @@ class AugmentedView(Sequence[Tensor]):
         self, micro_batches: Sequence[CropBatch], recipe: Recipe, device: torch.device, on_gpu: bool | None = None
     ) -> None:
         self._micro_batches, self._recipe, self._device, self._on_gpu = micro_batches, recipe, device, on_gpu
-        self._only = self._make(0) if len(micro_batches) == 1 else None
+        self._only: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._micro_batches)
 
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
-        return self._make(index) if self._only is None else [self._only][index]
+        if len(self) > 1:
+            return self._make(index)
+        if self._only is None:
+            self._only = self._make(0)
+        return [self._only][index]
 
     def _make(self, index: int) -> Tensor:
         batch = self._micro_batches[index]
@@ -164,8 +177,8 @@ def augment_pixels(
 ) -> Tensor:
     """The photometric part and normalisation of uint8 crops, or of floats in [0, 1]: float32 of the same shape.
 
-    A GPU works on some 20 MB of pixels at once, a CPU on as many as its cache holds. `on_gpu` None: as the crops' device
-    is; a trace of a GPU's step on fake CPU tensors says True.
+    A GPU works on some 20 MB of pixels at once, a CPU on as many as its cache holds. `on_gpu` None: where crops are;
+    a trace of a GPU's step on fake CPU tensors says True.
     """
     if on_gpu is None:
         on_gpu = crops.device.type != "cpu"

@@ -11,7 +11,7 @@ from moco_accel.recipe_text import RecipeError
 SENTINEL2 = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
 RGB = ("red", "green", "blue")
 
-_NUMBERED = re.compile(r"(?:(?:SR|ST)_)?B(?:AND)?[ _-]?0*(\d+)(A?)")
+_NUMBERED = re.compile(r"(?:(?:SR|ST)_)?B(?:AND)?[ _-]?0*(\d+)(A?)(_VCID_[12])?")  # Landsat 7 has two gains of B6
 _SHORT = {"r": "red", "g": "green", "b": "blue", "grey": "grey", "gray": "grey", "near infrared": "nir"}
 # sensor → the numbered bands that are red, green, blue
 _TRIPLES = {
@@ -21,11 +21,19 @@ _TRIPLES = {
 }
 
 
+def parse_bands(text: str, option: str) -> list[str]:
+    """`B4,B3,B2` as names, as they are spelled. Raises RecipeError, naming `option`, on an empty name."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise RecipeError(f"{option}={text!r} has an empty name; names with a comma between them work, e.g. B8,B4,B3")
+    return names
+
+
 def canonical_band(name: str) -> str:
     """One spelling per band: `B01` and `b1` are `B1`, `B8a` is `B8A`, `SR_B4` is `B4`, `Red` and `R` are `red`."""
     text = name.strip()
     if numbered := _NUMBERED.fullmatch(text.upper()):
-        return f"B{numbered[1]}{numbered[2]}"
+        return f"B{numbered[1]}{numbered[2]}{numbered[3] or ''}"
     lower = text.lower()
     return _SHORT.get(lower, lower)
 

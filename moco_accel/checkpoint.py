@@ -24,7 +24,13 @@ from moco_accel.recipe_text import RecipeError
 
 
 def save_checkpoint(
-    run: Path, recipe: Recipe, step: int, moco: MoCo, optimizer: torch.optim.Optimizer, scaler: dict[str, Any]
+    run: Path,
+    recipe: Recipe,
+    step: int,
+    moco: MoCo,
+    optimizer: torch.optim.Optimizer,
+    scaler: dict[str, Any],
+    tile_count: int,
 ) -> Path:
     """Write a checkpoint after `step` optimizer steps, point `latest` at it, remove all but the newest few."""
     final = run / "checkpoints" / f"step_{step:08d}"
@@ -36,6 +42,7 @@ def save_checkpoint(
     optimizer_tree = _take_tensors(optimizer.state_dict(), "", tensors)
     save_file(tensors, partial / "optimizer.safetensors")
     state = {"step": step, "optimizer": optimizer_tree, "scaler": scaler, "torch": torch.__version__}
+    state["tile_count"] = tile_count  # of the whole source: the order of tiles hangs on it
     (partial / "state.json").write_text(json.dumps(state))
     save_recipe(recipe, partial / "recipe.yaml")
     for file in partial.iterdir():
@@ -49,8 +56,8 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(checkpoint: Path, moco: MoCo, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
-    """Restore networks and optimizer in place; returns the step number and the scaler's state."""
+def load_checkpoint(checkpoint: Path, moco: MoCo, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Restore networks and optimizer in place; returns step (number of them), scaler (its state), tile_count."""
     state = json.loads((checkpoint / "state.json").read_text())
     moco.load_state_dict(load_file(checkpoint / "model.safetensors"))
     tensors = load_file(checkpoint / "optimizer.safetensors")
@@ -59,7 +66,7 @@ def load_checkpoint(checkpoint: Path, moco: MoCo, optimizer: torch.optim.Optimiz
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:  # fused kernels want the same strides
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    return int(state["step"]), dict(state["scaler"])
+    return {name: state[name] for name in ("step", "scaler", "tile_count")}
 
 
 def latest_checkpoint(run: Path) -> Path:

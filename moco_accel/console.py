@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from moco_accel.recipe_text import RecipeError
 
 console = Console(stderr=True, highlight=False)
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -23,8 +25,17 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(2)
+        _end_with(str(error))
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        _end_with(f"{error.strerror}{where}; free some space, or write to another folder")
+
+
+def _end_with(message: str) -> NoReturn:
+    console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    sys.exit(2)
 
 
 def run_command(app: typer.Typer) -> NoReturn:
@@ -36,8 +47,7 @@ def run_command(app: typer.Typer) -> NoReturn:
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer's own errors have, wherever a version keeps them
             raise
-        console.print(f"[bold red]error:[/] {escape(' '.join(error.format_message().split()))}", soft_wrap=True)
-        sys.exit(2)
+        _end_with(" ".join(error.format_message().split()))
     sys.exit(code)
 
 

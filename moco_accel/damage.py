@@ -12,7 +12,6 @@ from rich.markup import escape
 from moco_accel.console import console
 from moco_accel.reading.decoding import DamagedTile
 from moco_accel.recipe import Recipe
-from moco_accel.recipe_text import RecipeError
 
 DAMAGE_FILE = "damaged_tiles.jsonl"
 
@@ -59,7 +58,7 @@ class DamageLog:
         return len(self._known)
 
     def add(self, damaged: Iterable[Damaged]) -> None:
-        """Take in what a micro-batch met. Raises RecipeError above the share that the recipe allows."""
+        """Take in what a micro-batch met."""
         met = {index: reason for index, reason in damaged if index not in self._known}
         if not met:
             return
@@ -76,14 +75,21 @@ class DamageLog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:  # in one piece: other processes write here, too
             file.write("".join(json.dumps({"tile": index, "reason": reason}) + "\n" for index, reason in new.items()))
-        if len(self._known) > allowed_damaged(self._recipe, self._tile_count):
-            share = len(self._known) / self._tile_count
-            raise RecipeError(
-                f"data.max_damaged_share={self._recipe.data.max_damaged_share:g} allows "
-                f"{allowed_damaged(self._recipe, self._tile_count)} damaged tiles of {self._tile_count} in "
-                f"data.source={self._recipe.data.source!r}, and {len(self._known)} were met; {self._path} lists them. "
-                f"Make the tiles again without them, or data.max_damaged_share={min(1.0, 2 * share):.2g} goes on"
-            )
+
+    @property
+    def too_many(self) -> bool:
+        return len(self._known) > allowed_damaged(self._recipe, self._tile_count)
+
+    def explain(self) -> str:
+        """Why a run stops, in one line."""
+        self._known |= self._listed()
+        allowed, share = allowed_damaged(self._recipe, self._tile_count), len(self._known) / self._tile_count
+        return (
+            f"data.max_damaged_share={self._recipe.data.max_damaged_share:g} allows {allowed} damaged tiles of "
+            f"{self._tile_count} in data.source={self._recipe.data.source!r}, and {len(self._known)} were met; "
+            f"{self._path} lists them. Make the tiles again without them, or "
+            f"data.max_damaged_share={min(1.0, 2 * share):.2g} goes on"
+        )
 
     def _listed(self) -> set[int]:
         rows = self._path.read_text().splitlines() if self._path.is_file() else []

@@ -75,8 +75,11 @@ def open_training_tiles(recipe: Recipe) -> Tiles:
 
 def step_views(
     tiles: Tiles, recipe: Recipe, device: torch.device, rank: int, first_step: int, damage: DamageLog
-) -> Iterator[tuple[AugmentedView, AugmentedView]]:
-    """The two views of this process's tiles for every step from `first_step` to the run's end."""
+) -> Iterator[tuple[AugmentedView, AugmentedView] | None]:
+    """The two views of this process's tiles for every step from `first_step` to the run's end.
+
+    `damage` hears of damaged tiles; None, and then nothing more, where they are too many to go on.
+    """
     workers = recipe.data.num_workers
     loader = DataLoader(
         TwoViews(tiles, recipe),
@@ -89,15 +92,15 @@ def step_views(
     )
     micro_batches = iter(loader)
     while step := list(islice(micro_batches, recipe.batch.accumulation_steps)):
-        views = [_whole(micro_batch, damage) for micro_batch in step]
-        first, second = zip(*views, strict=True)
+        for micro_batch in step:
+            damage.add(micro_batch.damaged)
+        whole = [micro_batch.views for micro_batch in step if micro_batch.views is not None]
+        if len(whole) < len(step):
+            assert damage.too_many, "so many damaged tiles in a row are more than a run puts up with"
+            yield None
+            return
+        first, second = zip(*whole, strict=True)
         yield AugmentedView(first, recipe, device), AugmentedView(second, recipe, device)
-
-
-def _whole(micro_batch: MicroBatch, damage: DamageLog) -> tuple[CropBatch, CropBatch]:
-    damage.add(micro_batch.damaged)
-    assert micro_batch.views is not None, "so many damaged tiles in a row are above what the log allows"
-    return micro_batch.views
 
 
 def _collate(pairs: list[TwoCrops]) -> MicroBatch:

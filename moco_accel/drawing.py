@@ -72,8 +72,11 @@ def square(colours: Pixels, side: int) -> Image.Image:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Under its name only once it is whole."""
+    """Under its name only once it is whole; nothing of it is left behind when it can't be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, "png")
-    partial.replace(path)
+    try:
+        picture.save(partial, "png")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from moco_accel.encoders import build_encoder
 from moco_accel.evaluation import extract_features, knn_accuracy, mean_colour_features, nearest_neighbours
 from moco_accel.neighbours import NUM_NEIGHBOURS, Panel, choose_queries, draw_neighbours
-from moco_accel.reading.tiles import Tiles, open_tiles
+from moco_accel.reading.stores import open_store
+from moco_accel.reading.tiles import Tiles, tiles_in
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
 
@@ -45,6 +46,11 @@ class Judgement:
 def open_labelled(recipe: Recipe) -> LabelledTiles:
     """Open `evaluation.train_source` and `test_source`. Raises RecipeError when one is null, unlabelled or unlike."""
     evaluation, sides = recipe.evaluation, []
+    if evaluation.train_source is not None and evaluation.train_source == evaluation.test_source:
+        raise RecipeError(
+            f"evaluation.test_source={evaluation.test_source!r} is evaluation.train_source, too: each tile would vote "
+            "for itself; tiles of other places work"
+        )
     for field in ("train_source", "test_source"):
         source = getattr(evaluation, field)
         if source is None:
@@ -55,24 +61,22 @@ def open_labelled(recipe: Recipe) -> LabelledTiles:
         sides.append(_open_side(source, recipe, f"evaluation.{field}"))
     column = evaluation.label_column
     labels, names = zip(*(side.labels(column) for side in sides), strict=True)
+    if any(label is None for side in labels for label in side):
+        raise RecipeError(f"evaluation.label_column={column!r} is empty or negative for some tiles; leave those out")
     if names[0] != names[1]:
         raise RecipeError(
             f"evaluation.label_column={column!r}: classes differ, {names[0]} in train, {names[1]} in test"
         )
-    if any(label is None or label < 0 for side in labels for label in side):
-        raise RecipeError(f"evaluation.label_column={column!r} is empty or negative for some tiles; leave those out")
     return LabelledTiles(sides[0], sides[1], torch.tensor(labels[0]), torch.tensor(labels[1]), names[0])
 
 
 def _open_side(source: str, recipe: Recipe, field: str) -> Tiles:
-    """Labelled tiles, read as those of the run: by their only column of imagery, else by the run's."""
-    data = recipe.data.model_copy(update={"pair_column": None, "image_column": None})
-    try:
-        return open_tiles(source, data, recipe.encoder.bands, field)
-    except RecipeError:
-        if recipe.data.image_column is None:
-            raise
-    return open_tiles(source, recipe.data.model_copy(update={"pair_column": None}), recipe.encoder.bands, field)
+    """Labelled tiles, read as those of the run: from its image column where there is such a one, else the only one."""
+    store = open_store(source, recipe.data, field)
+    column = recipe.data.image_column if recipe.data.image_column in store.features else None
+    named = None if store.facts else recipe.data.stored_bands
+    data = recipe.data.model_copy(update={"pair_column": None, "image_column": column, "stored_bands": named})
+    return tiles_in(store, source, data, recipe.encoder.bands, field)
 
 
 def judge(
@@ -138,8 +142,6 @@ def draw_judgement(path: Path, recipe: Recipe, tiles: LabelledTiles, judgement: 
         queries,
         panels,
         caption,
-        tiles.test.bands,
-        tiles.test.sensor,
     )
 
 

@@ -52,7 +52,7 @@ def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
     torch.manual_seed(recipe.run.seed)
     moco = build_moco(recipe)
     model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
-    first_step = restore(run, accelerator, moco, optimizer) if resume else 0
+    first_step = restore(run, accelerator, moco, optimizer, len(tiles)) if resume else 0
     if accelerator.is_main_process:
         save_recipe(recipe, run / "recipe.yaml", comment="resolved: every field of this run")
 
@@ -62,6 +62,8 @@ def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
             waited_from = time.perf_counter()
             view_pair = next(views)
             waited = time.perf_counter() - waited_from
+            stop_together(accelerator, damage)
+            assert view_pair is not None
             epoch = step / steps_an_epoch
             lr, momentum_coefficient = lr_at(recipe, epoch), momentum_coefficient_at(recipe, epoch)
             set_lr(optimizer, lr)
@@ -72,7 +74,7 @@ def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
             last = step + 1 == total_steps
             if (last or (step + 1) % recipe.run.checkpoint_every_steps == 0) and accelerator.is_main_process:
                 stop_if_not_finite(total(moco), "the sum of all parameters", step, run)
-                save_checkpoint(run, recipe, step + 1, moco, optimizer, scaler_state(accelerator))
+                save_checkpoint(run, recipe, step + 1, moco, optimizer, scaler_state(accelerator), len(tiles))
     accelerator.end_training()
 
 
@@ -124,12 +126,24 @@ def check_run_folder(recipe: Recipe, run: Path, resume: bool) -> None:
                 )
 
 
-def restore(run: Path, accelerator: Accelerator, moco: MoCo, optimizer: torch.optim.Optimizer) -> int:
-    """Load the latest checkpoint; returns how many steps are done."""
-    step, scaler = load_checkpoint(latest_checkpoint(run), moco, optimizer)
-    if accelerator.scaler is not None and scaler:
-        accelerator.scaler.load_state_dict(scaler)
-    return step
+def restore(run: Path, accelerator: Accelerator, moco: MoCo, optimizer: torch.optim.Optimizer, tile_count: int) -> int:
+    """Load the latest checkpoint; returns how many steps are done. Raises RecipeError for another set of tiles."""
+    state = load_checkpoint(latest_checkpoint(run), moco, optimizer)
+    if state["tile_count"] != tile_count:
+        raise RecipeError(
+            f"data.source holds {tile_count} tiles, and the run began with {state['tile_count']}: their order would be "
+            "another one; the same tiles work, or a new --output-dir"
+        )
+    if accelerator.scaler is not None and state["scaler"]:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    return int(state["step"])
+
+
+def stop_together(accelerator: Accelerator, damage: DamageLog) -> None:
+    """All processes end where one has met too many damaged tiles; alone, it would leave the others waiting for it."""
+    met = torch.tensor(float(damage.too_many), device=accelerator.device)
+    if accelerator.reduce(met, "sum") > 0:
+        raise RecipeError(damage.explain())
 
 
 def scaler_state(accelerator: Accelerator) -> dict[str, float]:

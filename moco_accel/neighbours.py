@@ -56,16 +56,14 @@ def draw_neighbours(
     queries: Sequence[int],
     panels: Sequence[Panel],
     caption: str,
-    bands: Sequence[str] | None = None,
-    sensor: str | None = None,
 ) -> None:
     """Write a PNG with a row per query: the test tile, then its neighbours in each panel, nearest first.
 
     `labels` are those of `train` and `test`. A green frame is the query's class, a red one another. Of more than
-    three bands true colour is shown where their names, `bands`, and the sensor tell, else the first three.
+    three bands true colour is shown where their names and the sensor tell, else the first three.
     """
     first = [test[query].numpy() for query in queries]
-    shown = shown_together(first, picture_bands(bands, len(first[0]), sensor), bands)
+    shown = shown_together(first, picture_bands(test.bands, len(first[0]), test.sensor), test.bands)
     width = 2 * _MARGIN + _CELL + len(panels) * (_PANEL_GAP + NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP)
     row_height = _CELL + _LABEL_HEIGHT + _GAP
     picture = Image.new("RGB", (width, _HEAD_HEIGHT + len(queries) * row_height + _MARGIN), PAPER)

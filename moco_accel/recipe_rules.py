@@ -121,6 +121,8 @@ def _check_data(recipe: Recipe) -> None:
     data, bands = recipe.data, recipe.encoder.bands
     if data.bands is not None and len(set(data.bands)) != len(data.bands):
         raise RecipeError(f"data.bands={data.bands} names a band twice; every band once works")
+    if data.stored_bands is not None and len(set(data.stored_bands)) != len(data.stored_bands):
+        raise RecipeError(f"data.stored_bands={data.stored_bands} names a band twice; every band once works")
     for field in ("bands", "low", "high", "mean", "std"):
         values = getattr(data, field)
         if values is not None and len(values) != bands:

@@ -27,17 +27,23 @@ class Data(Section):
     image_column: str | None = Field(None, description="null: the only column that holds imagery")
     pair_column: str | None = Field(None, description="the same place in another season; null: both views of one tile")
     bands: list[str] | None = Field(None, min_length=1, description="names, in the encoder's order; null: as stored")
+    stored_bands: list[str] | None = Field(None, min_length=1, description="names as stored, of a source without names")
+    nodata: float | None = Field(None, description="stored where there is no data; such pixels become the band's mean")
     scaling: Literal["uint8", "reflectance", "reflectance_offset", "percentiles", "range"] = "uint8"
     low: list[float] | None = None
     high: list[float] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
-    streaming: bool = Field(False, description="read shards in place, without a cache, shuffled within a buffer")
+    streaming: bool = Field(
+        False,
+        description="read shards in place, without a cache, shuffled within a buffer; every loader worker of every "
+        "process reads all of them, once an epoch",
+    )
     shuffle_buffer_mib: int = Field(512, ge=1, description="when streaming; of every loader worker")
     max_damaged_share: float = Field(0.01, ge=0, le=1, description="of all tiles; above it a run stops")
     num_workers: int = Field(2, ge=0)
 
-    @field_validator("bands")
+    @field_validator("bands", "stored_bands")
     @classmethod
     def _one_spelling(cls, names: list[str] | None) -> list[str] | None:
         return None if names is None else [canonical_band(name) for name in names]

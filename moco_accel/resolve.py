@@ -8,10 +8,13 @@ from typing import Any
 from moco_accel.reading.tiles import Tiles
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_rules import IMAGENET_MEAN, IMAGENET_STD, check_rules
+from moco_accel.recipe_text import RecipeError
 from moco_accel.tile_facts import BandStatistics
-from moco_accel.tile_statistics import Measured, measure_statistics, scaled_mean_std
+from moco_accel.tile_statistics import Measured, measure_statistics, nodata_of, scaled_mean_std, share_cut_off
 
-_FIELDS = ("image_column", "bands", "low", "high", "mean", "std")
+_FIELDS = ("image_column", "bands", "nodata", "low", "high", "mean", "std")
+_NOTHING_LEFT = 0.99
+_MOST_CUT_OFF = 0.1  # of a band's values; percentiles cut off 0.02
 _MOST_NOISE = 0.25  # of a band's standard deviation; 8-bit RGB has 0.04
 
 
@@ -29,6 +32,8 @@ def resolve(recipe: Recipe, tiles: Tiles, say: Callable[[str], None]) -> Recipe:
     found: dict[str, Any] = {"image_column": tiles.image_column}
     if tiles.bands is not None:
         found["bands"] = tiles.bands
+    if recipe.data.scaling != "uint8":  # 8 bits stay as they are
+        found["nodata"] = nodata_of(tiles)
     measured: Measured | None = None
     low, high = recipe.data.low, recipe.data.high
     if low is None and recipe.data.scaling == "percentiles":
@@ -60,9 +65,32 @@ def _mean_and_std(
     if recipe.encoder.bands == len(IMAGENET_MEAN) and recipe.data.scaling == "uint8":
         return {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
     measured = measured or measure_statistics(tiles)
+    _check_range(recipe, tiles, measured, low, high, say)
     found = mean_and_std(measured, low, high)
     say(f"data.mean, data.std: of {measured.tiles} tiles: {_short(found['mean'])}, {_short(found['std'])}")
     return found
+
+
+def _check_range(
+    recipe: Recipe,
+    tiles: Tiles,
+    measured: Measured,
+    low: Sequence[float],
+    high: Sequence[float],
+    say: Callable[[str], None],
+) -> None:
+    """Warn of what the range cuts off. Raises RecipeError where it leaves no band anything."""
+    shares = share_cut_off(measured.counter, low, high)
+    scaling = f"data.scaling={recipe.data.scaling}"
+    if min(shares) > _NOTHING_LEFT:
+        raise RecipeError(
+            f"{scaling} takes values from {_short(low)} to {_short(high)} for pixels, and {min(shares):.1%} or more of "
+            f"each band's in {tiles.source!r} lie outside; data.scaling=percentiles works"
+        )
+    names = tiles.bands or [f"band {number}" for number in range(1, len(shares) + 1)]
+    cut = [f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True) if share > _MOST_CUT_OFF]
+    if cut:
+        say(f"[yellow]{scaling} cuts off values of {', '.join(cut)}; data.scaling=percentiles cuts off 2% of each[/]")
 
 
 def percentile_range(statistics: BandStatistics) -> tuple[list[float], list[float]]:

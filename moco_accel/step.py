@@ -5,6 +5,7 @@ It touches no disk, console or command line.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -53,7 +54,9 @@ def prepare(
     for parameter in moco.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    model, prepared = accelerator.prepare(moco, optimizer, device_placement=[not on_device] * 2)
+    with warnings.catch_warnings():  # torch 2.14 deprecates DDP's broadcast_buffers, which accelerate hands on
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+        model, prepared = accelerator.prepare(moco, optimizer, device_placement=[not on_device] * 2)
     return model, prepared
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moco_accel.band_counter import BandCounter
 from moco_accel.reading.decoding import DamagedTile
 from moco_accel.recipe_text import RecipeError
-from moco_accel.tile_facts import BandCounter, BandStatistics, Pixels, bin_values, valid_pixels
+from moco_accel.tile_facts import BandStatistics, Pixels, valid_pixels
 
 if TYPE_CHECKING:
     from moco_accel.reading.tiles import Tiles
@@ -98,41 +99,32 @@ def nodata_of(tiles: Tiles) -> float | None:
 
 
 def scaled_mean_std(
-    counted: BandCounter | BandStatistics, low: Sequence[float], high: Sequence[float]
+    counter: BandCounter, low: Sequence[float], high: Sequence[float]
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per band of pixels: clip((stored - low) / (high - low), 0, 1).
 
-    Of a counter, from its histograms: exact for integers, within 0.4 % of the stored value for floats. Statistics have
-    no histogram: then (mean - low) / (high - low) and std / (high - low), as if nothing were cut off, which is too wide
-    where `low` and `high` are percentiles. A band that is the same everywhere has a standard deviation of 0.
+    Exact for integers; of floats, those of the counter's sample. A band that is the same everywhere, or without
+    pixels, has a standard deviation of 0.
     """
-    if isinstance(counted, BandStatistics):
-        pairs = [
-            ((mean - below) / (above - below), std / (above - below))
-            for mean, std, below, above in zip(counted.mean, counted.std, low, high, strict=True)
-        ]
-    else:
-        values = middle_values(counted.dtype)
-        pairs = [
-            _of_histogram(row, values, below, above)
-            for row, below, above in zip(counted.histograms, low, high, strict=True)
-        ]
+    pairs = [_mean_std(*counter.values(band), *edges) for band, edges in enumerate(zip(low, high, strict=True))]
     return [mean for mean, _ in pairs], [std for _, std in pairs]
 
 
-def _of_histogram(row: Pixels, values: Pixels, low: float, high: float) -> tuple[float, float]:
-    filled = np.flatnonzero(row)
-    if not filled.size:
+def _mean_std(values: Pixels, times: Pixels, low: float, high: float) -> tuple[float, float]:
+    if not values.size:
         return 0.0, 0.0
-    pixels = np.clip((values[filled] - low) / (high - low), 0, 1)
-    mean = float(np.average(pixels, weights=row[filled]))
-    return mean, float(np.sqrt(np.average((pixels - mean) ** 2, weights=row[filled])))
+    pixels = np.clip((values - low) / (high - low), 0, 1)
+    if pixels[0] == pixels[-1]:
+        return float(pixels[0]), 0.0
+    mean = float(np.average(pixels, weights=times))
+    return mean, float(np.sqrt(np.average((pixels - mean) ** 2, weights=times)))
 
 
-def middle_values(dtype: np.dtype[np.generic]) -> Pixels:
-    """The value in the middle of each bin; a bin of floats starts at its value and is 1/128 of it wide, at most."""
-    values = bin_values(dtype)
-    if dtype.kind != "f":
-        return values
-    finite: Pixels = np.where(np.isfinite(values), values, 0).astype(np.float64)  # nothing is counted in other bins
-    return finite * (1 + 1 / 256)
+def share_cut_off(counter: BandCounter, low: Sequence[float], high: Sequence[float]) -> list[float]:
+    """Of each band's values, the share that lies below `low` or above `high`, and becomes 0 or 1."""
+    shares = []
+    for band, (below, above) in enumerate(zip(low, high, strict=True)):
+        values, times = counter.values(band)
+        outside = times[(values < below) | (values > above)].sum()
+        shares.append(float(outside / times.sum()) if values.size else 0.0)
+    return shares

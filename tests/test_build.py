@@ -99,47 +99,6 @@ def test_a_side_shorter_than_the_tile_is_kept_whole(tmp_path):
     assert [row["image"].shape for row in rows_of(tmp_path / "out")] == [(3, 20, 32), (3, 20, 32)]
 
 
-def test_what_cannot_be_read_is_left_out_with_its_reason(tmp_path):
-    src = tmp_path / "src"
-    save(src / "a.png", 32, 32)
-    save(src / "b_truncated.png", 32, 32)
-    (src / "b_truncated.png").write_bytes((src / "b_truncated.png").read_bytes()[:1500])
-    (src / "c_text.jpg").write_text("hello")
-    save_raster(src / "d_double.tif", np.zeros((3, 32, 32)))
-    save(src / "e_grey.png", 32, 32, bands=1)
-    save(src / "f_transparent.png", 32, 32, bands=4)
-    opaque = np.full((32, 32, 4), 200, np.uint8)
-    opaque[..., 3] = 255
-    Image.fromarray(opaque).save(src / "g_opaque.png")
-    Image.new("P", (32, 32)).save(src / "h_palette.png")
-    Image.new("CMYK", (32, 32)).save(src / "i_cmyk.jpg")
-    save_raster(src / "j_classes.tif", np.zeros((1, 32, 32), np.uint8), photometric="palette")
-    built = build(src, tmp_path / "out", tile_size=32)
-    reasons = {path.rpartition("/")[2]: reason for path, reason in built.left_out}
-    assert sorted(reasons) == [
-        "b_truncated.png",
-        "c_text.jpg",
-        "d_double.tif",
-        "e_grey.png",
-        "f_transparent.png",
-        "i_cmyk.jpg",
-        "j_classes.tif",
-    ]
-    assert reasons["b_truncated.png"].startswith("is damaged (")
-    assert reasons["c_text.jpg"] == "cannot be identified; JPEG, PNG, TIFF and JPEG 2000 files can be read"
-    assert reasons["d_double.tif"] == (
-        "is float64; tiles can be uint8, uint16, int16, float32: gdal_translate -ot Float32 makes it float32"
-    )
-    assert reasons["e_grey.png"] == (
-        "has bands [grey] uint8, most tiles [red, green, blue] uint8; build them apart"
-    )  # fmt: skip
-    assert reasons["f_transparent.png"] == "has transparent pixels; flatten it to RGB first"
-    assert reasons["i_cmyk.jpg"].startswith("is of mode CMYK")
-    assert reasons["j_classes.tif"].startswith("has a colour table")
-    assert (built.num_scenes, built.num_tiles, built.num_left_out) == (3, 3, 7)
-    assert [int(row["image"].mean()) for row in rows_of(tmp_path / "out")[1:]] == [200, 0]
-
-
 def test_grey_imagery_has_one_band(tmp_path):
     array = save(tmp_path / "src/a.tif", 32, 32, bands=1)
     assert build(tmp_path / "src", tmp_path / "out", tile_size=32).facts.bands == ["grey"]
@@ -199,9 +158,7 @@ def test_errors_are_one_line_that_helps(tmp_path):
     assert message(src, max_cloud=2.0) == "--max-cloud=2.0 is no share from 0 to 1; --max-cloud 0.5"
     assert "B4 is not there" in message(src, bands=("red", "B4"))
     Image.new("RGB", (32, 32), (250, 250, 250)).save(src / "a.jpg")
-    assert message(src) == (
-        "none of 1 windows was kept (cloud white 1); --max-nodata 1 --max-cloud 1 skips none for what they show"
-    )
+    assert message(src) == ("none of 1 windows was kept (cloud white: 1); --max-cloud 1 keeps them")
 
 
 def test_pictures_need_no_rasterio_and_rasters_say_so(tmp_path, monkeypatch):
@@ -240,6 +197,14 @@ def test_command_line(tmp_path):
     assert "is not empty; choose another folder, or pass --overwrite" in full.stderr
     assert cli("build", tmp_path / "nowhere", tmp_path / "other").exit_code == 2
     assert cli("build").exit_code == 2
+    for option in ("--bands", "--band-names"):
+        named = cli("build", tmp_path / "src", tmp_path / "other", option, "red,")
+        assert named.exit_code == 2
+        assert f"{option}='red,' has an empty name; names with a comma between them work, e.g. B8,B4,B3" in " ".join(
+            named.stderr.split()
+        )
+    beside = cli("demo", tmp_path / "mine")
+    assert (beside.exit_code, "is not empty; choose another folder" in beside.stderr) == (2, True)
     for command in ((), ("build",), ("demo",)):
         assert "Example: moco-data" in cli(*command, "--help").stdout
 

@@ -10,7 +10,6 @@ from conftest import small_recipe
 
 from moco_accel.damage import DAMAGE_FILE, DamageLog, allowed_damaged, next_good
 from moco_accel.reading.decoding import DamagedTile
-from moco_accel.recipe_text import RecipeError
 
 BAD = {3: "cannot be decoded", 4: "holds NaN", 9: "has 2 bands"}
 
@@ -54,9 +53,10 @@ def test_each_is_counted_once_and_listed(tmp_path: Path, capsys: pytest.CaptureF
     resumed = DamageLog(recipe, 100, tmp_path, resumed=True, first=True)
     assert len(resumed) == 2
     resumed.add([(4, BAD[4])])
-    with pytest.raises(RecipeError) as caught:
-        resumed.add([(5, "is empty")])
-    message = str(caught.value)
+    assert not resumed.too_many
+    resumed.add([(5, "is empty")])
+    assert resumed.too_many
+    message = resumed.explain()
     assert message.startswith(
         "data.max_damaged_share=0.03 allows 3 damaged tiles of 100 in data.source='data/tiles', and 4"
     )
@@ -75,7 +75,9 @@ def test_processes_count_together(tmp_path: Path) -> None:
     for index, log in enumerate(logs[:3]):
         log.add([(index, "is empty")])
     logs[3].add([(0, "is empty")])  # listed by another: no news
-    with pytest.raises(RecipeError, match=r"allows 3 damaged tiles of 1000 .* and 4 were met"):
-        logs[3].add([(7, "is empty")])
+    assert not logs[3].too_many
+    logs[3].add([(7, "is empty")])
+    assert logs[3].too_many
+    assert "allows 3 damaged tiles of 1000 in data.source='data/tiles', and 4 were met" in logs[0].explain()
     rows = (tmp_path / DAMAGE_FILE).read_text().splitlines()
     assert [json.loads(row)["tile"] for row in rows] == [0, 1, 2, 7]

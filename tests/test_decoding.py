@@ -117,6 +117,15 @@ def test_npy_has_bands_on_its_shorter_end(dtype: str) -> None:
     assert np.array_equal(decode_raster(as_npy(pixels, version=(2, 0))).numpy(), pixels)
 
 
+@pytest.mark.parametrize(("bands", "height", "width"), [(13, 8, 8), (13, 13, 9), (13, 9, 13), (20, 16, 12), (3, 40, 3)])
+def test_npy_has_bands_where_their_number_is(bands: int, height: int, width: int) -> None:
+    pixels = noise("uint16", bands, height, width)
+    assert np.array_equal(decode_raster(as_npy(pixels), bands).numpy(), pixels)
+    last = decode_raster(as_npy(pixels.transpose(1, 2, 0)), bands).numpy()
+    assert np.array_equal(last, pixels.transpose(1, 2, 0) if height == bands else pixels)  # the first axis comes first
+    assert decode_raster(as_npy(pixels[:, :, 0]), height).shape == (1, bands, height)  # without an axis for bands
+
+
 def test_palettes_and_cmyk_become_colours() -> None:
     colours = Image.fromarray(SMOOTH)
     for image, kind in ((colours.quantize(16), "PNG"), (colours.convert("CMYK"), "JPEG")):

@@ -1,4 +1,4 @@
-"""moco-data inspect: figures against hand counts, Sentinel-2 baselines, damaged tiles, the contact sheet, errors."""
+"""moco-data inspect: what it says of a source, damaged tiles, the contact sheet, errors."""
 
 from __future__ import annotations
 
@@ -9,105 +9,31 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import typer
 from PIL import Image
-from tile_files import CLOUD, FIELD, FOREST, GRAVEL, SAND, SENTINEL2, SNOW, WATER, scene, write_tiles
+from tile_files import FOREST, SENTINEL2, WATER, scene, write_known, write_tiles
 
-from moco_accel.looking.baselines import darkness, may_be_sentinel2, tell_baselines
-from moco_accel.looking.contact_sheet import write_sheet
+from moco_accel.band_counter import BandCounter
+from moco_accel.looking.contact_sheet import captions, write_sheet
 from moco_accel.looking.inspection import as_json, histograms, inspect_tiles
 from moco_accel.looking.inspection_report import bars, recipe_fields, warnings_of
 from moco_accel.looking.look_cli import register
-from moco_accel.looking.opening import open_unknown
+from moco_accel.looking.opening import is_read_in_place, open_unknown
 from moco_accel.looking.sheets import sheet_corner
-from moco_accel.recipe_text import RecipeError
-from moco_accel.tile_facts import BandCounter, TileFacts
-from moco_accel.tile_statistics import measure_statistics, sample_indices, scaled_mean_std
-
-
-def baselines(tiles):
-    cirrus = 10 if tiles and len(tiles[0]) == 13 else None
-    return tell_baselines([dark for tile in tiles if (dark := darkness(tile, cirrus))])
+from moco_accel.tile_facts import TileFacts
+from moco_accel.tile_statistics import measure_statistics, sample_indices
 
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory):
-    """Ten tiles of two bands: band B8A of tile i is i everywhere; band B4 is 10, half of it 30."""
-    tiles = []
-    for value in range(10):
-        tile = np.full((2, 16, 16), 10, np.uint16)
-        tile[0] = value
-        tile[1, :8] = 30
-        tiles.append(tile)
-    return write_tiles(tmp_path_factory.mktemp("known"), tiles, TileFacts(["B8A", "B4"], "uint16", nodata=None))
-
-
-def test_statistics_are_those_counted_by_hand(known):
-    measured = measure_statistics(open_unknown(str(known)), sample=0)
-    statistics = measured.statistics
-    assert (measured.looked_at, measured.tiles, measured.damaged) == (10, 10, [])
-    assert statistics.pixels == [2560, 2560]
-    assert statistics.mean == [4.5, 20.0]
-    assert statistics.std == pytest.approx([8.25**0.5, 10.0], rel=1e-12)
-    assert (statistics.minimum, statistics.maximum) == ([0, 10], [9, 30])
-    # 2,560 pixels: the 1st percentile is the 26th smallest, the median the 1,280th
-    assert {p: v for p, v in statistics.percentiles.items() if p in ("1", "50", "99")} == {
-        "1": [0, 10],
-        "50": [4, 10],
-        "99": [9, 30],
-    }
+    return write_known(tmp_path_factory.mktemp("known"))
 
 
 def test_statistics_follow_the_bands_asked_for(known):
-    found = inspect_tiles(open_unknown(str(known), ["B4"]), 0)
+    found = inspect_tiles(open_unknown(str(known), bands=["B4"]), 0)
     assert (found.bands, found.statistics.mean) == (["B4"], [20.0])
-
-
-def test_pixels_without_data_are_not_counted(tmp_path):
-    tile = np.full((2, 8, 8), 100, np.uint16)
-    tile[:, :2] = 0  # both bands: no data
-    tile[0, 2] = 0  # one band alone: a dark pixel
-    write_tiles(tmp_path, [tile], TileFacts(["red", "nir"], "uint16", nodata=0))
-    statistics = measure_statistics(open_unknown(str(tmp_path))).statistics
-    assert statistics.pixels == [48, 48]
-    assert statistics.mean == [100 * 40 / 48, 100]
-    assert statistics.nodata_share == 0.25
-
-
-def test_the_sample_is_spread_evenly_and_always_the_same():
-    assert sample_indices(5, 0) == sample_indices(5, 5) == sample_indices(5, 9) == [0, 1, 2, 3, 4]
-    chosen = sample_indices(10_000, 100)
-    assert chosen == sample_indices(10_000, 100)
-    assert [index // 100 for index in chosen] == list(range(100))
-    assert len({index % 100 for index in chosen}) > 50  # not in step with columns of a scene
-    assert [index // 2 for index in sample_indices(7, 3)] == [0, 1, 2] or max(sample_indices(7, 3)) == 6
-    assert max(sample_indices(2**31, 3)) > 2**30  # no overflow
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
-def test_scaled_mean_and_std_are_those_of_the_clipped_pixels(dtype):
-    rng = np.random.default_rng(0)
-    tile = rng.normal(120, 40, (2, 64, 64)).clip(0, 255).astype(dtype)
-    counter = BandCounter(2, dtype)
-    counter.add(tile)
-    low, high = [80.0, 0.0], [150.0, 300.0]
-    pixels = ((tile - np.array(low)[:, None, None]) / np.ptp([low, high], 0)[:, None, None]).clip(0, 1)
-    mean, std = scaled_mean_std(counter, low, high)
-    exact = dtype != "float32"
-    assert mean == pytest.approx(pixels.mean((1, 2)).tolist(), abs=1e-12 if exact else 2e-3)  # worst: 1.2e-3
-    assert std == pytest.approx(pixels.std((1, 2)).tolist(), abs=1e-12 if exact else 1e-3)  # worst: 3.7e-4
-    mean, std = scaled_mean_std(counter.statistics(), low, high)  # nothing cut off
-    assert mean[1] == pytest.approx(tile[1].mean() / 300, rel=1e-5)
-    assert std[1] == pytest.approx(tile[1].std() / 300, rel=1e-5)
-
-
-def test_bands_that_are_the_same_everywhere_have_no_spread():
-    counter = BandCounter(2, "float32")
-    counter.add(np.stack([np.full((8, 8), 7, np.float32), np.full((8, 8), np.nan, np.float32)]))
-    mean, std = scaled_mean_std(counter, [0, 0], [10, 10])
-    assert mean == pytest.approx([0.7, 0], rel=4e-3)
-    assert std == [0, 0]
 
 
 def test_damaged_tiles_are_listed_and_left_out(tmp_path):
@@ -123,114 +49,6 @@ def test_damaged_tiles_are_listed_and_left_out(tmp_path):
     assert warnings_of(found) == ["3 of 30 tiles looked at are damaged (10.00%)"]
     measured = measure_statistics(open_unknown(str(tmp_path)), 0)
     assert measured.damaged == found.measured.damaged
-
-
-def test_nothing_to_count_is_an_error(tmp_path):
-    tiles = [np.full((3, 8, 8), value, np.uint8) for value in range(100)]
-    write_tiles(tmp_path, tiles, damaged=range(1, 100))
-    with pytest.raises(RecipeError, match=r"none of the 3 tiles looked at can be read \(tile \d+: cannot be decoded"):
-        measure_statistics(open_unknown(str(tmp_path)), 3)
-
-
-@pytest.mark.parametrize(
-    "spectra",
-    [[WATER], [FOREST], [SNOW], [CLOUD], [SAND], [WATER, FOREST, FIELD], [WATER, SNOW, CLOUD, FOREST], [GRAVEL, WATER]],
-)
-def test_level_1c_is_told_by_its_cirrus_band(spectra):
-    tiles = scene([[*spectrum[:10], 12, *spectrum[10:]] for spectrum in spectra], 60)
-    later = [tile + 1000 for tile in tiles]
-    assert baselines(tiles).verdict == "without"
-    assert baselines(later).verdict == "with"
-    assert baselines(tiles + later[:3]).verdict == "mix"
-    assert baselines(tiles[:3] + later).verdict == "mix"
-
-
-@pytest.mark.parametrize("spectra", [[WATER], [FOREST], [WATER, FOREST], [WATER, FOREST, FIELD], [FOREST, FIELD]])
-def test_one_baseline_is_no_mix(spectra):
-    tiles = scene(spectra, 120)
-    assert baselines(tiles).verdict == "without"
-    assert baselines([tile + 1000 for tile in tiles]).verdict == "with"
-
-
-@pytest.mark.parametrize(
-    "spectra",
-    [
-        [SNOW],
-        [CLOUD],
-        [SAND],
-        [GRAVEL],
-        [SAND, WATER],
-        [GRAVEL, SAND, WATER],
-        [GRAVEL, WATER],
-        [SAND, GRAVEL, FIELD],
-        [WATER, SNOW, CLOUD, FOREST],
-    ],
-)
-@pytest.mark.parametrize("bands", [slice(None), [3, 2, 1]])
-def test_deserts_snow_and_clouds_are_no_mix(spectra, bands):
-    found = baselines([tile[bands] for tile in scene(spectra, 200)])
-    assert found.verdict in ("without", "unclear"), found
-
-
-@pytest.mark.parametrize("share", [0.03, 0.5, 0.97])
-@pytest.mark.parametrize("bands", [slice(None), [3, 2, 1]])
-def test_a_mix_is_recognised(share, bands):
-    tiles = [tile[bands] for tile in scene([WATER, FOREST], 400)]
-    later = np.random.default_rng(1).random(400) < share
-    mixed = [tile + 1000 if offset else tile for tile, offset in zip(tiles, later, strict=True)]
-    found = baselines(mixed)
-    assert found.verdict == "mix", found
-    assert found.without <= 400 - later.sum()
-    assert 0 < found.with_offset <= later.sum()
-    assert found.without + found.with_offset + found.unclear == 400
-
-
-def fixture_tiles():
-    """16 tiles of 32 pixels, 13 bands, of a real scene of level 1C; coarser bands repeated."""
-    folder = Path(__file__).parent / "fixtures" / "sentinel2"
-    layers = []
-    for band in SENTINEL2:
-        with Image.open(folder / f"s2_{band if band == 'B8A' else 'B' + band[1:].zfill(2)}.tif") as image:
-            layer = np.array(image)
-        times = -(-128 // len(layer))
-        layers.append(layer.repeat(times, 0).repeat(times, 1)[:128, :128])
-    return list(np.stack(layers).reshape(13, 4, 32, 4, 32).transpose(1, 3, 0, 2, 4).reshape(16, 13, 32, 32))
-
-
-@pytest.mark.parametrize("bands", [slice(None), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12]])
-def test_baselines_of_a_real_scene(bands):
-    tiles = [tile[bands] for tile in fixture_tiles()]
-    later = [np.where(tile == 0, 0, tile + 1000).astype(np.uint16) for tile in tiles]
-    assert baselines(tiles).verdict == "without"
-    assert baselines(later).verdict == "with"
-    assert baselines(tiles[:13] + later[13:]).verdict == "mix"
-    assert baselines(tiles[:3] + later[3:]).verdict == "mix"
-
-
-def test_nodata_does_not_hide_the_offset():
-    tiles = [tile + 1000 for tile in scene([WATER, FOREST], 40)]
-    for tile in tiles:
-        tile[:, :, :20] = 0
-    assert baselines(tiles).verdict == "with"
-    assert darkness(np.zeros((3, 32, 32), np.uint16)) is None
-    assert baselines([]).verdict == "unclear"
-
-
-def test_darkness_is_the_first_percentile_of_the_darkest_and_the_third_band():
-    tile = np.arange(1, 1001, dtype=np.uint16).reshape(1, 20, 50) + np.array([0, 100, 300, 200])[:, None, None]
-    assert darkness(tile.astype(np.uint16)) == (11, 211)
-    assert darkness(tile[:1].astype(np.uint16)) == (11, 11)
-
-
-def test_only_sentinel2_is_asked_for_baselines():
-    assert may_be_sentinel2(SENTINEL2, 13, "uint16", None)
-    assert may_be_sentinel2(["B04", "B8a"], 2, "int16", None)
-    assert may_be_sentinel2(["B4", "B3", "B2"], 3, "uint16", "sentinel2")
-    assert may_be_sentinel2(None, 13, "uint16", None)
-    assert not may_be_sentinel2(["B4", "B3", "B2"], 3, "uint16", None)  # as well Landsat's
-    assert not may_be_sentinel2(["B4", "B12"], 2, "uint16", "landsat8")
-    assert not may_be_sentinel2(SENTINEL2, 13, "uint8", "sentinel2")
-    assert not may_be_sentinel2(None, 4, "uint16", None)
 
 
 DAMAGED = 12
@@ -355,9 +173,11 @@ def test_tables_go_to_stderr(sentinel2, capfd):
     ("arguments", "message"),
     [
         (["nothing_here"], "SOURCE='nothing_here'"),
-        (["{source}", "--bands", "B4,B99"], "B99 is not there"),
+        (["{source}", "--bands", "B4,B99"], "--bands=B4,B99 but '{source}' has [B1, B2"),
+        (["{source}", "--band-names", "B4,B3"], "--band-names=B4,B3, but the bands of '{source}' have names: [B1, B2"),
         (["{source}", "--bands", "B4,,B3"], "has an empty name"),
-        (["{source}", "--image-column", "label"], "data.image_column='label'"),
+        (["{source}", "--image-column", "label"], "--image-column=label of '{source}' is ClassLabel"),
+        (["{source}", "--image-column", "img"], "; --image-column=image works"),
         (["{source}", "--sheet", "sheet.jpg"], "--sheet='sheet.jpg' does not end in .png; sheet.png works"),
     ],
 )
@@ -369,7 +189,8 @@ def test_mistakes_end_in_one_line(sentinel2, capfd, arguments, message):
     assert out == ""
     lines = [line for line in err.splitlines() if "error:" in line]
     assert len(lines) == 1
-    assert message in lines[0]
+    assert message.format(source=sentinel2) in lines[0]
+    assert "data." not in lines[0]
 
 
 def test_the_commands_import_nothing_heavy_before_they_have_to():
@@ -377,3 +198,35 @@ def test_the_commands_import_nothing_heavy_before_they_have_to():
     code = f"import sys; import moco_accel.looking.look_cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_tiles_without_a_class_are_not_counted_for_one(tmp_path):
+    labels = [1, -1, None, 0, 1]
+    for kind, names in ((datasets.ClassLabel(names=["sea", "land"]), ["sea", "land"]), (None, ["0", "1"])):
+        folder = tmp_path / names[0]
+        tiles = [np.full((3, 8, 8), value, np.uint8) for value in range(5)]
+        write_tiles(folder, tiles, columns={"label": (kind or datasets.Value("int64"), labels)})
+        opened = open_unknown(str(folder))
+        assert captions(opened, range(5), has_classes=True) == [
+            f"0  {names[1]}",
+            "1",
+            "2",
+            f"3  {names[0]}",
+            f"4  {names[1]}",
+        ]
+        assert inspect_tiles(opened, 0).labels == {names[0]: 1, names[1]: 2}
+
+
+def test_looking_holds_one_row_group(tmp_path):
+    tiles = [np.random.default_rng(value).integers(0, 256, (3, 128, 128), dtype=np.uint8) for value in range(256)]
+    write_tiles(tmp_path, tiles)  # four row groups of 3 MiB
+    before, held = pa.total_allocated_bytes(), []
+    opened = open_unknown(str(tmp_path / "t?les-[0-9]*.parquet"))
+    inspect_tiles(opened, 0, lambda done, total: held.append(pa.total_allocated_bytes() - before))
+    assert 3 * 2**20 < held[-1] < 3.1 * 2**20  # measured: 3.01; all four are 12
+
+
+@pytest.mark.parametrize("source", ["hf://datasets/a/b/c.parquet", "t-?.parquet", "t-[01].parquet", "*.tar", "."])
+def test_what_needs_no_fetching(source):
+    assert is_read_in_place(source)
+    assert not is_read_in_place("owner/name")

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,9 +7,13 @@ import rasterio
 from geo_files import FIXTURES, UTM, facts_of, noise, rows_of, save_raster
 from test_build import build
 
-from moco_accel.imagery.clouds import cloud_rule
-from moco_accel.imagery.layouts import describe
-from moco_accel.imagery.scenes import Scene, find_scenes
+from moco_accel.bands import RGB
+from moco_accel.imagery.grids import Grid
+from moco_accel.imagery.labels import Classes
+from moco_accel.imagery.layouts import Layout
+from moco_accel.imagery.options import Options
+from moco_accel.imagery.plan import Plan
+from moco_accel.imagery.scenes import Scene
 from moco_accel.reading.tiles import open_tiles
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
@@ -44,7 +49,7 @@ def test_all_bands_of_a_sentinel2_scene(tmp_path):
     built = build(tmp_path / "src", tmp_path / "out", tile_size=64)
     names = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12"]
     facts = facts_of(tmp_path / "out")
-    assert (facts["bands"], facts["dtype"], facts["sensor"], facts["nodata"]) == (names, "uint16", "sentinel2", 0)
+    assert (facts["bands"], facts["dtype"], facts["sensor"], facts["nodata"]) == (names, "uint16", "sentinel2", None)
     assert built.notes[0].startswith(
         "B1, B5, B6, B7, B8A, B9, B10, B11, B12 were resampled to the finest band's pixels"
     )
@@ -137,106 +142,6 @@ def test_files_that_only_bear_band_names_are_scenes_of_their_own(tmp_path):
     assert [row["image"].tolist() for row in rows_of(tmp_path / "out")] == [one.tolist(), two.tolist()]
 
 
-def test_tiles_without_data_are_skipped_above_a_share(tmp_path):
-    pixels = noise(2, 32, 96)
-    pixels[0, :, 32:36] = 7  # an eighth of the second tile, in one band
-    pixels[1, 0, 64:96] = 7  # a thirty-second of the third
-    save_raster(tmp_path / "a.tif", pixels, names=["x", "y"], nodata=7)
-    built = build(tmp_path / "a.tif", tmp_path / "out", tile_size=32)
-    assert (built.num_tiles, built.skipped, built.facts.nodata) == (2, {"no data": 1}, 7)
-    assert built.facts.statistics.nodata_share == pytest.approx(32 / 2048)
-    assert built.facts.statistics.minimum[0] >= 100
-    assert build(tmp_path / "a.tif", tmp_path / "all", tile_size=32, max_nodata=0.125).num_tiles == 3
-    assert build(tmp_path / "a.tif", tmp_path / "none", tile_size=32, max_nodata=0.0).num_tiles == 1
-    assert build(tmp_path / "a.tif", tmp_path / "other", tile_size=32, nodata=8).num_tiles == 3
-
-
-def test_in_8_bits_all_bands_must_have_the_nodata_number(tmp_path):
-    """Dark water is 0 in red and lives."""
-    pixels = noise(3, 32, 64, "uint8")
-    pixels[0] = 0
-    pixels[:, :, 32:] = 0
-    save_raster(tmp_path / "a.tif", pixels, nodata=0)
-    built = build(tmp_path / "a.tif", tmp_path / "out", tile_size=32)
-    assert (built.num_tiles, built.skipped) == (1, {"no data": 1})
-
-
-def test_a_satellites_zeros_are_no_data_when_none_is_declared(tmp_path):
-    pixels = noise(2, 32, 64)
-    pixels[0] = 0
-    pixels[:, :, 32:] = 0
-    for name, expected in (("S2A_scene.tif", 1), ("scene.tif", 2)):
-        save_raster(tmp_path / name, pixels, names=["B10", "B8"])
-        built = build(tmp_path / name, tmp_path / f"out_{expected}", tile_size=32)
-        assert built.num_tiles == expected
-        assert any(note.startswith("pixels that are 0 in all bands") for note in built.notes) == (expected == 1)
-
-
-def test_nan_and_nodata_of_floats_are_stored_as_zero(tmp_path):
-    pixels = noise(1, 32, 64, "float32")
-    pixels[0, 0, :5] = np.nan
-    pixels[0, 1, :5] = -9999
-    pixels[0, :, 32:] = np.nan
-    save_raster(tmp_path / "a.tif", pixels, names=["height"], nodata=-9999)
-    built = build(tmp_path / "a.tif", tmp_path / "out", tile_size=32)
-    assert (built.num_tiles, built.skipped, built.facts.nodata) == (1, {"no data": 1}, None)
-    tile = rows_of(tmp_path / "out")[0]["image"]
-    assert (tile == 0).sum() == 10
-    assert built.facts.statistics.minimum[0] >= 100
-
-
-def test_masks_and_alpha_say_where_there_is_data(tmp_path):
-    shown = np.full((32, 64), 255, np.uint8)
-    shown[:, 32:] = 0
-    save_raster(tmp_path / "mask.tif", noise(2, 32, 64), names=["x", "y"], mask=shown)
-    alpha = np.concatenate([noise(3, 32, 64, "uint8"), shown[None]])
-    save_raster(tmp_path / "alpha.tif", alpha, photometric="rgb", alpha="yes")
-    for name, bands in (("mask", 2), ("alpha", 3)):
-        built = build(tmp_path / f"{name}.tif", tmp_path / name, tile_size=32)
-        assert (built.num_tiles, built.skipped, len(built.facts.bands)) == (1, {"no data": 1}, bands)
-    assert built.notes == [
-        "the last band is alpha and was taken as a mask of data; --band-names red,green,blue,nir takes it as a band"
-    ]
-    names = ("red", "green", "blue", "nir")
-    built = build(tmp_path / "alpha.tif", tmp_path / "all", tile_size=32, band_names=names)
-    assert (built.num_tiles, len(built.facts.bands), built.notes) == (2, 4, [])
-
-
-@pytest.mark.parametrize(
-    ("name", "baseline", "surface", "above", "spread"),
-    [
-        ("s2", 0, False, 3_500, 1_000),
-        ("s2", 400, False, 4_500, 1_000),
-        ("l8", 0, False, 22_500, 5_000),
-        ("l8", 0, True, 20_000, 3_636),
-    ],
-)
-def test_white_is_a_reflectance_in_each_sensors_numbers(name, baseline, surface, above, spread):
-    folder, sensor = {"s2": ("sentinel2", "sentinel2"), "l8": ("landsat8", "landsat8")}[name]
-    scene = find_scenes(FIXTURES / folder).scenes[0]
-    scene = Scene(scene.name, scene.files, scene.file_bands, sensor, surface, baseline)
-    rule = cloud_rule(describe(scene, None, None, None))
-    assert (rule.above, rule.spread) == (above, spread)
-    assert rule.bands == (3, 2, 1)  # B4, B3, B2
-    pixels = np.zeros((10, 1, 4), np.uint16)
-    pixels[[1, 2, 3], 0] = [[above + 1, above, above + 1, above + 1]] * 3
-    pixels[1, 0, 2] += spread - 1
-    pixels[1, 0, 3] += spread
-    assert rule.white(pixels).tolist() == [[True, False, True, False]]
-
-
-def test_white_tiles_are_skipped_above_a_share_and_bands_without_colour_have_no_white(tmp_path):
-    pixels = noise(3, 32, 64, "uint8")
-    pixels[:, :17, 32:] = 240
-    save_raster(tmp_path / "a.tif", pixels)
-    built = build(tmp_path / "a.tif", tmp_path / "out", tile_size=32)
-    assert (built.num_tiles, built.skipped) == (1, {"cloud white": 1})
-    assert build(tmp_path / "a.tif", tmp_path / "all", tile_size=32, max_cloud=1.0).num_tiles == 2
-    built = build(tmp_path / "a.tif", tmp_path / "other", tile_size=32, band_names=("nir", "red", "green"))
-    assert built.num_tiles == 2
-    assert built.notes == ["no cloud test: of [nir, red, green] uint8 it is not known which numbers are white"]
-
-
 def test_jpeg2000_and_strips_and_large_strides_read_the_same_pixels(tmp_path):
     pixels = save_raster(tmp_path / "strips/a.tif", noise(1, 200, 300), names=["B8"])
     with rasterio.open(tmp_path / "strips/a.tif") as file:
@@ -299,3 +204,19 @@ def test_bands_that_do_not_lie_together_are_left_out(tmp_path):
     for folder, reason in (("far", "do not overlap"), ("zones", "different coordinate"), ("mixed", "different dtypes")):
         with pytest.raises(RecipeError, match=reason):
             build(tmp_path / folder, tmp_path / "out")
+
+
+def test_what_a_worker_cuts_at_once_is_bounded_in_bytes_whatever_comes_first():
+    """A small picture first, then large ones, then many small ones."""
+    sides = [8, *[2048] * 20, *[8] * 2000]
+    layouts = [
+        Layout(Scene(f"{i}.png", (Path(f"{i}.png"),)), RGB, "uint8", Grid(side, side), picked=(0, 1, 2))
+        for i, side in enumerate(sides)
+    ]
+    plan = Plan(Path(), Options(tile_size=512), layouts, [], Classes(), [], [])
+    units = list(plan.units())
+    sizes = [sum(len(job) * min(512, job.layout.grid.width) ** 2 * 3 for job in unit) for unit in units]
+    assert max(sizes) <= 32 << 20
+    assert len(units) == 10 + 3  # two large ones (of 12 MiB) at a time; 480 small ones with the last two, then 512
+    assert max(sum(map(len, unit)) for unit in units) == 512
+    assert [job.layout for unit in units for job in unit] == layouts

@@ -12,11 +12,13 @@ import torch
 from conftest import small_recipe
 
 from moco_accel.augment import make_crop
+from moco_accel.band_counter import BandCounter
 from moco_accel.bands import SENTINEL2
 from moco_accel.data import open_training_tiles
 from moco_accel.recipe import load_recipe, save_recipe
+from moco_accel.recipe_text import RecipeError
 from moco_accel.resolve import inherit, resolve
-from moco_accel.tile_facts import FACTS_FILE, BandCounter, TileFacts
+from moco_accel.tile_facts import FACTS_FILE, TileFacts
 
 RAW = np.random.default_rng(0).gamma(2, 500, (40, 13, 24, 24)).astype(np.uint16)
 RAW[:, 5] = 1234  # a band that is the same everywhere
@@ -89,6 +91,35 @@ def test_stored_percentiles_are_taken_in_the_recipes_order(tiles13: Path) -> Non
     assert "of all tiles" in said[0]
     pixels = scaled(np.array(resolved.data.low), np.array(resolved.data.high), [12, 1])
     np.testing.assert_allclose(resolved.data.std, pixels.std((0, 2, 3)), rtol=5e-4)
+
+
+def test_a_range_that_leaves_nothing_is_refused_and_one_that_cuts_much_is_said(tiles13: Path) -> None:
+    two = {"source": str(tiles13), "bands": ["B1", "B2"], "scaling": "range"}
+    above = small_recipe(encoder={"bands": 2}, data=two | {"low": [2e4, 2e4], "high": [3e4, 3e4]})
+    with pytest.raises(RecipeError) as caught:
+        resolve(above, open_training_tiles(above), lambda line: None)
+    assert str(caught.value).startswith(
+        "data.scaling=range takes values from [2e+04, 2e+04] to [3e+04, 3e+04] for pixels"
+    )
+    assert str(caught.value).endswith("lie outside; data.scaling=percentiles works")
+    narrow, said = small_recipe(encoder={"bands": 2}, data=two | {"low": [0, 0], "high": [1e4, 1000]}), []
+    resolve(narrow, open_training_tiles(narrow), said.append)
+    share = (RAW[:, 1] > 1000).mean()
+    assert said[0] == (
+        f"[yellow]data.scaling=range cuts off values of B2 {share:.0%}; data.scaling=percentiles cuts off 2% of each[/]"
+    )
+
+
+def test_pixels_without_data_become_the_bands_mean(tiles13: Path) -> None:
+    (tiles13 / FACTS_FILE).write_text(TileFacts(list(SENTINEL2), "uint16", "sentinel2", 1234.0).to_json())
+    chosen = {"bands": ["B1", "B6"], "scaling": "reflectance"}  # all of B6 is 1,234: nothing has data
+    recipe = recipe_for(tiles13, 2, **chosen, mean=[0.3, 0.4], std=[1, 1])
+    resolved = resolve(recipe, open_training_tiles(recipe), lambda line: None)
+    assert resolved.data.nodata == 1234
+    crop = make_crop(open_training_tiles(resolved)[0], resolved, 0, 0, 0).pixels
+    assert torch.equal(crop, torch.tensor([0.3, 0.4])[:, None, None].expand_as(crop).half())
+    without = make_crop(open_training_tiles(recipe)[0], recipe, 0, 0, 0).pixels
+    assert without[0].unique().numel() > 100
 
 
 def test_noise_that_drowns_a_band_is_said(tiles13: Path) -> None:

@@ -2,8 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from moco_accel.bands import canonical_band
 from moco_accel.imagery.scenes import find_scenes
 from moco_accel.recipe_text import RecipeError
+
+BANDS_OF_S1 = (("vh", 2), ("vv", 1))
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -92,8 +95,34 @@ def test_the_folder_given_names_the_sensor_too(tmp_path):
     assert [scene.sensor for scene in inside.scenes] == ["sentinel2"]
 
 
+def test_the_two_gains_of_landsat_7s_band_6_keep_their_names():
+    assert [canonical_band(name) for name in ("B6_VCID_2", "b06_vcid_1", "B6")] == ["B6_VCID_2", "B6_VCID_1", "B6"]
+
+
 def test_nothing_to_read_is_an_error(tmp_path):
     with pytest.raises(RecipeError, match="does not exist; a folder of images or one image works"):
         find_scenes(tmp_path / "nowhere")
     with pytest.raises(RecipeError, match=r"holds no images; files ending in .*\.jp2 work"):
         find_scenes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "name", "sensor"),
+    [
+        (
+            [f"s1a-iw-grd-{band}-20200101t000000-20200101t000025-030639-03827f-00{n}.tiff" for band, n in BANDS_OF_S1],
+            "s1a-iw-grd-20200101t000000-20200101t000025-030639-03827f",
+            "sentinel1",
+        ),
+        (["S1B_IW_1SDV_20200101_VH.tif", "S1B_IW_1SDV_20200101_VV.tif"], "S1B_IW_1SDV_20200101", "sentinel1"),
+        (["field_VH.tif", "field_VV.tif"], "field", "sentinel1"),
+        (["field_HH.tif", "field_HV.tif"], "field", None),
+    ],
+)
+def test_polarisations_of_one_scene_are_stacked(tmp_path, names, name, sensor):
+    touch(tmp_path, *names, "site_s1_photo.jpg")
+    scene, photo = sorted(find_scenes(tmp_path).scenes, key=lambda scene: scene.name.endswith("jpg"))
+    assert (scene.name, scene.sensor) == (name, sensor)
+    assert scene.file_bands == (("hh", "hv") if sensor is None else ("vv", "vh"))
+    assert [path.name for path in scene.files] == (names if sensor is None else names[::-1])
+    assert (photo.sensor, photo.file_bands) == (None, ())

@@ -1,3 +1,5 @@
+import errno
+
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
@@ -51,6 +53,20 @@ def test_an_error_while_writing_leaves_the_old_shards_alone(tmp_path):
     assert np.array_equal(images_in(tmp_path / "t"), [row["image"] for row in old])
     write_shards(rows(1, seed=5), FEATURES, tmp_path / "t", overwrite=True)
     assert np.array_equal(images_in(tmp_path / "t"), [rows(1, seed=5)[0]["image"]])
+
+
+def test_a_full_disk_leaves_no_shard(tmp_path):
+    """A limit on the size of files stands for it."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_shards(rows(1000), FEATURES, tmp_path / "t")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert list((tmp_path / "t").iterdir()) == []
 
 
 def test_shards_are_never_mixed_with_others(tmp_path):

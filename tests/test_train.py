@@ -254,3 +254,38 @@ def test_the_allocator_is_told_or_the_user_is(
     set_allocator(wanted)
     assert os.environ.get("PYTORCH_ALLOC_CONF") == expected
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_two_processes_stop_together_when_one_meets_too_many_damaged_tiles(
+    recipe_file: Path, tiles_folder: Path, tmp_path: Path
+) -> None:
+    """One damaged tile of 40 is met by one process in a step; the other would wait for its keys for ever."""
+    encoded = datasets.Image(decode=False)
+    stored = datasets.Dataset.from_parquet(str(tiles_folder / "*.parquet")).cast_column("image", encoded)["image"]
+    images = [{"bytes": b"" if index == 17 else tile["bytes"], "path": None} for index, tile in enumerate(stored)]
+    (tmp_path / "damaged").mkdir()
+    features = datasets.Features({"image": encoded})
+    datasets.Dataset.from_dict({"image": images}, features).to_parquet(tmp_path / "damaged" / "tiles.parquet")
+    changes = ["hardware.num_devices=2", "batch.micro_batch_size=4", f"data.source={tmp_path / 'damaged'}"]
+    overrides = [word for change in changes for word in ("--set", change)]
+    command = [*TORCHRUN, "--nproc_per_node=2", TRAIN]
+    started = time.perf_counter()
+    done = launch(command, "--recipe", str(recipe_file), "--output-dir", str(tmp_path / "run"), *overrides)
+    assert done.returncode != 0
+    assert time.perf_counter() - started < 120
+    assert done.stderr.count("error: data.max_damaged_share=0.01 allows 0 damaged tiles of 40") == 2  # from either
+    assert "RuntimeError" not in done.stderr
+    assert json.loads((tmp_path / "run" / "damaged_tiles.jsonl").read_text())["tile"] == 17
+
+
+def test_a_run_does_not_go_on_with_other_tiles(recipe_file: Path, tiles_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiles_folder, tmp_path / "tiles")
+    arguments = ["--recipe", str(recipe_file), "--output-dir", str(tmp_path / "run")]
+    arguments += ["--set", f"data.source={tmp_path / 'tiles'}"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    shard = next((tmp_path / "tiles").glob("*.parquet"))
+    fewer = datasets.Dataset.from_parquet(str(shard)).select(range(39))
+    fewer.to_parquet(shard)
+    result = CliRunner().invoke(app, [*arguments, "--resume"])
+    assert result.exit_code == 2
+    assert "data.source holds 39 tiles, and the run began with 40" in result.stderr

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 
 from moco_accel.imagery.shard_writer import write_shards
+from moco_accel.tile_facts import TileFacts
 
 SENTINEL2 = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12"]
 # reflectance times 10,000 at the ground, as level 2A gives it; B10 is not in it
@@ -49,3 +50,14 @@ def scene(spectra, count, seed=0):
         spectrum = np.array(spectra[index % len(spectra)])[:, None, None]
         tiles.append((spectrum * brightness * rng.normal(1, 0.03, (len(spectrum), 32, 32))).clip(1).astype(np.uint16))
     return tiles
+
+
+def write_known(folder):
+    """Ten tiles of two bands: band B8A of tile i is i everywhere; band B4 is 10, half of it 30."""
+    tiles = []
+    for value in range(10):
+        tile = np.full((2, 16, 16), 10, np.uint16)
+        tile[0] = value
+        tile[1, :8] = 30
+        tiles.append(tile)
+    return write_tiles(folder, tiles, TileFacts(["B8A", "B4"], "uint16", nodata=None))

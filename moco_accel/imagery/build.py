@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -14,15 +15,15 @@ from typing import Any
 
 import datasets
 
-from moco_accel.imagery.cutting import Cut, Cutter
-from moco_accel.imagery.encoding import is_picture
-from moco_accel.imagery.journal import Journal, Tally
-from moco_accel.imagery.options import Options
+from moco_accel.imagery.cutting import Cut, Cutter, is_picture
+from moco_accel.imagery.journal import REPORT_FILE, Journal, Tally
+from moco_accel.imagery.options import Options, asked, check_out
+from moco_accel.imagery.outcome import check_kept, report_of
 from moco_accel.imagery.plan import Plan, make_plan
 from moco_accel.imagery.shard_writer import GrowingShard
 from moco_accel.imagery.workers import in_order
 from moco_accel.recipe_text import RecipeError
-from moco_accel.tile_facts import TileFacts, read_facts
+from moco_accel.tile_facts import TileFacts
 
 OnProgress = Callable[[str, int, int, int], None]
 
@@ -67,41 +68,54 @@ def build_tiles(
     Raises RecipeError when there is nothing to read, nothing is kept, or `out_dir` holds something else.
     """
     started = time.monotonic()
+    if workers is not None and workers < 1:
+        raise RecipeError(f"--workers={workers} must be at least 1; --workers 1 takes the least memory")
     options = options or Options()
     hear = on_progress or (lambda stage, done, total, tiles: None)
-    journal = Journal(out_dir, source, options)
-    if not overwrite and (report := journal.finished()):
-        return _built_before(report, out_dir)
+    journal = Journal(out_dir, asked(source, options))
+    if not overwrite and (finished := journal.finished()):
+        try:
+            return _built(*finished, out_dir, found_complete=True)
+        except (KeyError, TypeError, ValueError):
+            raise journal.damaged(REPORT_FILE) from None
     check_out(out_dir, overwrite or journal.folder.is_dir())
     tally = journal.begin(overwrite)
-    resumed = tally.tiles
     try:
         workers = workers or _cores()
         plan = make_plan(source, options, workers, lambda done, total: hear("scenes", done, total, 0))
-        if not tally.done:
-            _grow(plan, journal, tally, workers, hear)
-        report = _report(plan, tally)
-        _check_kept(plan, tally, report)
-        assert tally.counter
-        facts = replace(plan.facts, statistics=tally.counter.statistics())
-        journal.publish(tally.shards, report, facts.to_json())
+        tally = journal.agree(plan.decided(), tally, overwrite)
+        resumed = tally.tiles
+        report, facts = _write(plan, journal, tally, workers, hear)
     except RecipeError:
         if not tally.shards:
-            journal.abandon()
+            with contextlib.suppress(OSError):  # what went wrong is told already
+                journal.remove()
         raise
     finally:
         journal.close()
-    return _built(report, out_dir, facts, num_resumed=resumed, seconds=time.monotonic() - started)
+    return _built(report, facts, out_dir, num_resumed=resumed, seconds=time.monotonic() - started)
 
 
-def check_out(out: Path, may_hold_tiles: bool) -> None:
-    """Raises RecipeError when `out` is a file, or holds what is not ours to replace."""
-    if out.exists() and not out.is_dir():
-        raise RecipeError(f"OUT={str(out)!r} is a file; a folder works, e.g. {out.with_suffix('')}_tiles")
-    if not may_hold_tiles and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise RecipeError(f"OUT={str(out)!r} is not empty; choose another folder, or pass --overwrite")
-    if foreign := set(out.glob("*.parquet")) - set(out.glob("tiles-*-of-*.parquet")):
-        raise RecipeError(f"OUT={str(out)!r} holds other shards ({min(foreign).name}, …); choose another folder")
+def _write(
+    plan: Plan, journal: Journal, tally: Tally, workers: int, hear: OnProgress
+) -> tuple[dict[str, Any], TileFacts]:
+    """All shards under their names, and what stands beside them."""
+    try:
+        if not tally.done:
+            _grow(plan, journal, tally, workers, hear)
+        report = report_of(plan, tally)
+        check_kept(plan, tally, report)
+        assert tally.counter
+        facts = replace(plan.facts, statistics=tally.counter.statistics())
+        journal.publish(tally.shards, report, facts.to_json())
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        hint = "there is room" if error.errno == errno.ENOSPC else "that is mended"
+        raise RecipeError(
+            f"OUT={str(journal.out)!r} cannot be written ({why}); whole shards stay ({tally.shards}), and the same "
+            f"command goes on from there once {hint}"
+        ) from None
+    return report, facts
 
 
 def _grow(plan: Plan, journal: Journal, tally: Tally, workers: int, hear: OnProgress) -> None:
@@ -109,7 +123,7 @@ def _grow(plan: Plan, journal: Journal, tally: Tally, workers: int, hear: OnProg
     total, schema = plan.num_windows, _schema(plan)
     compression = "snappy" if is_picture(len(plan.facts.bands), plan.facts.dtype) else "zstd"
     first_units = list(itertools.islice(plan.units(), tally.next_unit, tally.next_unit + workers))
-    start = partial(Cutter, plan.source, plan.options, plan.classes)
+    start = partial(Cutter, plan.source, plan.options, plan.classes, plan.facts.nodata)
     units = itertools.islice(plan.units(), tally.next_unit, None)
     shard: GrowingShard | None = None
     hear("windows", tally.windows, total, tally.tiles)
@@ -128,13 +142,6 @@ def _grow(plan: Plan, journal: Journal, tally: Tally, workers: int, hear: OnProg
             shard = None
         tally.done = True
         journal.save(tally)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        hint = "there is room" if error.errno == errno.ENOSPC else "that is mended"
-        raise RecipeError(
-            f"OUT={str(journal.out)!r} cannot be written ({why}); whole shards stay ({tally.shards}), and the same "
-            f"command goes on from there once {hint}"
-        ) from None
     finally:
         if shard:
             shard.discard()
@@ -175,44 +182,11 @@ def _schema(plan: Plan) -> Any:
     return schema.with_metadata({**schema.metadata, **facts.schema_metadata()})
 
 
-def _report(plan: Plan, tally: Tally) -> dict[str, Any]:
-    """What build.json keeps; nothing in it depends on how often the build was killed."""
-    return {
-        "num_scenes": tally.scenes,
-        "num_tiles": tally.tiles,
-        "num_shards": tally.shards,
-        "skipped": dict(sorted(tally.skipped.items())),
-        "tiles_per_class": {name: tally.per_class[name] for name in plan.classes.names},
-        "num_left_out": len(plan.left_out) + tally.num_left_out,
-        "left_out": (plan.left_out + tally.left_out)[:1000],
-        "notes": plan.notes,
-    }
-
-
-def _check_kept(plan: Plan, tally: Tally, report: dict[str, Any]) -> None:
-    if tally.tiles:
-        return
-    if tally.skipped:
-        reasons = ", ".join(f"{name} {count:,}" for name, count in report["skipped"].items())
-        raise RecipeError(
-            f"none of {tally.windows:,} windows was kept ({reasons}); --max-nodata 1 --max-cloud 1 skips none for what "
-            f"they show"
-        )
-    path, reason = report["left_out"][0]
-    raise RecipeError(f"none of the images in {str(plan.source)!r} makes a tile; {path}: {reason}")
-
-
-def _built(report: dict[str, Any], out_dir: Path, facts: TileFacts, **more: Any) -> Built:
+def _built(report: dict[str, Any], facts: TileFacts, out_dir: Path, **more: Any) -> Built:
     num_bytes = sum(path.stat().st_size for path in out_dir.glob("tiles-*-of-*.parquet"))
     fields = {name: value for name, value in report.items() if name != "asked"}
     fields["left_out"] = [(path, reason) for path, reason in report["left_out"]]
     return Built(facts=facts, num_bytes=num_bytes, **fields, **more)
-
-
-def _built_before(report: dict[str, Any], out_dir: Path) -> Built:
-    facts = read_facts(out_dir)
-    assert facts
-    return _built(report, out_dir, facts, found_complete=True)
 
 
 def _cores() -> int:

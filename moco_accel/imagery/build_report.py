@@ -48,7 +48,10 @@ def build_progress() -> Iterator[OnProgress]:
 def print_built(built: Built, out: Path) -> None:
     """The summary of a build."""
     if built.found_complete:
-        console.print(f"{escape(str(out))} is complete: these tiles were built before (--overwrite builds them anew)")
+        console.print(
+            f"{escape(str(out))} is complete: these tiles were built before (--overwrite builds them anew)",
+            soft_wrap=True,
+        )
     console.print(_counts(built))
     console.print(_bands(built))
     if built.tiles_per_class:
@@ -73,7 +76,7 @@ def _counts(built: Built) -> Table:
     if built.num_resumed:
         table.add_row("  of an earlier run", f"{built.num_resumed:,}")
     for reason, count in built.skipped.items():
-        table.add_row(f"skipped: {reason}", f"{count:,}")
+        table.add_row(f"skipped: {escape(reason)}", f"{count:,}")
     if built.num_left_out:
         table.add_row("images left out", f"{built.num_left_out:,}")
     table.add_row("stored as", f"{len(built.facts.bands)} × {built.facts.dtype}")

@@ -9,9 +9,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from moco_accel.bands import parse_bands
 from moco_accel.console import console, progress_bar, user_errors
 from moco_accel.looking import look_cli
-from moco_accel.recipe_text import RecipeError
 
 app = typer.Typer(
     help="Imagery into shards of tiles to pretrain on.\n\nExample: moco-data demo data/demo",
@@ -34,7 +34,9 @@ def demo(out: Out, overwrite: Overwrite = False) -> None:
     Example: moco-data demo data/demo
     """
     with user_errors():
-        _check_out(out, overwrite)
+        from moco_accel.imagery.options import check_out
+
+        check_out(out, overwrite)
         from moco_accel.imagery.bluemarble import WEAKNESSES, class_counts, load_demo, write_demo
 
         with console.status("choosing tiles"):
@@ -53,62 +55,54 @@ def demo(out: Out, overwrite: Overwrite = False) -> None:
 
 @app.command()
 def build(
-    source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="Folder of images or scenes (searched throughout), or one file.")
-    ],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of imagery (searched throughout), or a file.")],
     out: Out,
-    tile_size: Annotated[int, typer.Option(help="Side of a tile in pixels; smaller images are kept whole.")] = 224,
-    stride: Annotated[
-        int | None, typer.Option(help="Pixels from one tile to the next. (default: the tile size)")
-    ] = None,
-    bands: Annotated[
-        str | None, typer.Option(help="Bands to store, by name and in this order, e.g. B4,B3,B2. (default: all)")
-    ] = None,
-    band_names: Annotated[
-        str | None, typer.Option(help="Names of a file's bands where it has none itself, e.g. red,green,blue,nir.")
-    ] = None,
-    max_nodata: Annotated[
-        float, typer.Option(help="Skip tiles with a larger share of pixels without data (nodata, NaN or masked).")
-    ] = 0.1,
-    nodata: Annotated[float | None, typer.Option(help="The number that marks no data. (default: the file's)")] = None,
-    max_cloud: Annotated[
-        float,
-        typer.Option(help="Skip tiles with a larger share of pixels white as clouds; snow is white, too. 1: none."),
-    ] = 0.5,
+    tile_size: Annotated[int, typer.Option(help="Side of a tile in pixels.")] = 224,
+    stride: Annotated[int | None, typer.Option(help="Pixels from tile to tile. (default: --tile-size)")] = None,
+    bands: Annotated[str | None, typer.Option(help="Bands to store, in this order: B4,B3,B2. (default: all)")] = None,
+    band_names: Annotated[str | None, typer.Option(help="Names of bands that have none: red,green,blue,nir.")] = None,
+    max_nodata: Annotated[float, typer.Option(help="Skip tiles with a larger share without data.")] = 0.1,
+    nodata: Annotated[float | None, typer.Option(help="Number that marks no data. (default: the file's)")] = None,
+    max_cloud: Annotated[float, typer.Option(help="Skip tiles with a larger share as white as clouds.")] = 0.5,
     labels_from_folders: Annotated[
-        bool, typer.Option("--labels-from-folders", help="Label each tile with its folder directly under SRC.")
+        bool, typer.Option("--labels-from-folders", help="Label tiles with their folder directly under SRC.")
     ] = False,
-    label_raster: Annotated[
-        Path | None, typer.Option(help="GeoTIFF of class numbers: label each tile with its majority class.")
-    ] = None,
+    label_raster: Annotated[Path | None, typer.Option(help="GeoTIFF of class numbers to label tiles with.")] = None,
     class_names: Annotated[
         str | None, typer.Option(help="Of --label-raster: sea,land for 0 and 1, or 10=forest,80=water.")
     ] = None,
     min_majority: Annotated[
-        float, typer.Option(help="Skip tiles whose majority class covers a smaller share of them.")
-    ] = 0.6,
-    pair_with: Annotated[
-        Path | None, typer.Option(help="Imagery of another season: adds the same place's tile as column image_pair.")
+        float | None, typer.Option(help="Skip tiles of which no class covers this share. (default: 0.6)")
     ] = None,
+    pair_with: Annotated[Path | None, typer.Option(metavar="SRC2", help="Imagery of another season.")] = None,
     max_shard_mb: Annotated[int, typer.Option(help="Largest size of a shard in MB.")] = 256,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. (default: one for each core)")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes, from 1. (default: one for each core)")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Cut imagery into tiles: JPEG, PNG, GeoTIFF, JPEG 2000; bands in one file or a file each; 8, 16 or float32 bits.
+    """Cut imagery into tiles.
 
-    Band files of one Sentinel-2 or Landsat scene are stacked, coarser bands resampled. What no window fits into at the
-    right and lower edge is left out. White as clouds is, in 8 bits, red, green and blue above 230 and less than 20
-    apart; in Sentinel-2 and Landsat 8/9 numbers, reflectances above 0.35 and less than 0.1 apart; else nothing.
-
+    JPEG, PNG, GeoTIFF, JPEG 2000; uint8, uint16, int16 or float32.
+    Images smaller than a tile are kept whole.
+    Band files of one Sentinel-1, Sentinel-2 or Landsat scene are stacked.
     Killed? The same command goes on where it stopped.
 
-    Photos:     moco-data build my_images data/tiles --tile-size 224 --stride 112
+    Without data are pixels of the file's nodata number, NaN or masked ones.
+    In float32 they are stored as that number, or else as the lowest float32.
+
+    White as clouds are, in 8 bits, red, green and blue above 230 and less
+    than 20 apart; in Sentinel-2 and Landsat 8/9, reflectances above 0.35 and
+    less than 0.1 apart. Snow is white, too. --max-cloud 1: no cloud test.
+
+    With SRC2, column image_pair has the other season's tile: by place where
+    both have a CRS, else by the same path below SRC and SRC2.
+
+    Photos: moco-data build my_images data/tiles --stride 112
 
     Sentinel-2: moco-data build S2A_MSIL1C_….SAFE data/s2 --bands B4,B3,B2,B8
 
-    Labelled:   moco-data build scenes data/labelled --label-raster worldcover.tif --class-names 10=forest,80=water
+    Labels: moco-data build scenes data/labelled --label-raster worldcover.tif
 
-    Seasons:    moco-data build summer data/pairs --pair-with winter
+    Seasons: moco-data build summer data/pairs --pair-with winter
 
     Example: moco-data build my_images data/tiles
     """
@@ -121,8 +115,8 @@ def build(
         options = Options(
             tile_size=tile_size,
             stride=stride,
-            bands=_names(bands),
-            band_names=_names(band_names),
+            bands=_names(bands, "--bands"),
+            band_names=_names(band_names, "--band-names"),
             max_nodata=max_nodata,
             nodata=nodata,
             max_cloud=max_cloud,
@@ -149,13 +143,6 @@ def main() -> None:
     run_command(app)
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise RecipeError(f"OUT={str(out)!r} is a file; a folder works, e.g. {out.with_suffix('')}_tiles")
-    if not overwrite and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise RecipeError(f"OUT={str(out)!r} is not empty; choose another folder, or pass --overwrite")
-
-
 def _print_demo(counts: dict[str, dict[str, int]]) -> None:
     table = Table(title="tiles", caption="32 × 32 pixels of about 7 km")
     table.add_column("class")
@@ -169,9 +156,8 @@ def _print_demo(counts: dict[str, dict[str, int]]) -> None:
     console.print(table)
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    """`B4,B3,B2` as names."""
-    return tuple(name.strip() for name in text.split(",")) if text else None
+def _names(text: str | None, option: str) -> tuple[str, ...] | None:
+    return None if text is None else tuple(parse_bands(text, option))
 
 
 look_cli.register(app)  # inspect and preview register themselves: see look_cli.py

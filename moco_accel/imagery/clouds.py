@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,8 @@ def cloud_rule(layout: Layout) -> CloudRule | None:
     """The rule for a scene, None where white means nothing: no visible bands, or numbers of unknown meaning.
 
     8 bits: red, green and blue above 230, less than 20 apart. Sentinel-2 (uint16): above a reflectance of 0.35 (3,500;
-    4,500 from baseline 04.00 on), less than 0.1 apart. Landsat 8 and 9 (uint16): the same reflectances, their numbers.
+    4,500 from baseline 04.00 on), less than 0.1 apart. Landsat 8 and 9 (uint16): the same reflectances, their numbers;
+    above the atmosphere those depend on the sun's elevation, which is overhead where no metadata tell.
     """
     picked = picture_bands(layout.bands, len(layout.bands), layout.scene.sensor)
     names = [layout.bands[index] for index in picked] if layout.bands else []
@@ -45,6 +47,8 @@ def cloud_rule(layout: Layout) -> CloudRule | None:
     if layout.dtype == "uint16" and layout.scene.sensor == "sentinel2":
         return CloudRule(picked, 4_500 if layout.scene.baseline >= OFFSET_BASELINE else 3_500, 1_000)
     if layout.dtype == "uint16" and layout.scene.sensor == "landsat8":
-        # reflectance = 2.75e-5 · number - 0.2 at the surface, 2e-5 · number - 0.1 above the atmosphere
-        return CloudRule(picked, 20_000, 3_636) if layout.scene.surface else CloudRule(picked, 22_500, 5_000)
+        if layout.scene.surface:  # reflectance = 2.75e-5 · number - 0.2
+            return CloudRule(picked, 20_000, 3_636)
+        sun = math.sin(math.radians(layout.sun_elevation or 90))  # reflectance = (2e-5 · number - 0.1) / sun
+        return CloudRule(picked, round((0.35 * sun + 0.1) / 2e-5), round(0.1 * sun / 2e-5))
     return None

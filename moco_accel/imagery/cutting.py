@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from moco_accel.band_counter import BandCounter
 from moco_accel.imagery.clouds import CloudRule, cloud_rule
-from moco_accel.imagery.encoding import Tile, count_tiles, encode
 from moco_accel.imagery.grids import Grid
 from moco_accel.imagery.labels import Classes, LabelReader, folder_of
 from moco_accel.imagery.layouts import Layout
 from moco_accel.imagery.options import Options
-from moco_accel.imagery.pictures import UnreadableImage, read_picture
-from moco_accel.imagery.rasters import Mask, Pixels, RasterReader, valid_pixels
-from moco_accel.tile_facts import BandCounter
+from moco_accel.imagery.pictures import UnreadableImage
+from moco_accel.imagery.rasters import PictureReader, RasterReader
+from moco_accel.tile_facts import Mask, Pixels
+
+Tile = tuple[Pixels, Mask | None, bytes | None]  # pixels, where they hold data, the file's bytes if they can serve
 
 _OPEN_READERS = 3  # of a scene, and of what it is paired with
 _COUNTED_AT_ONCE = 1 << 20  # pixels
@@ -49,28 +53,6 @@ class Cut:
     counter: BandCounter | None = None
 
 
-class PictureReader:
-    """A picture, decoded whole."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        pixels, self._encoded = read_picture(layout.scene.files[0])
-        if layout.picked != tuple(range(len(pixels))):
-            pixels, self._encoded = pixels[list(layout.picked)], None
-        self._pixels = pixels
-
-    def read(self, row: int, col: int, height: int, width: int) -> tuple[Pixels, Mask | None]:
-        pixels = self._pixels[:, row : row + height, col : col + width]
-        return pixels, valid_pixels(self.layout, pixels)
-
-    def encoded(self, height: int, width: int) -> bytes | None:
-        """The file's bytes, when a tile is the whole picture."""
-        return self._encoded if self._pixels.shape[1:] == (height, width) else None
-
-    def close(self) -> None:
-        pass
-
-
 class Skipped(Exception):  # noqa: N818 - the reason is its message
     """A window that makes no tile, and why."""
 
@@ -78,21 +60,23 @@ class Skipped(Exception):  # noqa: N818 - the reason is its message
 class Cutter:
     """Cuts jobs into rows; keeps a few scenes open from one job to the next."""
 
-    def __init__(self, source: Path, options: Options, classes: Classes) -> None:
+    def __init__(self, source: Path, options: Options, classes: Classes, nodata: float | None = None) -> None:
+        """`nodata` is what pixels without data are stored as; None: as they are."""
         self.root = source if source.is_dir() else source.parent
-        self.options, self.classes = options, classes
+        self.options, self.classes, self.nodata = options, classes, nodata
         self._readers: OrderedDict[tuple[Layout, Grid], RasterReader | PictureReader] = OrderedDict()
         self._labels: tuple[Grid, LabelReader] | None = None
 
     def __call__(self, jobs: tuple[Job, ...]) -> Cut:
-        cut = Cut(counter=BandCounter(len(jobs[0].layout.bands), jobs[0].layout.dtype))
+        counter = BandCounter(len(jobs[0].layout.bands), jobs[0].layout.dtype)
+        cut = Cut(counter=counter)
         kept: list[Tile] = []
         for job in jobs:
             self._cut(job, cut, kept)
             if sum(tile[0][0].size for tile in kept) > _COUNTED_AT_ONCE:
-                count_tiles(cut.counter, kept)
+                count_tiles(counter, kept)
                 kept.clear()
-        count_tiles(cut.counter, kept)
+        count_tiles(counter, kept)
         return cut
 
     def _cut(self, job: Job, cut: Cut, kept: list[Tile]) -> None:
@@ -121,7 +105,7 @@ class Cutter:
         if key not in self._readers:
             while len(self._readers) >= _OPEN_READERS:
                 self._readers.popitem(last=False)[1].close()
-            self._readers[key] = RasterReader(layout, grid) if layout.sources else PictureReader(layout)
+            self._readers[key] = RasterReader(layout, grid, self.nodata) if layout.sources else PictureReader(layout)
         self._readers.move_to_end(key)
         return self._readers[key]
 
@@ -151,10 +135,11 @@ class Cutter:
         if self._labels is None or self._labels[0] != layout.grid:
             if self._labels:
                 self._labels[1].close()
+                self._labels = None
             self._labels = layout.grid, LabelReader(self.options.label_raster, self.classes, layout.grid)
-        label = self._labels[1].label(row, col, height, width, self.options.min_majority)
-        if label is None:
-            raise Skipped("no clear label")
+        label = self._labels[1].label(row, col, height, width, self.options.majority)
+        if isinstance(label, str):
+            raise Skipped(label)
         return label
 
     def _partner(self, job: Job, row: int, col: int, height: int, width: int) -> Tile:
@@ -165,7 +150,7 @@ class Cutter:
             if not _covers(partner.grid, grid, row, col, height, width):
                 continue
             try:
-                reader = self._reader(partner, grid if grid.crs else partner.grid)
+                reader = self._reader(partner, grid if grid.crs and partner.grid.crs else partner.grid)
                 pixels, valid = reader.read(row, col, height, width)
                 check(pixels, valid, cloud_rule(partner), self.options)
             except Skipped as reason:
@@ -184,7 +169,7 @@ def window_shape(grid: Grid, tile_size: int) -> tuple[int, int]:
 
 
 def _covers(partner: Grid, grid: Grid, row: int, col: int, height: int, width: int) -> bool:
-    if grid.crs is None:
+    if grid.crs is None or partner.crs is None:
         return (partner.height, partner.width) == (grid.height, grid.width)
     left, bottom, right, top = grid.bounds(row, col, height, width)
     west, south, east, north = partner.bounds(0, 0, partner.height, partner.width)
@@ -230,3 +215,29 @@ def check(pixels: Pixels, valid: Mask | None, rule: CloudRule | None, options: O
         white = rule.white(pixels)
         if (white if valid is None else white & valid).mean() > options.max_cloud:
             raise Skipped("cloud white")
+
+
+def encode(tile: Tile) -> Any:
+    """One or three bands of 8 bits as an encoded picture for `datasets.Image`; anything else as .npy bytes."""
+    pixels, _, encoded = tile
+    buffer = io.BytesIO()
+    if not is_picture(len(pixels), str(pixels.dtype)):
+        np.save(buffer, np.ascontiguousarray(pixels), allow_pickle=False)
+        return buffer.getvalue()
+    if encoded is None:
+        bands_last = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+        Image.fromarray(np.ascontiguousarray(bands_last)).save(buffer, "png")
+    return {"bytes": encoded or buffer.getvalue(), "path": None}
+
+
+def is_picture(bands: int, dtype: str) -> bool:
+    return dtype == "uint8" and bands in (1, 3)
+
+
+def count_tiles(counter: BandCounter, tiles: list[Tile]) -> None:
+    """Many small tiles cost as much as one large one when they are counted together."""
+    if not tiles:
+        return
+    flat = np.concatenate([pixels.reshape(len(pixels), 1, -1) for pixels, _, _ in tiles], axis=2)
+    masks = [np.ones(pixels[0].size, np.bool_) if valid is None else valid.ravel() for pixels, valid, _ in tiles]
+    counter.add(flat, None if all(valid is None for _, valid, _ in tiles) else np.concatenate(masks)[None])

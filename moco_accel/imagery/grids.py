@@ -30,6 +30,19 @@ class Grid:
         return min(xs), min(ys), max(xs), max(ys)
 
 
+def overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two (left, bottom, right, top) share more than an edge. Rows of a file may run to the north."""
+    (left, low, right, high), (west, south, east, north) = one, other
+    return west < right and left < east and min(south, north) < max(low, high) and min(low, high) < max(south, north)
+
+
+def place(bounds: Sequence[float], crs: str | None) -> str:
+    """`x 500000 to 503200, y 3993600 to 4000000 (EPSG:32618)`; of WKT its name."""
+    left, bottom, right, top = (f"{round(edge, 4):.10g}" for edge in bounds)
+    name = crs if crs is None or "[" not in crs else crs.split('"')[1]
+    return f"x {left} to {right}, y {bottom} to {top} ({name})"
+
+
 def common_grid(datasets: Sequence[Any]) -> tuple[Grid, list[bool]]:
     """The finest band's pixels within what all bands cover, and which bands have coarser ones."""
     finest = min(datasets, key=lambda dataset: abs(dataset.transform.a))

@@ -5,26 +5,29 @@ A shard counts once `state.npz` says so. When all are there they move to OUT, an
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import sys
+import zipfile
+import zlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from moco_accel.imagery.options import Options
-from moco_accel.imagery.scenes import find_images
+from moco_accel.band_counter import BandCounter
 from moco_accel.recipe_text import RecipeError
-from moco_accel.tile_facts import FACTS_FILE, BandCounter
+from moco_accel.tile_facts import FACTS_FILE, TileFacts, facts_from_json
 
 REPORT_FILE = "build.json"
-_FOLDER, _STATE, _ASKED = ".build", "state.npz", "options.json"
-_FORMAT = "1"  # of the journal and of the order of tiles
+_FOLDER, _OLD = ".build", ".build-done"
+_LOCK, _STATE, _ASKED, _DECIDED = "lock", "state.npz", "options.json", "decided.json"
+_FORMAT = "3"  # of the journal, of the order of tiles and of what is stored
 _MAX_LISTED = 1000
 
 
@@ -52,44 +55,82 @@ class Tally:
 class Journal:
     """Of one build in `out`; `asked` is what decides its tiles."""
 
-    def __init__(self, out: Path, source: Path, options: Options) -> None:
+    def __init__(self, out: Path, asked: dict[str, str]) -> None:
         self.out, self.folder = out, out / _FOLDER
-        self.asked = {"SRC": str(source.resolve())} | options.as_text()
-        self.asked |= {"format": _FORMAT, "files": _digest(source, options)}
+        self.asked = asked | {"format": _FORMAT}
         self._lock: IO[str] | None = None
 
-    def finished(self) -> dict[str, Any] | None:
-        """The report of a finished build of the same tiles. Raises RecipeError for one of others."""
+    def finished(self) -> tuple[dict[str, Any], TileFacts] | None:
+        """Report and facts of a finished build of the same tiles. Raises RecipeError for one of others."""
+        shutil.rmtree(self.out / _OLD, ignore_errors=True)
         if not (self.out / FACTS_FILE).is_file() or not (self.out / REPORT_FILE).is_file() or self.folder.exists():
             return None
-        report: dict[str, Any] = json.loads((self.out / REPORT_FILE).read_text())
-        self._compare(report["asked"], "holds tiles built")
-        return report
+        with self._readable(REPORT_FILE):
+            report = json.loads((self.out / REPORT_FILE).read_text())
+            asked = dict(report["asked"])
+        with self._readable(FACTS_FILE):
+            facts = facts_from_json((self.out / FACTS_FILE).read_text())
+            if facts.statistics is None:
+                raise ValueError("without statistics")
+        self._compare(self.asked, asked, "holds tiles built")
+        return report, facts
 
     def begin(self, overwrite: bool) -> Tally:
         """How far an earlier build of the same tiles got, or a new start. Raises RecipeError."""
-        begun = self.folder / _ASKED
-        if begun.is_file():
-            try:
-                self._compare(json.loads(begun.read_text()), "was begun")
-            except RecipeError:
-                if not overwrite:
-                    raise
-                shutil.rmtree(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            tally = self._earlier(overwrite)
+            for path in self.folder.glob("shard-*"):
+                if path.suffix == ".partial" or int(path.stem.removeprefix("shard-")) >= tally.shards:
+                    path.unlink()
         except OSError as error:
+            self.close()
             raise RecipeError(
                 f"OUT={str(self.out)!r} cannot be written ({error.strerror}); choose a folder of yours"
             ) from None
-        self._take_lock()
-        if not begun.is_file():
-            replace(begun, json.dumps(self.asked, indent=2).encode())
-        tally = self._load()
-        for path in self.folder.glob("shard-*"):
-            if path.suffix == ".partial" or int(path.stem.removeprefix("shard-")) >= tally.shards:
-                path.unlink()
+        except RecipeError:
+            self.close()
+            raise
         return tally
+
+    def agree(self, decided: dict[str, str], tally: Tally, overwrite: bool) -> Tally:
+        """`tally`, when the build that it is of had decided the same; a new start else.
+
+        Raises RecipeError when that loses whole shards and `overwrite` is false.
+        """
+        try:
+            self._compare(decided, self._read(_DECIDED), "was begun")
+            return tally
+        except RecipeError:
+            if tally.shards and not overwrite:
+                raise
+        self._start_anew()
+        replace(self.folder / _DECIDED, json.dumps(decided, indent=2).encode())
+        return Tally()
+
+    def _earlier(self, overwrite: bool) -> Tally:
+        """The lock is ours: what lies here is of no build that runs."""
+        if (self.folder / _ASKED).is_file():
+            try:
+                self._compare(self.asked, self._read(_ASKED), "was begun")
+                return self._load()
+            except RecipeError:
+                if not overwrite:
+                    raise
+        self._start_anew()
+        return Tally()
+
+    def _read(self, name: str) -> dict[str, str]:
+        with self._readable(f"{_FOLDER}/{name}"):
+            return dict(json.loads((self.folder / name).read_text()))
+
+    def _start_anew(self) -> None:
+        """Nothing stays but the lock."""
+        for path in self.folder.iterdir():
+            if path.name != _LOCK:
+                path.unlink()
+        replace(self.folder / _ASKED, json.dumps(self.asked, indent=2).encode())
 
     def shard(self, index: int) -> Path:
         return self.folder / f"shard-{index:05d}.parquet"
@@ -110,15 +151,17 @@ class Journal:
     def _load(self) -> Tally:
         if not (self.folder / _STATE).is_file():
             return Tally()
-        with np.load(self.folder / _STATE, allow_pickle=False) as stored:
+        with (
+            self._readable(f"{_FOLDER}/{_STATE}"),
+            (self.folder / _STATE).open("rb") as file,
+            np.load(file, allow_pickle=False) as stored,
+        ):
             plain = json.loads(str(stored["text"]))
-            state = {
-                name.removeprefix("counter_"): stored[name] for name in stored.files if name.startswith("counter_")
-            }
-            dtype = str(stored["dtype"])
-        plain["left_out"] = [(path, reason) for path, reason in plain["left_out"]]
-        plain |= {name: Counter(plain[name]) for name in ("skipped", "per_class")}
-        return Tally(**plain, counter=BandCounter.restored(dtype, state) if state else None)
+            names = [name for name in stored.files if name.startswith("counter_")]
+            state = {name.removeprefix("counter_"): stored[name] for name in names}
+            plain["left_out"] = [(path, reason) for path, reason in plain["left_out"]]
+            plain |= {name: Counter(plain[name]) for name in ("skipped", "per_class")}
+            return Tally(**plain, counter=BandCounter.restored(str(stored["dtype"]), state) if state else None)
 
     def publish(self, num_shards: int, report: dict[str, Any], facts: str) -> None:
         """Move the shards to OUT under their names, write build.json, then tiles.json. May be killed and repeated."""
@@ -133,11 +176,18 @@ class Journal:
                 self.shard(index).replace(self.out / name)
         replace(self.out / REPORT_FILE, json.dumps({"asked": self.asked, **report}, indent=2).encode())
         replace(self.out / FACTS_FILE, facts.encode())
-        shutil.rmtree(self.folder)
+        self.remove()
 
-    def abandon(self) -> None:
-        """Nothing came of it: leave no trace."""
-        shutil.rmtree(self.folder)
+    def remove(self) -> None:
+        """At one stroke: a kill while files go one by one would leave what looks like a build begun.
+
+        The lock is let go before its file goes, for NFS keeps files that are open.
+        """
+        old = self.out / _OLD
+        shutil.rmtree(old, ignore_errors=True)
+        self.folder.rename(old)
+        self.close()
+        shutil.rmtree(old, ignore_errors=True)
 
     def close(self) -> None:
         if self._lock:
@@ -150,21 +200,31 @@ class Journal:
             return
         import fcntl
 
-        self._lock = (self.folder / "lock").open("w")
+        self._lock = (self.folder / _LOCK).open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
+        except BlockingIOError:
             raise RecipeError(
                 f"OUT={str(self.out)!r} is being written by another build; wait, or choose another folder"
             ) from None
 
-    def _compare(self, begun: dict[str, str], verb: str) -> None:
-        for name, value in self.asked.items():
+    @contextmanager
+    def _readable(self, name: str) -> Iterator[None]:
+        """Around what reads a file of ours: damaged it is the user's to decide about."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
+            raise self.damaged(name) from None
+
+    def damaged(self, name: str) -> RecipeError:
+        return RecipeError(f"OUT={str(self.out)!r} holds a damaged {name}; choose another folder, or pass --overwrite")
+
+    def _compare(self, now: dict[str, str], begun: dict[str, str], verb: str) -> None:
+        for name, value in now.items():
             if begun.get(name) == value:
                 continue
-            if name in ("files", "format"):
-                what = "of files that have changed since" if name == "files" else "by another version"
+            if name in ("files", "scenes", "format"):
+                what = "by another version" if name == "format" else "of files that have changed since"
                 raise RecipeError(f"OUT={str(self.out)!r} {verb} {what}; choose another folder, or pass --overwrite")
             raise RecipeError(
                 f"OUT={str(self.out)!r} {verb} {_as_asked(name, begun.get(name))}, not {_as_asked(name, value)}; "
@@ -188,19 +248,3 @@ def _sync(file: IO[bytes]) -> None:
 
 def _as_asked(name: str, value: str | None) -> str:
     return f"without {name}" if value in (None, "None", "False") else f"with {name}={value}"
-
-
-def _digest(source: Path, options: Options) -> str:
-    """Changes when a file is added, removed or written again."""
-    files = find_images(source)
-    if options.pair_with:
-        files += find_images(options.pair_with, "--pair-with")
-    if options.label_raster:
-        if not options.label_raster.is_file():
-            raise RecipeError(f"--label-raster={options.label_raster} does not exist; a GeoTIFF of class numbers works")
-        files.append(options.label_raster)
-    digest = hashlib.sha256()
-    for path in files:
-        status = path.stat()
-        digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

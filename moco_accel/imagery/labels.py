@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from moco_accel.imagery.grids import Grid
+from moco_accel.imagery.grids import Grid, overlap, place
 from moco_accel.imagery.layouts import open_raster
 from moco_accel.imagery.pictures import UnreadableImage
 from moco_accel.imagery.rasters import OnGrid
 from moco_accel.imagery.scenes import Scene
 from moco_accel.recipe_text import RecipeError
+
+# why a window has no label
+NO_LABEL, UNCLEAR = "no label there", "no clear label"
+UNNAMED = ", not in --class-names"  # after the class
 
 _MAX_CLASSES = 256
 _SCAN_ROWS = 256
@@ -51,9 +56,9 @@ def raster_classes(path: Path, class_names: str | None) -> Classes:
     with dataset:
         dtype = dataset.dtypes[0]
         if np.dtype(dtype).kind not in "ui" or dataset.count != 1 or dataset.crs is None:
-            found = f"{dataset.count} bands of {dtype}, {'no ' if dataset.crs is None else ''}coordinate system"
+            found = "has no coordinate system" if dataset.crs is None else f"has {dataset.count} × {dtype}"
             raise RecipeError(
-                f"--label-raster={path} has {found}; one band of class numbers with a place on Earth works"
+                f"--label-raster={path} {found}; a GeoTIFF of one band of class numbers (uint8) on Earth works"
             )
         if class_names:
             return _parse(class_names)
@@ -67,6 +72,29 @@ def raster_classes(path: Path, class_names: str | None) -> Classes:
                 )
         values -= {dataset.nodata}
     return Classes(tuple(str(value) for value in sorted(values)), tuple(sorted(values)))
+
+
+def check_covered(path: Path, grids: Sequence[Grid]) -> None:
+    """Raises RecipeError when a label raster lies beside every scene."""
+    from rasterio.errors import RasterioError
+    from rasterio.warp import transform_bounds
+
+    with open_raster(path) as dataset:
+        crs, own = dataset.crs.to_string(), tuple(dataset.bounds)
+    first = ""
+    for grid in grids:
+        bounds = grid.bounds(0, 0, grid.height, grid.width)
+        try:
+            moved = bounds if grid.crs == crs else transform_bounds(grid.crs, crs, *bounds)
+        except RasterioError:
+            return  # a place that only the reader can tell
+        if overlap(moved, own):
+            return
+        first = first or f"{place(bounds, grid.crs)}{f', there {place(moved, crs)}' * (grid.crs != crs)}"
+    raise RecipeError(
+        f"--label-raster={path} covers none of the {len(grids)} scenes: it spans {place(own, crs)}, the first scene "
+        f"{first}; a raster of the same place works"
+    )
 
 
 def _parse(text: str) -> Classes:
@@ -93,15 +121,21 @@ class LabelReader:
         self._values = np.array(classes.values, np.int64)
         with open_raster(path) as dataset:
             self._nodata = dataset.nodata
-        self._file = OnGrid(path, grid, self._nodata, "nearest")
+        self._file = OnGrid(path, grid, None, "nearest")
 
-    def label(self, row: int, col: int, height: int, width: int, min_majority: float) -> int | None:
-        """The class that covers at least `min_majority` of a window, else None. Raises UnreadableImage."""
+    def label(self, row: int, col: int, height: int, width: int, min_majority: float) -> int | str:
+        """The class that covers at least `min_majority` of a window, else why there is none. Raises UnreadableImage."""
         found = self._file.read([1], row, col, height, width)[0].astype(np.int64)
-        known = self._file.mask(row, col, height, width) & np.isin(found, self._values)
-        counts = np.bincount(np.searchsorted(self._values, found[known]), minlength=1)
-        label = int(counts.argmax())
-        return label if counts[label] >= min_majority * found.size and counts[label] else None
+        numbers = found[self._file.mask(row, col, height, width) & (found != self._nodata)]
+        if not numbers.size:
+            return NO_LABEL
+        named = np.isin(numbers, self._values)
+        for some, is_named in ((numbers[named], True), (numbers[~named], False)):
+            values, times = np.unique(some, return_counts=True)
+            if some.size and times.max() >= min_majority * found.size:
+                value = int(values[times.argmax()])
+                return int(np.searchsorted(self._values, value)) if is_named else f"class {value}{UNNAMED}"
+        return UNCLEAR
 
     def close(self) -> None:
         self._file.close()

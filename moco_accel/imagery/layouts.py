@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -13,13 +14,16 @@ from typing import Any
 import numpy as np
 
 from moco_accel.bands import RGB, canonical_bands, select_bands
+from moco_accel.imagery.alpha import called_alpha, is_mask
 from moco_accel.imagery.grids import Affine, Grid, common_grid
 from moco_accel.imagery.pictures import UnreadableImage, failures_of, picture_header, sniff
 from moco_accel.imagery.scenes import Scene
 from moco_accel.recipe_text import RecipeError
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
+LOWEST_FLOAT = float(np.finfo(np.float32).min)  # what GDAL and most of its users mark no data with
 # no other: some of GDAL's formats name further files to open
+_MAX_PACKED = 1100  # pixels per byte of the emptiest JPEG or PNG; TIFF and JPEG 2000 have no such limit
 _DRIVERS = {"tiff": "GTiff", "jpeg2000": "JP2OpenJPEG", "jpeg": "JPEG", "png": "PNG", "png16": "PNG"}
 
 
@@ -31,6 +35,8 @@ class Layout:
     No data is where a band has its `nodata` number, where a mask or alpha band says so (`masked`; `alpha`: the file's
     last band is it), and, when nothing is declared for a satellite's scene, where all bands are 0 (`zeros`).
     `resampled` are bands of coarser pixels. Without band names `bands` is empty and `unnamed` says how many there are.
+    `sun_elevation` in degrees, where a Landsat scene's metadata lie beside it. `near_alpha`: the last band is called
+    alpha, and holds too many numbers to be a mask.
     """
 
     scene: Scene
@@ -46,6 +52,8 @@ class Layout:
     striped: bool = False
     resampled: tuple[str, ...] = ()
     unnamed: int = 0
+    sun_elevation: float | None = None
+    near_alpha: bool = False
 
     @property
     def key(self) -> tuple[tuple[str, ...], str, int]:
@@ -57,7 +65,7 @@ class Layout:
         return f"[{names}] {self.dtype}"
 
 
-class NotBandFiles(Exception):  # noqa: N818 - a finding, not a failure
+class NotBandFiles(UnreadableImage):
     """Files named like the band files of one scene hold several bands each: every one is a scene."""
 
 
@@ -95,7 +103,11 @@ def open_raster(path: Path) -> Any:
     rasterio = load_rasterio()
     with warnings.catch_warnings(), failures_of(path, "cannot be opened"):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        return rasterio.open(path, driver=driver)
+        dataset = rasterio.open(path, driver=driver)
+    if driver in ("JPEG", "PNG") and dataset.width * dataset.height > _MAX_PACKED * path.stat().st_size:
+        dataset.close()  # or it would be searched for tiles for hours
+        raise UnreadableImage(f"is damaged (its {path.stat().st_size:,} bytes cannot hold that many pixels)")
+    return dataset
 
 
 def _describe_raster(
@@ -113,7 +125,16 @@ def _describe_raster(
         grid, coarse = common_grid(datasets)
         sources = tuple((path, 1) for path in files)
         resampled = tuple(band for band, is_coarse in zip(chosen, coarse, strict=True) if is_coarse)
-        return _layout(scene, chosen, datasets, [1] * len(files), grid, sources, nodata, resampled)
+        layout = _layout(scene, chosen, datasets, [1] * len(files), grid, sources, nodata, resampled)
+        return replace(layout, sun_elevation=_sun_elevation(scene))
+
+
+def _sun_elevation(scene: Scene) -> float | None:
+    """Degrees above the horizon, from the _MTL.txt beside the band files of a Landsat scene; None without one."""
+    path = scene.files[0].with_name(re.sub(r"_B\d+$", "", scene.files[0].stem, flags=re.IGNORECASE) + "_MTL.txt")
+    text = path.read_text(errors="replace") if scene.sensor == "landsat8" and path.is_file() else ""
+    found = re.search(r"SUN_ELEVATION = (\d+\.?\d*)", text)
+    return float(found[1]) if found else None
 
 
 def _describe_file(
@@ -123,8 +144,9 @@ def _describe_file(
     if "palette" in kinds:
         raise UnreadableImage("has a colour table, so its numbers are classes or palette entries, not intensities")
     every = list(range(1, dataset.count + 1))
-    # what GDAL calls alpha is often a fourth band that nobody named; a name, or --band-names, says so
-    hidden = [] if band_names and len(band_names) == len(every) else [n for n in every if _is_alpha(dataset, n)]
+    # what GDAL calls alpha is often a fourth band that nobody named; its name, --band-names or its numbers say so
+    candidates = [] if band_names and len(band_names) == len(every) else called_alpha(dataset)
+    hidden = [number for number in candidates if is_mask(dataset, number)]
     numbers = [number for number in every if number not in hidden]
     names = _given(band_names, len(numbers)) or _own_names(dataset, numbers)
     picked = _select(bands, names, scene) if names else list(range(len(numbers)))
@@ -135,12 +157,8 @@ def _describe_file(
     sources = tuple((scene.files[0], number) for number in numbers)
     layout = _layout(scene, chosen, [dataset] * len(numbers), numbers, grid, sources, nodata)
     is_shown = "alpha" in kinds and not hidden
+    layout = replace(layout, near_alpha=len(candidates) > len(hidden))
     return replace(layout, masked=False) if is_shown else replace(layout, alpha=bool(hidden))
-
-
-def _is_alpha(dataset: Any, number: int) -> bool:
-    name = (dataset.descriptions[number - 1] or "alpha").lower()
-    return dataset.colorinterp[number - 1].name == "alpha" and "alpha" in name
 
 
 def _layout(
@@ -150,7 +168,7 @@ def _layout(
     pairs = list(zip(datasets, numbers, strict=True))
     dtype = _common_dtype([dataset.dtypes[number - 1] for dataset, number in pairs])
     declared = [nodata if nodata is not None else dataset.nodatavals[number - 1] for dataset, number in pairs]
-    values = tuple(value if _fits(value, dtype) else None for value in declared)
+    values = tuple(value if fits(value, dtype) else None for value in declared)
     flags = {flag.name for dataset in datasets for flag in dataset.mask_flag_enums[0]}
     masked = bool(flags & {"per_dataset", "alpha"})
     nothing = all(value is None for value in values) and not masked
@@ -163,12 +181,25 @@ def _layout(
     )  # fmt: skip
 
 
-def _fits(value: float | None, dtype: str) -> bool:
+def fits(value: float | None, dtype: str) -> bool:
     """A nodata number outside the dtype's range marks nothing."""
     if value is None or dtype == "float32":
-        return value is not None
+        return value is not None and (not math.isfinite(value) or abs(value) <= -LOWEST_FLOAT)
     limits = np.iinfo(dtype)
     return limits.min <= value <= limits.max and float(value).is_integer()
+
+
+def check_nodata(nodata: float | None, dtype: str) -> None:
+    """Raises RecipeError when --nodata is a number that tiles of `dtype` cannot hold."""
+    if nodata is None or fits(nodata, dtype):
+        return
+    limits = np.finfo(np.float32) if dtype == "float32" else np.iinfo(dtype)
+    kind = "numbers" if dtype == "float32" else "whole numbers"
+    works = -9999 if limits.min < 0 else 0
+    raise RecipeError(
+        f"--nodata={nodata:g}: the imagery is {dtype}, which holds {kind} from {limits.min:.8g} to {limits.max:.8g}; "
+        f"--nodata {works}"
+    )
 
 
 def _common_dtype(dtypes: Sequence[str]) -> str:
@@ -176,6 +207,8 @@ def _common_dtype(dtypes: Sequence[str]) -> str:
         raise UnreadableImage(f"has bands of different dtypes ({', '.join(sorted(set(dtypes)))})")
     if dtypes[0] not in DTYPES:
         hint = "gdal_translate -ot Float32 makes it float32" if dtypes[0] != "int8" else "gdal_translate -ot Int16"
+        if dtypes[0].startswith("complex"):  # a cast would keep the real part alone
+            hint = "its magnitude can: gdal_calc.py -A IN --calc='abs(A)' --type=Float32 --outfile=OUT"
         raise UnreadableImage(f"is {dtypes[0]}; tiles can be {', '.join(DTYPES)}: {hint}")
     return dtypes[0]
 
@@ -190,7 +223,7 @@ def _own_names(dataset: Any, numbers: Sequence[int]) -> tuple[str, ...]:
     """From descriptions, else from colours, else RGB or grey for three or one of 8 bits, else none."""
     described = [dataset.descriptions[number - 1] for number in numbers]
     colours = [dataset.colorinterp[number - 1].name for number in numbers]
-    for names in (described, colours if "gray" not in colours else []):
+    for names in (described, [] if {"gray", "alpha"} & set(colours) else colours):
         if names and all(name and name != "undefined" for name in names) and _distinct(names):
             return tuple(canonical_bands(names))
     if dataset.dtypes[numbers[0] - 1] == "uint8" and len(numbers) in (1, 3):

@@ -20,7 +20,7 @@ _FORMATS = ("JPEG", "PNG", "TIFF")
 _KEPT_AS_ENCODED = ("JPEG", "PNG")  # what every reader of the shards can decode
 _BANDS: dict[str, tuple[str, ...]] = dict.fromkeys(("RGB", "P", "RGBA"), ("red", "green", "blue")) | {"L": ("grey",)}
 _GEO_TAGS = {33550, 33922, 34264, 34735, 42112, 42113}  # scale, tie points, matrix, keys, GDAL's facts and nodata
-_BITS_PER_SAMPLE = 258
+_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277
 
 Pixels = npt.NDArray[Any]
 
@@ -89,7 +89,14 @@ def _plain_tiff(image: Image.Image) -> bool:
     tags: Any = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS_PER_SAMPLE, 1)
     eight = set(bits if isinstance(bits, tuple) else (bits,)) == {8}
-    return image.mode in _BANDS and eight and not _GEO_TAGS & set(tags) and getattr(image, "n_frames", 1) == 1
+    samples = tags.get(_SAMPLES_PER_PIXEL, 1)  # a fourth may be near infrared, and Pillow drops it or calls it alpha
+    return (
+        image.mode in _BANDS
+        and eight
+        and samples in (1, 3)
+        and not _GEO_TAGS & set(tags)
+        and getattr(image, "n_frames", 1) == 1
+    )
 
 
 def read_picture(path: Path) -> tuple[Pixels, bytes | None]:

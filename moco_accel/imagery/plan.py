@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from moco_accel.imagery.clouds import OFFSET_BASELINE, cloud_rule
+from moco_accel.imagery.clouds import cloud_rule
 from moco_accel.imagery.cutting import Job, window_shape
-from moco_accel.imagery.labels import Classes, folder_classes, raster_classes
-from moco_accel.imagery.layouts import Layout, NotBandFiles, describe
+from moco_accel.imagery.labels import Classes, check_covered, folder_classes, raster_classes
+from moco_accel.imagery.layouts import LOWEST_FLOAT, Layout, NotBandFiles, check_nodata, describe
+from moco_accel.imagery.notes import plan_notes
 from moco_accel.imagery.options import Options
-from moco_accel.imagery.pairs import Described, partner_finder, same_bands
+from moco_accel.imagery.partners import Described, both_files, no_partner, partner_finder, same_bands
 from moco_accel.imagery.pictures import UnreadableImage
 from moco_accel.imagery.scenes import Scene, find_scenes, single_file
 from moco_accel.imagery.workers import in_order
@@ -51,9 +53,17 @@ class Plan:
         return TileFacts(list(first.bands), first.dtype, sensors.pop() if len(sensors) == 1 else None, self._nodata())
 
     def _nodata(self) -> float | None:
-        """The number that marks no data in every scene; None when they differ, and for float, which has 0 there."""
-        values = {0.0 if layout.zeros else value for layout in self.layouts for value in layout.nodata or (None,)}
-        return values.pop() if len(values) == 1 and self.layouts[0].dtype != "float32" else None
+        """The number that marks no data in every scene. When they differ, None; for float, which may be NaN, another.
+
+        A satellite's zeros are not declared: only where all bands are 0, for one band's 0 may be its darkest.
+        """
+        is_float = self.layouts[0].dtype == "float32"
+        scenes = (*self.layouts, *self.partners) if is_float else self.layouts
+        values = {value for layout in scenes for value in layout.nodata or (None,)}
+        value = values.pop() if len(values) == 1 else None
+        if not is_float:
+            return value
+        return LOWEST_FLOAT if value is None or not math.isfinite(value) else float(np.float32(value))
 
     @property
     def num_windows(self) -> int:
@@ -62,24 +72,31 @@ class Plan:
     def units(self) -> Iterator[tuple[Job, ...]]:
         """Jobs in portions for one worker; the same ones whatever the number of workers."""
         unit: list[Job] = []
-        size = 0
-        find_partners = partner_finder(self.partners)
-        most = self._tiles_per_unit(self.layouts[0])
+        tiles = size = 0
+        find_partners = partner_finder(self.partners, both_files(self.source, self.options.pair_with))
+        most_bytes = min(_UNIT_BYTES, (self.options.max_shard_mb << 20) // 4)
         for layout in self.layouts:
-            for job in _jobs(layout, self.options, self._tiles_per_unit(layout), find_partners(layout)):
-                if unit and size + len(job) > most:
+            tile_bytes = self._tile_bytes(layout)
+            most_tiles = max(1, min(_MAX_UNIT_TILES, most_bytes // tile_bytes))
+            for job in _jobs(layout, self.options, most_tiles, find_partners(layout)):
+                if unit and (size + len(job) * tile_bytes > most_bytes or tiles + len(job) > _MAX_UNIT_TILES):
                     yield tuple(unit)
-                    unit, size = [], 0
+                    unit, tiles, size = [], 0, 0
                 unit.append(job)
-                size += len(job)
+                tiles, size = tiles + len(job), size + len(job) * tile_bytes
         if unit:
             yield tuple(unit)
 
-    def _tiles_per_unit(self, layout: Layout) -> int:
+    def _tile_bytes(self, layout: Layout) -> int:
         height, width = window_shape(layout.grid, self.options.tile_size)
-        tile_bytes = height * width * len(layout.bands) * np.dtype(layout.dtype).itemsize * (2 if self.partners else 1)
-        limit = min(_UNIT_BYTES, (self.options.max_shard_mb << 20) // 4)
-        return max(1, min(_MAX_UNIT_TILES, limit // tile_bytes))
+        return height * width * len(layout.bands) * np.dtype(layout.dtype).itemsize * (2 if self.partners else 1)
+
+    def decided(self) -> dict[str, str]:
+        """What a resumed build must find as it was, beyond what was asked for: classes, scenes and their rules."""
+        seen = hashlib.sha256()
+        for layout in (*self.layouts, *self.partners):
+            seen.update(repr((layout.scene.name, layout.key, layout.grid, layout.nodata, cloud_rule(layout))).encode())
+        return {"classes": ",".join(self.classes.names), "scenes": seen.hexdigest()}
 
 
 def make_plan(source: Path, options: Options, workers: int, on_scenes: OnScenes | None = None) -> Plan:
@@ -87,7 +104,8 @@ def make_plan(source: Path, options: Options, workers: int, on_scenes: OnScenes 
     found = find_scenes(source)
     described = _describe_all(source, found.scenes, options, workers, on_scenes)
     layouts, left_out = _of_one_kind(source, described, options)
-    notes = _notes(layouts, options)
+    check_nodata(options.nodata, layouts[0].dtype)
+    notes = plan_notes(layouts, options)
     if found.no_bands:
         few, count = ", ".join(path.name for path in found.no_bands[:3]), len(found.no_bands)
         notes.append(f"passed over, for they lie beside band files and are none: {few}{f', … ({count})' * (count > 3)}")
@@ -97,10 +115,15 @@ def make_plan(source: Path, options: Options, workers: int, on_scenes: OnScenes 
     elif options.label_raster:
         classes = raster_classes(options.label_raster, options.class_names)
         layouts, left_out = _with_place(layouts, left_out)
+        check_covered(options.label_raster, [layout.grid for layout in layouts])
     partners: list[Layout] = []
     if options.pair_with:
         there = find_scenes(options.pair_with, "--pair-with").scenes
-        partners, note = same_bands(_describe_all(options.pair_with, there, options, workers, None), layouts[0])
+        others = _describe_all(options.pair_with, there, options, workers, None)
+        partners, note = same_bands(others, layouts[0])
+        one_each = both_files(source, options.pair_with)
+        if not any(map(partner_finder(partners, one_each), layouts)):
+            raise no_partner(layouts[0], partners, one_each)
         notes.append(note)
     return Plan(source, options, layouts, partners, classes, left_out, notes)
 
@@ -127,10 +150,10 @@ def _describe_portion(root: Path, options: Options, scenes: tuple[Scene, ...]) -
     for scene in scenes:
         try:
             described.append((scene, describe(scene, options.bands, options.band_names, options.nodata)))
-        except UnreadableImage as reason:
-            described.append((scene, str(reason)))
         except NotBandFiles:
             described += _describe_portion(root, options, tuple(single_file(root, path) for path in scene.files))
+        except UnreadableImage as reason:
+            described.append((scene, str(reason)))
     return described
 
 
@@ -149,8 +172,9 @@ def _of_one_kind(source: Path, described: Described, options: Options) -> tuple[
     usual = next(layout for _, layout in described if isinstance(layout, Layout) and layout.key == usual_key)
     if usual.unnamed:
         examples = {1: "elevation", 2: "VV,VH", 3: "red,green,blue", 4: "red,green,blue,nir"}
+        more = ": the last is called alpha and holds too many numbers for a mask" if usual.near_alpha else ""
         raise RecipeError(
-            f"{usual.scene.files[0]} has {usual.dtype} bands without names ({usual.unnamed}); "
+            f"{usual.scene.files[0]} has {usual.dtype} bands without names ({usual.unnamed}{more}); "
             f"name them in their order, e.g. --band-names {examples.get(usual.unnamed, 'B1,B2,B3,…')}"
         )
     kept = [layout for _, layout in described if isinstance(layout, Layout) and layout.key == usual_key]
@@ -175,30 +199,6 @@ def _with_place(
         )
     reason = "has no coordinate system, so the label raster has no place in it"
     return [layout for layout in layouts if layout.grid.crs], left_out + [(str(x.scene.files[0]), reason) for x in lost]
-
-
-def _notes(layouts: list[Layout], options: Options) -> list[str]:
-    first, notes = layouts[0], []
-    if resampled := [band for band in first.bands if any(band in layout.resampled for layout in layouts)]:
-        notes.append(f"{', '.join(resampled)} were resampled to the finest band's pixels (bilinear)")
-    pan = first.scene.panchromatic
-    if pan and pan in first.scene.file_bands and pan not in first.bands and not options.bands:
-        notes.append(f"{pan} is panchromatic and was left out; --bands {','.join((*first.bands, pan))} takes it")
-    sensors = {layout.scene.sensor for layout in layouts} - {None}
-    if len(sensors) > 1:
-        notes.append(f"{' and '.join(sorted(map(str, sensors)))} name these bands alike, but their numbers differ")
-    if {layout.scene.baseline >= OFFSET_BASELINE for layout in layouts if layout.scene.baseline} == {True, False}:
-        notes.append("Sentinel-2 scenes from before and after baseline 04.00 mix; their numbers differ by 1,000")
-    if any(layout.alpha for layout in layouts):
-        names = ",".join((*first.bands, "nir"))
-        notes.append(f"the last band is alpha and was taken as a mask of data; --band-names {names} takes it as a band")
-    if any(layout.zeros for layout in layouts):
-        notes.append("pixels that are 0 in all bands count as no data: none is declared (--nodata says otherwise)")
-    if first.dtype == "float32":
-        notes.append("pixels without data, or NaN, were stored as 0")
-    if options.max_cloud < 1 and not any(cloud_rule(layout) for layout in layouts):
-        notes.append(f"no cloud test: of {first} it is not known which numbers are white")
-    return notes
 
 
 def num_windows(layout: Layout, options: Options) -> int:

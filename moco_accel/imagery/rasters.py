@@ -1,4 +1,4 @@
-"""Windows of a scene's bands through rasterio, on one grid; never a whole scene in memory."""
+"""Windows of a scene: of its bands through rasterio, on one grid, never a whole scene in memory; or of a picture."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from moco_accel.imagery.grids import Grid
 from moco_accel.imagery.layouts import Layout, open_raster
-from moco_accel.imagery.pictures import UnreadableImage
+from moco_accel.imagery.pictures import UnreadableImage, failures_of, read_picture
+from moco_accel.tile_facts import Mask, Pixels, valid_pixels
 
 CACHE_MIB = 64  # GDAL's own default is a twentieth of all memory, in every process
-
-Pixels = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 
 
 @contextmanager
@@ -39,21 +36,28 @@ def gdal_settings() -> Iterator[None]:
 
 
 class RasterReader:
-    """A scene's bands, opened; `read` takes windows of `grid`, by default the scene's own."""
+    """A scene's bands, opened; `read` takes windows of `grid`, by default the scene's own.
 
-    def __init__(self, layout: Layout, grid: Grid | None = None) -> None:
-        self.layout, self.grid = layout, grid or layout.grid
+    Pixels without data become `nodata` in all bands, or stay as they are when it is None.
+    """
+
+    def __init__(self, layout: Layout, grid: Grid | None = None, nodata: float | None = None) -> None:
+        self.layout, self.grid, self._nodata = layout, grid or layout.grid, nodata
         by_file: dict[Path, list[int]] = {}
         for position, (path, _) in enumerate(layout.sources):
             by_file.setdefault(path, []).append(position)
-        self._files = [
-            (OnGrid(path, self.grid, layout.nodata[positions[0]]), positions) for path, positions in by_file.items()
-        ]
+        self._files: list[tuple[OnGrid, list[int]]] = []
+        try:
+            for path, positions in by_file.items():
+                self._files.append((OnGrid(path, self.grid, layout.nodata[positions[0]]), positions))
+        except UnreadableImage:
+            self.close()
+            raise
 
     def read(self, row: int, col: int, height: int, width: int) -> tuple[Pixels, Mask | None]:
         """Pixels [bands, height, width] and where they hold data [height, width], None: everywhere.
 
-        Float pixels without data become 0, for NaN means damage to whoever trains. Raises UnreadableImage.
+        Raises UnreadableImage.
         """
         pixels = np.empty((len(self.layout.sources), height, width), self.layout.dtype)
         valid: Mask | None = None
@@ -63,9 +67,9 @@ class RasterReader:
             if self.layout.masked:
                 shown = file.mask(row, col, height, width)
                 valid = shown if valid is None else valid & shown
-        valid = valid_pixels(self.layout, pixels, valid)
-        if valid is not None and pixels.dtype.kind == "f":
-            pixels[:, ~valid] = 0
+        valid = where_valid(self.layout, pixels, valid)
+        if valid is not None and self._nodata is not None:
+            pixels[:, ~valid] = self._nodata
         return pixels, valid
 
     def close(self) -> None:
@@ -73,15 +77,45 @@ class RasterReader:
             file.close()
 
 
+class PictureReader:
+    """A picture, decoded whole."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        pixels, self._encoded = read_picture(layout.scene.files[0])
+        if layout.picked != tuple(range(len(pixels))):
+            pixels, self._encoded = pixels[list(layout.picked)], None
+        self._pixels = pixels
+
+    def read(self, row: int, col: int, height: int, width: int) -> tuple[Pixels, Mask | None]:
+        """As of a RasterReader."""
+        pixels = self._pixels[:, row : row + height, col : col + width]
+        return pixels, where_valid(self.layout, pixels)
+
+    def encoded(self, height: int, width: int) -> bytes | None:
+        """The file's bytes, when a tile is the whole picture."""
+        return self._encoded if self._pixels.shape[1:] == (height, width) else None
+
+    def close(self) -> None:
+        pass
+
+
 class OnGrid:
     """One file read by windows of a grid: as it is where its pixels lie on the grid, else resampled."""
 
     def __init__(self, path: Path, grid: Grid, nodata: float | None = None, resampling: str = "bilinear") -> None:
         self._path, self._dataset = path, open_raster(path)
-        self._offset = _offset(self._dataset, grid)
-        if resampling == "nearest" and self._offset and not _covers(self._dataset, grid, self._offset):
-            self._offset = None  # a label raster may end within a scene; windows of bands never leave their files
-        self._warped = None if self._offset else self._warp(grid, nodata, resampling)
+        self._transforms, self._is_labels = (self._dataset.transform, grid.transform), resampling == "nearest"
+        self._warped: Any = None
+        try:
+            with failures_of(path):
+                self._offset = _offset(self._dataset, grid)
+                if self._is_labels and self._offset and not _covers(self._dataset, grid, self._offset):
+                    self._offset = None  # labels may end within a scene; windows of bands never leave their files
+                self._warped = None if self._offset else self._warp(grid, nodata, resampling)
+        except UnreadableImage:
+            self._dataset.close()
+            raise
 
     def _warp(self, grid: Grid, nodata: float | None, resampling: str) -> Any:
         from rasterio.enums import Resampling
@@ -97,30 +131,46 @@ class OnGrid:
             resampling=Resampling[resampling],
             src_nodata=nodata,
             nodata=nodata,
-            add_alpha=nodata is None and resampling == "nearest",  # of labels, to know where there are none
+            add_alpha=self._is_labels,  # to know where there are none; bands may have an alpha of their own
         )
 
     def read(self, numbers: list[int], row: int, col: int, height: int, width: int) -> Pixels:
         """Bands by number [len(numbers), height, width]. Raises UnreadableImage."""
-        return self._call("read", numbers, row, col, height, width)
+        with failures_of(self._path):
+            found = np.asarray(
+                (self._warped or self._dataset).read(numbers, window=self._window(row, col, height, width))
+            )
+        assert found.shape[-2:] == (height, width), (self._path, row, col)
+        return found
 
     def mask(self, row: int, col: int, height: int, width: int) -> Mask:
         """Where the file has data [height, width]. Raises UnreadableImage."""
-        return np.asarray(self._call("dataset_mask", None, row, col, height, width) > 0)
+        with failures_of(self._path):
+            if self._warped and not self._is_labels:
+                return self._nearest_mask(row, col, height, width)
+            source = self._warped or self._dataset
+            return np.asarray(source.dataset_mask(window=self._window(row, col, height, width)) > 0)
 
-    def _call(self, method: str, numbers: list[int] | None, row: int, col: int, height: int, width: int) -> Pixels:
-        from rasterio.errors import RasterioError
+    def _window(self, row: int, col: int, height: int, width: int) -> Any:
         from rasterio.windows import Window
 
         down, right = self._offset or (0, 0)
-        window = Window(col + right, row + down, width, height)
-        source = self._warped or self._dataset
-        try:
-            found = source.read(numbers, window=window) if numbers else source.dataset_mask(window=window)
-        except RasterioError as error:
-            raise UnreadableImage(f"is damaged ({' '.join(str(error).split())})") from None
-        assert found.shape[-2:] == (height, width), (self._path, window)
-        return np.asarray(found)
+        return Window(col + right, row + down, width, height)
+
+    def _nearest_mask(self, row: int, col: int, height: int, width: int) -> Mask:
+        """The file's own mask at the centres of the grid's pixels: GDAL's warped files have lost it."""
+        from rasterio.windows import Window
+
+        own, grid = (np.array([*list(affine)[:6], 0, 0, 1]).reshape(3, 3) for affine in self._transforms)
+        (a, b, c), (d, e, f), _ = np.linalg.solve(own, grid)  # from (col, row) of the grid to those of the file
+        x, y = np.arange(col, col + width) + 0.5, np.arange(row, row + height)[:, None] + 0.5
+        cols, rows = np.floor(a * x + b * y + c).astype(int), np.floor(d * x + e * y + f).astype(int)
+        inside = (cols >= 0) & (cols < self._dataset.width) & (rows >= 0) & (rows < self._dataset.height)
+        if not inside.any():
+            return np.asarray(inside)
+        left, right, top, bottom = cols[inside].min(), cols[inside].max(), rows[inside].min(), rows[inside].max()
+        shown = self._dataset.dataset_mask(window=Window(left, top, right - left + 1, bottom - top + 1)) > 0
+        return np.asarray(inside & shown[rows.clip(top, bottom) - top, cols.clip(left, right) - left])
 
     def close(self) -> None:
         if self._warped:
@@ -152,25 +202,12 @@ def _covers(dataset: Any, grid: Grid, offset: tuple[int, int]) -> bool:
     return min(offset) >= 0 and down + grid.height <= dataset.height and right + grid.width <= dataset.width
 
 
-def valid_pixels(layout: Layout, pixels: Pixels, valid: Mask | None = None) -> Mask | None:
-    """Where pixels [bands, height, width] hold data, `valid` given; None: everywhere.
+def where_valid(layout: Layout, pixels: Pixels, shown: Mask | None = None) -> Mask | None:
+    """Where pixels [bands, height, width] hold data: `valid_pixels`, and where `shown`, the files' masks, says so.
 
-    A pixel has no data when any band has its nodata number, or is NaN. In 8 bits, where that number is an ordinary
-    one too, all bands must have it.
+    None: everywhere.
     """
-    empty: Mask | None = None if valid is None else ~valid
-    if layout.zeros:
-        empty = _either(empty, (pixels == 0).all(axis=0))
-    marked = [
-        np.asarray(band == value) for band, value in zip(pixels, layout.nodata, strict=False) if value is not None
-    ]
-    if marked:
-        agree = np.logical_and if pixels.dtype == np.uint8 else np.logical_or
-        empty = _either(empty, np.asarray(agree.reduce(marked)))
-    if pixels.dtype.kind == "f":
-        empty = _either(empty, np.asarray(~np.isfinite(pixels).all(axis=0)))
-    return None if empty is None or not empty.any() else ~empty
-
-
-def _either(one: Mask | None, other: Mask) -> Mask:
-    return other if one is None else one | other
+    zeros = pixels.any(axis=0) if layout.zeros else None
+    masks = [mask for mask in (valid_pixels(pixels, layout.nodata or None), shown, zeros) if mask is not None]
+    valid = np.logical_and.reduce(masks) if masks else None
+    return None if valid is None or valid.all() else np.asarray(valid)

@@ -1,4 +1,4 @@
-"""Which files make which scene: images, multi-band files, and the band files of one Sentinel-2 or Landsat scene.
+"""Which files make which scene: images, multi-band files, and the band files of one Sentinel or Landsat scene.
 
 Only names are looked at here. What a file really holds, its content says: rasters.py and pictures.py.
 """
@@ -20,6 +20,9 @@ _BAND_FILE = re.compile(
     r"(?P<scene>.*?)(?:^|[_.-])(?P<band>(?:(?:SR|ST)_)?B(?:0?[1-9]|1[0-2]|8A))(?:_VCID_[12])?(?:_(?P<metres>\d\d)m)?$",
     re.IGNORECASE,
 )
+# Sentinel-1's polarisations: …-vv-…-001.tiff and …-vh-…-002.tiff, or x_VV.tif and x_VH.tif
+_POLARISATION_FILE = re.compile(r"(?P<scene>.*?)(?:^|[_.-])(?P<band>[VH][VH])(?P<more>-.*?)?(?:-\d{3})?", re.IGNORECASE)
+_POLARISATIONS = ("vv", "vh", "hh", "hv")
 # what lies beside band files and is none: quality flags, angles, masks, classifications, previews
 _NO_BAND = re.compile(
     r"(?P<scene>.*?)(?:^|[_.-])(?:(?:SR|ST)_)?(?:B?QA(?:_\w+)?|CLOUD_QA|ANG|[SV][AZ]A|PIXEL|RADSAT|ATRAN|CDIST|DRAD|EMIS"
@@ -28,6 +31,7 @@ _NO_BAND = re.compile(
 )
 _RESOLUTION_FOLDER = re.compile(r"R\d\dm")
 _SENSORS = {
+    "sentinel1": re.compile(r"(?:^|[_.-])S1[A-D](?:[_.-]|$)|sentinel[-_ ]?1(?!\d)", re.IGNORECASE),
     "sentinel2": re.compile(r"(?:^|[_.-])S2[A-D]?(?:[_.-]|$)|T\d\d[A-Z]{3}_\d{8}T\d{6}|sentinel[-_ ]?2", re.IGNORECASE),
     "landsat8": re.compile(r"(?:^|[_.-])(?:L[COT]?0?[89])(?:[_.-]|$|\d{13})|landsat[-_ ]?[89](?!\d)", re.IGNORECASE),
     "landsat7": re.compile(r"(?:^|[_.-])(?:L[ET]?0?[457])(?:[_.-]|$|\d{13})|landsat[-_ ]?[457](?!\d)", re.IGNORECASE),
@@ -40,8 +44,9 @@ class Scene:
     """One file, or the band files of one scene with the band of each in `file_bands`.
 
     `name` is the file's path relative to SRC, or the folder and what the names of the band files have in common.
-    `sensor` is sentinel2, landsat8 (8 and 9) or landsat7 (4, 5 and 7) where names tell. `surface`: Landsat's surface
-    reflectance. `baseline`: Sentinel-2's processing baseline times 100 where a folder's name tells, else 0.
+    `sensor` is sentinel1, sentinel2, landsat8 (8 and 9) or landsat7 (4, 5 and 7) where names tell. `surface`:
+    Landsat's surface reflectance. `baseline`: Sentinel-2's processing baseline times 100 where a folder's name tells,
+    else 0.
     """
 
     name: str
@@ -104,12 +109,21 @@ def _group(root: Path, files: Iterable[Path]) -> tuple[dict[tuple[Path, str], li
     groups: dict[tuple[Path, str], list[Path]] = {}
     others = []
     for path in files:
-        match = _BAND_FILE.fullmatch(path.stem) if path.suffix.lower() in _BAND_SUFFIXES else None
-        if match:
-            groups.setdefault((_folder(root, path), match["scene"]), []).append(path)
+        if named := _named_band(path):
+            groups.setdefault((_folder(root, path), named[0]), []).append(path)
         else:
             others.append(path)
     return groups, others
+
+
+def _named_band(path: Path) -> tuple[str, str, int] | None:
+    """What a band file's name has in common with those of the same scene, its band, and metres of a pixel or 0."""
+    if path.suffix.lower() not in _BAND_SUFFIXES:
+        return None
+    if match := _BAND_FILE.fullmatch(path.stem):
+        return match["scene"], canonical_band(match["band"]), int(match["metres"] or 0)
+    match = _POLARISATION_FILE.fullmatch(path.stem)
+    return (match["scene"] + (match["more"] or ""), canonical_band(match["band"]), 0) if match else None
 
 
 def _folder(root: Path, path: Path) -> Path:
@@ -122,9 +136,9 @@ def _band_scene(root: Path, key: tuple[Path, str], members: list[Path]) -> Scene
     """Of every band the finest file, in the order of their numbers."""
     finest: dict[str, tuple[int, Path]] = {}
     for path in members:
-        match = _BAND_FILE.fullmatch(path.stem)
-        assert match
-        band, metres = canonical_band(match["band"]), int(match["metres"] or 0)
+        named = _named_band(path)
+        assert named
+        _, band, metres = named
         if band not in finest or metres < finest[band][0]:
             finest[band] = (metres, path)
     bands = sorted(finest, key=_band_order)
@@ -135,13 +149,14 @@ def _band_scene(root: Path, key: tuple[Path, str], members: list[Path]) -> Scene
     if len(members) == 1:
         scene = replace(scene, name=members[0].relative_to(root).as_posix())
     scene = _with_sensor(scene, root, members[0].name)
-    return replace(scene, sensor="sentinel2") if scene.sensor is None and "B8A" in bands else scene
+    if scene.sensor is None and ("B8A" in bands or {"vv", "vh"} <= set(bands)):
+        return replace(scene, sensor="sentinel2" if "B8A" in bands else "sentinel1")
+    return scene
 
 
 def _band_order(band: str) -> tuple[int, str]:
     number = re.search(r"\d+", band)
-    assert number
-    return int(number[0]), band
+    return (int(number[0]), band) if number else (_POLARISATIONS.index(band), "")
 
 
 def _with_sensor(scene: Scene, root: Path, file_name: str) -> Scene:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from moco_accel.bands import picture_bands
 from moco_accel.drawing import Shown
 from moco_accel.looking.inspection import LABEL_COLUMN, Inspection
-from moco_accel.looking.sheets import SHEET_COLUMNS, SHEET_ROWS, Cell, draw_sheet
+from moco_accel.looking.sheets import SHEET_COLUMNS, SHEET_ROWS, Cell, draw_sheet, name_picture
 from moco_accel.reading.decoding import DamagedTile
 from moco_accel.reading.tiles import Tiles
 from moco_accel.tile_statistics import sample_indices
@@ -19,11 +20,9 @@ def write_sheet(path: Path, tiles: Tiles, found: Inspection) -> None:
     8-bit values are shown as they are, others from the 2nd percentile (black) to the 98th (white) of each band.
     """
     shown = shown_bands(found)
-    labels, names = tiles.labels(LABEL_COLUMN) if LABEL_COLUMN in tiles.column_names else (None, [])
+    indices = sample_indices(len(tiles), SHEET_COLUMNS * SHEET_ROWS)
     cells = []
-    for index in sample_indices(len(tiles), SHEET_COLUMNS * SHEET_ROWS):
-        label = None if labels is None else labels[index]
-        caption = f"{index}" if label is None else f"{index}  {names[label]}"
+    for index, caption in zip(indices, captions(tiles, indices, found.labels is not None), strict=True):
         try:
             cells.append(Cell(shown.colours(tiles[index].numpy()), [caption]))
         except DamagedTile:
@@ -32,10 +31,22 @@ def write_sheet(path: Path, tiles: Tiles, found: Inspection) -> None:
     draw_sheet(path, title, f"{shown.name}, {stretch_text(found)}", cells)
 
 
+def captions(tiles: Tiles, indices: Sequence[int], has_classes: bool) -> list[str]:
+    """Each tile's index, and, where tiles have classes, its class."""
+    if not has_classes:
+        return [str(index) for index in indices]
+    labels, names = tiles.labels(LABEL_COLUMN)
+    classes = (labels[index] for index in indices)
+    return [
+        f"{index}" if label is None else f"{index}  {names[label]}"
+        for index, label in zip(indices, classes, strict=True)
+    ]
+
+
 def shown_bands(found: Inspection) -> Shown:
     """Three bands as a picture, and the stored values that are black and white in it."""
     bands = picture_bands(found.bands, len(found.statistics.mean), found.sensor)
-    names = ", ".join(found.band_names[band] for band in bands)
+    names = name_picture(bands, found.band_names)
     if found.dtype == "uint8":
         return Shown(names, bands, (0, 0, 0), (255, 255, 255))
     low, high = (found.statistics.percentiles[percent] for percent in ("2", "98"))

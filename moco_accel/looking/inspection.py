@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moco_accel.band_counter import BandCounter
 from moco_accel.looking.baselines import (
     Baselines,
     Darkness,
@@ -21,10 +21,11 @@ from moco_accel.looking.baselines import (
     tell_baselines,
 )
 from moco_accel.looking.extent import Extent, extents_of
-from moco_accel.tile_facts import BandCounter, BandStatistics, valid_pixels
+from moco_accel.reading.stores import matching_files
+from moco_accel.recipe_text import RecipeError
+from moco_accel.tile_facts import BandStatistics, valid_pixels
 from moco_accel.tile_statistics import (
     Measured,
-    middle_values,
     nodata_of,
     read_sample,
     sample_indices,
@@ -43,7 +44,9 @@ class Inspection:
     """All of it. `sizes` are (height, width) and how many tiles of the sample have it, commonest first.
 
     `statistics` are in the order of `bands`, over all tiles if `statistics_of_all`, else over the sample.
-    `histograms` have HISTOGRAM_BARS counts a band, between its 1st and 99th percentile. `labels` count all tiles.
+    `histograms` have HISTOGRAM_BARS counts a band, between its 1st and 99th percentile. `labels` count all tiles;
+    `no_labels` says why the column of that name has none. `declared_bands` are all, as stored, where no source names
+    them.
     """
 
     source: str
@@ -54,6 +57,7 @@ class Inspection:
     image_column: str | None
     dtype: str
     bands: list[str] | None
+    declared_bands: list[str] | None
     sensor: str | None
     nodata: float | None
     sizes: list[tuple[tuple[int, int], int]]
@@ -62,6 +66,7 @@ class Inspection:
     statistics_of_all: bool
     histograms: list[list[int]]
     labels: dict[str, int] | None
+    no_labels: str | None
     extents: list[Extent]
     baselines: Baselines | None
 
@@ -92,6 +97,7 @@ def inspect_tiles(tiles: Tiles, sample: int, on_progress: Callable[[int, int], N
     seen = _look(tiles, sample, on_progress)
     counter = some_counted(seen.counter, tiles, seen.damaged)
     measured = Measured(counter, len(sample_indices(len(tiles), sample)), seen.damaged)
+    labels, no_labels = class_counts(tiles)
     is_sentinel2 = may_be_sentinel2(tiles.bands, len(counter.pixels), counter.dtype.name, tiles.sensor)
     return Inspection(
         source=tiles.source,
@@ -102,6 +108,7 @@ def inspect_tiles(tiles: Tiles, sample: int, on_progress: Callable[[int, int], N
         image_column=tiles.image_column,
         dtype=counter.dtype.name,
         bands=tiles.bands,
+        declared_bands=tiles.declared_bands,
         sensor=tiles.sensor or ("sentinel2" if is_sentinel2 else None),
         nodata=nodata_of(tiles),
         sizes=seen.sizes.most_common(),
@@ -109,7 +116,8 @@ def inspect_tiles(tiles: Tiles, sample: int, on_progress: Callable[[int, int], N
         statistics=tiles.statistics or measured.statistics,
         statistics_of_all=tiles.statistics is not None or measured.looked_at == len(tiles),
         histograms=histograms(counter),
-        labels=class_counts(tiles),
+        labels=labels,
+        no_labels=no_labels,
         extents=extents_of(tiles),
         baselines=tell_baselines(seen.dark) if is_sentinel2 else None,
     )
@@ -127,13 +135,19 @@ def _look(tiles: Tiles, sample: int, on_progress: Callable[[int, int], None] | N
     return seen
 
 
-def class_counts(tiles: Tiles) -> dict[str, int] | None:
-    """Tiles per class name of the column `label`, classes without tiles among them; None without such a column."""
+def class_counts(tiles: Tiles) -> tuple[dict[str, int] | None, str | None]:
+    """Tiles per class name of the column `label`, classes without tiles among them; None, and why it holds no classes.
+
+    Both are None without such a column.
+    """
     if LABEL_COLUMN not in tiles.column_names:
-        return None
-    numbers, names = tiles.labels(LABEL_COLUMN)
+        return None, None
+    try:
+        numbers, names = tiles.labels(LABEL_COLUMN)
+    except RecipeError as error:  # a column of that name may hold anything: no reason not to look at the tiles
+        return None, str(error)
     counts = Counter(numbers)
-    return {name: counts[number] for number, name in enumerate(names)}
+    return {name: counts[number] for number, name in enumerate(names)}, None
 
 
 def bytes_on_disk(source: str) -> int | None:
@@ -144,19 +158,18 @@ def bytes_on_disk(source: str) -> int | None:
     elif path.is_file():
         files = [path]
     else:
-        files = [Path(match) for match in glob.glob(source, recursive=True)]  # noqa: PTH207 - absolute ones too
+        _, files = matching_files(source)
     return sum(file.stat().st_size for file in files if file.is_file()) if files else None
 
 
 def histograms(counter: BandCounter) -> list[list[int]]:
     """Pixels of each band in HISTOGRAM_BARS equal steps from its 1st to its 99th percentile."""
-    values = middle_values(counter.dtype)
     percentiles = counter.statistics().percentiles
     found = []
-    for row, low, high in zip(counter.histograms, percentiles["1"], percentiles["99"], strict=True):
-        filled = np.flatnonzero(row)
+    for band, (low, high) in enumerate(zip(percentiles["1"], percentiles["99"], strict=True)):
+        values, times = counter.values(band)
         edges = np.linspace(low, max(high, low + 1e-6), HISTOGRAM_BARS + 1)
-        found.append(np.histogram(values[filled], edges, weights=row[filled])[0].astype(np.int64).tolist())
+        found.append(np.histogram(values, edges, weights=times)[0].astype(np.int64).tolist())
     return found
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from moco_accel.looking.baselines import explain_baselines
 from moco_accel.looking.inspection import Inspection
 from moco_accel.looking.spectral import role_of
+from moco_accel.reading.band_selection import example_names, wants_names
 from moco_accel.recipe_rules import STORED_RANGES
 from moco_accel.recipe_text import dump_yaml
 from moco_accel.resolve import mean_and_std, percentile_range
@@ -36,8 +37,8 @@ def recipe_fields(found: Inspection) -> dict[str, Any]:
         low, high = percentile_range(found.statistics)
     else:
         low, high = ([edge] * count for edge in STORED_RANGES[scaling])
-    data: dict[str, Any] = {"source": found.source, "image_column": found.image_column, "bands": found.bands}
-    data["scaling"] = scaling
+    data: dict[str, Any] = {"source": found.source, "image_column": found.image_column}
+    data |= {"stored_bands": found.declared_bands, "bands": found.bands, "scaling": scaling}
     if scaling == "percentiles":
         data |= {"low": low, "high": high}
     data |= mean_and_std(found.measured, low, high)
@@ -61,7 +62,15 @@ def print_inspection(found: Inspection, to: Console) -> None:
     if found.baselines and found.baselines.is_mix:
         return
     to.print("For a recipe:")
-    to.print(dump_yaml(recipe_fields(found), "").rstrip(), soft_wrap=True, markup=False)
+    to.print(dump_yaml(recipe_fields(found), _to_add(found)).rstrip(), soft_wrap=True, markup=False)
+
+
+def _to_add(found: Inspection) -> str:
+    """What a run asks for beyond `recipe_fields`."""
+    count = len(found.statistics.mean)
+    if not wants_names(found.bands, count):
+        return ""
+    return f"to add to data: stored_bands, the names of all {count} bands in their order, e.g. {example_names(count)}"
 
 
 def warnings_of(found: Inspection) -> list[str]:
@@ -77,7 +86,12 @@ def warnings_of(found: Inspection) -> list[str]:
         said.append(f"the same value everywhere in {names}; data.bands can leave out what nothing can be learnt from")
     if found.bands is None:
         count = len(found.statistics.mean)
-        said.append(f"the names of the {count} bands are not stored; --bands, all in their order, names them")
+        said.append(
+            f"the names of the {count} bands are not stored; --band-names, all in their order, names them here, "
+            f"data.stored_bands in a recipe"
+        )
+    if found.no_labels is not None:
+        said.append(f"no classes: {found.no_labels}")
     if len(found.sizes) > 1:
         (height, width), tiles = found.sizes[0]
         said.append(f"{len(found.sizes):,} sizes of tiles; the commonest, {height} x {width}, has {tiles:,}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from moco_accel.bands import parse_bands
 from moco_accel.console import console, progress_bar, user_errors
 from moco_accel.recipe_text import RecipeError
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 _SAMPLE, _ROWS = 1000, 6
 Bands = Annotated[str | None, typer.Option(metavar="B8,B4,B3", help="Names of bands, in this order. (default: all)")]
+BandNames = Annotated[
+    str | None, typer.Option(metavar="B1,B2,…", help="Names of all bands as stored, where the source has none.")
+]
 ImageColumn = Annotated[
     str | None, typer.Option(metavar="NAME", help="Column of the tiles; needed only if several hold imagery.")
 ]
@@ -35,6 +40,7 @@ def inspect(
         str, typer.Argument(metavar="SOURCE", help="What data.source takes: folder, file, glob, image folder, hub id.")
     ],
     bands: Bands = None,
+    band_names: BandNames = None,
     image_column: ImageColumn = None,
     split: Split = "train",
     sample: Annotated[
@@ -58,8 +64,14 @@ def inspect(
     """
     with user_errors():
         _check_png("--sheet", sheet)
-        tiles = _open(source, bands, image_column, split)
-        found = _inspect(tiles, sample)
+        tiles, found = _inspect(
+            source,
+            sample,
+            split=split,
+            image_column=image_column,
+            bands=_names("--bands", bands),
+            stored_bands=_names("--band-names", band_names),
+        )
         if as_json:
             print(json.dumps(_everything(found)))
         else:
@@ -105,10 +117,12 @@ def preview(
     """
     with user_errors():
         _check_png("OUT", out)
+        from moco_accel.looking.opening import naming_options
         from moco_accel.looking.preview import preview_recipe, write_preview
 
-        with console.status("making views"):
-            write_preview(out, preview_recipe(source, recipe, set_ or []), tiles, _names(bands))
+        is_source = recipe is None and not source.endswith((".yaml", ".yml"))
+        with console.status("making views"), naming_options(None) if is_source else nullcontext():
+            write_preview(out, preview_recipe(source, recipe, set_ or []), tiles, _names("--bands", bands))
         console.print(f"views: {escape(str(out))}", soft_wrap=True)
 
 
@@ -117,28 +131,21 @@ def _check_png(option: str, path: Path | None) -> None:
         raise RecipeError(f"{option}={str(path)!r} does not end in .png; {path.with_suffix('.png').name} works")
 
 
-def _names(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise RecipeError(f"--bands={text!r} has an empty name; names with a comma between them work, e.g. B8,B4,B3")
-    return names
+def _names(option: str, text: str | None) -> list[str] | None:
+    return None if text is None else parse_bands(text, option)
 
 
-def _open(source: str, bands: str | None, image_column: str | None, split: str) -> Tiles:
-    from moco_accel.looking.opening import open_unknown
-
-    with console.status("opening"):
-        return open_unknown(source, _names(bands), image_column, split)
-
-
-def _inspect(tiles: Tiles, sample: int) -> Inspection:
+def _inspect(source: str, sample: int, **said: Any) -> tuple[Tiles, Inspection]:
     from moco_accel.looking.inspection import inspect_tiles
+    from moco_accel.looking.opening import INSPECT_OPTIONS, naming_options, open_unknown
 
-    with progress_bar() as progress:
-        task = progress.add_task("tiles", total=None)
-        return inspect_tiles(tiles, sample, lambda done, total: progress.update(task, completed=done, total=total))
+    with naming_options(INSPECT_OPTIONS):
+        with console.status("opening"):
+            tiles = open_unknown(source, **said)
+        with progress_bar() as progress:
+            task = progress.add_task("tiles", total=None)
+            found = inspect_tiles(tiles, sample, lambda done, total: progress.update(task, completed=done, total=total))
+    return tiles, found
 
 
 def _everything(found: Inspection) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from moco_accel.drawing import BLUE, INK, ORANGE, Shown, shown_together
 from moco_accel.looking.inspection import inspect_tiles
 from moco_accel.looking.inspection_report import recipe_fields
 from moco_accel.looking.opening import is_read_in_place, open_unknown
-from moco_accel.looking.sheets import Cell, draw_views
+from moco_accel.looking.sheets import Cell, draw_views, name_picture
 from moco_accel.looking.spectral import false_colour
 from moco_accel.looking.view_text import lines_of
 from moco_accel.reading.decoding import DamagedTile
@@ -28,6 +28,7 @@ from moco_accel.tile_facts import Pixels
 from moco_accel.tile_statistics import sample_indices
 
 _SAMPLE = 200  # tiles, to scale a source by that comes without a recipe
+_TOLD = ("split", "image_column", "pair_column", "stored_bands", "bands")  # by --set, and needed to open a source
 _VIEW_COLOURS = (BLUE, ORANGE)
 
 
@@ -49,7 +50,7 @@ def preview_recipe(source: str, recipe: Path | None, overrides: Sequence[str]) -
     }
     said = set_fields({"data": {}}, list(overrides))
     assert isinstance(said, dict)
-    known = {name: said["data"][name] for name in ("bands", "image_column", "split") if name in said["data"]}
+    known = {name: said["data"][name] for name in _TOLD if name in said["data"]}
     for section, found in recipe_fields(inspect_tiles(open_unknown(source, **known), _SAMPLE)).items():
         fields[section] = fields.get(section, {}) | found
     fields["data"]["streaming"] = is_read_in_place(source)
@@ -77,7 +78,7 @@ def write_preview(out: Path, recipe: Recipe, rows: int, bands: Sequence[str] | N
         ]
         for row, index in enumerate(indices)
     ]
-    draw_views(out, *_titles(recipe, len(tiles)), [_heads(group.name, recipe) for group in groups], cells)
+    draw_views(out, *_titles(recipe, len(tiles)), [_heads(group, recipe) for group in groups], cells)
     return indices
 
 
@@ -166,7 +167,7 @@ def _view_cells(
     crops: Sequence[Crop],
     views: Sequence[Pixels],
 ) -> list[Cell]:
-    names = recipe.data.bands or [f"band {number}" for number in range(1, recipe.encoder.bands + 1)]
+    names = _band_names(recipe)
     cells = []
     for view, crop in enumerate(crops):
         _, height, width = sources[_source_of(view, two, sources)].shape
@@ -175,7 +176,12 @@ def _view_cells(
     return cells
 
 
-def _heads(bands: str, recipe: Recipe) -> list[tuple[str, str]]:
+def _band_names(recipe: Recipe) -> list[str]:
+    return recipe.data.bands or [f"band {number}" for number in range(1, recipe.encoder.bands + 1)]
+
+
+def _heads(group: Shown, recipe: Recipe) -> list[tuple[str, str]]:
+    bands = name_picture(group.bands, _band_names(recipe))
     other = [("other season", INK)] if recipe.data.pair_column else []
     return [(f"tile: {bands}", INK), *other, ("view 1", BLUE), ("view 2", ORANGE)]
 

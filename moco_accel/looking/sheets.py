@@ -8,12 +8,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from moco_accel.drawing import FAINT, INK, PAPER, RED, Pixels, fitting, font, save_png, square
+from moco_accel.drawing import FAINT, INK, PAPER, RED, fitting, font, save_png, square
+from moco_accel.tile_facts import Pixels
 
 SHEET_COLUMNS, SHEET_ROWS = 8, 6
 _MARGIN, _GAP, _GROUP_GAP = 28, 10, 36
 _SHEET_SIDE, _SHEET_CAPTION, _SHEET_HEAD = 144, 24, 84
 _VIEW_SIDE, _VIEW_HEAD, _LINE = 224, 116, 17
+_SUBTITLE_SIZES = (15, 13)
 
 Box = tuple[int, int, int, int]
 """Top, left, height, width in pixels of a picture."""
@@ -83,10 +85,28 @@ def view_corner(columns: int, group: int, column: int, row: int, row_height: int
     return left, _VIEW_HEAD + row * (row_height + _GAP)
 
 
+def name_picture(bands: Sequence[int], names: Sequence[str]) -> str:
+    """The names of the bands shown as red, green and blue; of one shown as grey, its own."""
+    return ", ".join(dict.fromkeys(names[band] for band in bands))
+
+
 def _draw_title(draw: ImageDraw.ImageDraw, title: str, subtitle: str, width: int) -> None:
-    for top, text, colour, sizes in ((18, title, INK, (20, 18, 16)), (48, subtitle, FAINT, (15, 14, 13))):
-        text, chosen = fitting(text, width - 2 * _MARGIN, sizes)
-        draw.text((_MARGIN, top), text, colour, chosen)
+    room = width - 2 * _MARGIN
+    text, chosen = fitting(title, room, (20, 18, 16))
+    draw.text((_MARGIN, 18), text, INK, chosen)
+    lines = in_two_lines(subtitle, room)
+    for number, line in enumerate(lines):
+        text, chosen = fitting(line, room, _SUBTITLE_SIZES[len(lines) - 1 :])
+        draw.text((_MARGIN, 46 + number * _LINE), text, FAINT, chosen)
+
+
+def in_two_lines(text: str, width: float) -> list[str]:
+    """`text` itself where it fits in the smallest type; else cut after the last word that does."""
+    smallest = font(_SUBTITLE_SIZES[-1])
+    words = text.split(" ")
+    fits = (count for count in range(len(words), 0, -1) if smallest.getlength(" ".join(words[:count])) <= width)
+    count = next(fits, 1)
+    return [line for line in (" ".join(words[:count]), " ".join(words[count:])) if line]
 
 
 def _draw_cell(picture: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int], side: int) -> None:

@@ -6,13 +6,14 @@ TIFFs of many bands or 16 bits, and only at access (datasets #5791).
 
 from __future__ import annotations
 
+import glob
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
@@ -21,12 +22,10 @@ from datasets.io.parquet import ParquetDatasetReader
 
 from moco_accel.console import console
 from moco_accel.order import Reading
+from moco_accel.reading.footers import Footer
 from moco_accel.reading.source_facts import facts_of_shards
 from moco_accel.recipe_text import RecipeError
 from moco_accel.tile_facts import TileFacts
-
-if TYPE_CHECKING:
-    from moco_accel.reading.parquet_store import Footer
 
 _OFFSET_BYTES = 4
 _CACHE_MARGIN = 1.1  # the cache holds a little more than the shards unpacked: offsets, copies of repeated text
@@ -108,7 +107,8 @@ def prepare_parquet(
     """
     with quiet_datasets():
         # what Dataset.from_parquet uses: load_dataset would report each local reading over the network, and wait for it
-        reader = ParquetDatasetReader(paths, split="train")
+        # which would also take [ and * in a folder's name for wildcards
+        reader = ParquetDatasetReader([glob.escape(path) for path in paths], split="train")
         folder = Path(reader.builder.cache_dir)
         if not folder.exists():
             _announce(folder, footers, source, field)
@@ -131,7 +131,9 @@ def _announce(folder: Path, footers: list[Footer], source: str, field: str) -> N
         )
     rows = sum(sum(footer.group_rows) for footer in footers)
     console.print(
-        f"preparing {rows:,} tiles of {source} as an arrow cache, once: {_size(size)} in {folder}", soft_wrap=True
+        f"preparing {rows:,} tiles of {source} as an arrow cache, once: {_size(size)} in {folder}",
+        soft_wrap=True,
+        markup=False,
     )
 
 

@@ -22,10 +22,14 @@ _TOLD_BY_COUNT = 3  # more bands than these want names
 
 @dataclass(frozen=True)
 class BandSelection:
-    """Names of the bands yielded, None if unknown; `select` are their places among the stored, None: all as stored."""
+    """Names of the bands yielded, None if unknown; `select` are their places among the stored, None: all as stored.
+
+    `declared` are the names as stored where it is the recipe that says them.
+    """
 
     names: list[str] | None
     select: list[int] | None
+    declared: list[str] | None = None
 
 
 def stored_names(
@@ -44,7 +48,13 @@ def stored_names(
 
 
 def choose_bands(stored: list[str] | None, count: int, data: Data, num_bands: int | None, source: str) -> BandSelection:
-    """Which of `count` stored bands, named or not, the recipe wants. Raises RecipeError, naming what is there."""
+    """Which of `count` stored bands the recipe wants; it names them where the source does not.
+
+    Raises RecipeError, naming what is there.
+    """
+    declared = None
+    if data.stored_bands is not None:
+        stored = declared = _check_declared(canonical_bands(data.stored_bands), stored, count, source)
     if data.bands is not None:
         wanted = canonical_bands(data.bands)
         if num_bands is not None and len(wanted) != num_bands:
@@ -53,33 +63,50 @@ def choose_bands(stored: list[str] | None, count: int, data: Data, num_bands: in
                 f"encoder.bands={len(wanted)} works"
             )
         if stored is None:
-            _check_declared(wanted, count, source)
+            _check_all_named(wanted, count, source)
             return BandSelection(wanted, None)
         select = select_bands(wanted, stored, "data.bands", source)
-        return BandSelection(wanted, None if select == list(range(count)) else select)
+        return BandSelection(wanted, None if select == list(range(count)) else select, declared)
     if num_bands is not None:
         _check_count(stored, count, num_bands, source)
-    return BandSelection(stored, None)
+    return BandSelection(stored, None, declared)
 
 
-def _check_declared(wanted: list[str], count: int, source: str) -> None:
+def _check_declared(declared: list[str], stored: list[str] | None, count: int, source: str) -> list[str]:
+    """`declared`, where it names bands without names, all of them, or says what is stored anyway."""
+    if stored is not None and stored != declared:
+        raise RecipeError(
+            f"data.stored_bands=[{', '.join(declared)}], but the bands of {source!r} have names: "
+            f"[{', '.join(stored)}]; data.stored_bands=null works"
+        )
+    if len(declared) != count:
+        raise RecipeError(
+            f"data.stored_bands=[{', '.join(declared)}] names {len(declared)} bands, but the tiles in {source!r} have "
+            f"{count}; name all, in their order: data.stored_bands={example_names(count)}"
+        )
+    return declared
+
+
+def _check_all_named(wanted: list[str], count: int, source: str) -> None:
     if len(wanted) != count:
         raise RecipeError(
-            f"data.bands=[{', '.join(wanted)}] names {len(wanted)} bands, but the tiles in {source!r} have {count}, "
-            f"whose names are not stored; name all of them in their order, e.g. data.bands={_example(count)}"
+            f"data.bands=[{', '.join(wanted)}] chooses among bands of {source!r} whose names are not stored; name all "
+            f"{count}, in their order: data.stored_bands={example_names(count)}"
         )
 
 
 def _check_count(stored: list[str] | None, count: int, num_bands: int, source: str) -> None:
-    if stored is None and count > _TOLD_BY_COUNT:
+    if wants_names(stored, count):
         raise RecipeError(
-            f"data.bands=null, but the tiles in {source!r} have {count} bands, whose names are not stored; name them, "
-            f"in their order, with encoder.bands={count}: data.bands={_example(count)}"
+            f"data.bands=null, but the tiles in {source!r} have {count} bands, whose names are not stored; name all, "
+            f"in their order, and data.bands chooses among them: data.stored_bands={example_names(count)}"
         )
     if count == num_bands:
         return
     names = f" [{', '.join(stored)}]" if stored else ""
     fewer = ""
+    if not stored and num_bands < count:
+        fewer = f", or data.bands chooses after all are named: data.stored_bands={example_names(count)}"
     if stored and num_bands < count:
         places = picture_bands(stored, count) if num_bands == 3 else range(num_bands)
         fewer = f", or data.bands=[{', '.join(stored[place] for place in places)}]"
@@ -88,7 +115,13 @@ def _check_count(stored: list[str] | None, count: int, num_bands: int, source: s
     )
 
 
-def _example(count: int) -> str:
+def wants_names(stored: list[str] | None, count: int) -> bool:
+    """Whether training asks for names: no one knows what more than a few unnamed bands are."""
+    return stored is None and count > _TOLD_BY_COUNT
+
+
+def example_names(count: int) -> str:
+    """Names that `count` bands may have, as a recipe's field."""
     known = {len(SENTINEL2): SENTINEL2, len(_LEVEL_2A): _LEVEL_2A}
     names = known.get(count) or tuple(f"B{number}" for number in range(1, count + 1))
     return f"[{', '.join(names)}]" + (" if they are Sentinel-2's" if count in known else "")

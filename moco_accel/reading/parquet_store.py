@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -22,35 +17,25 @@ import pyarrow.parquet as pq
 from moco_accel.order import Reading
 from moco_accel.reading.arrow_store import array_row_bytes, prepare_parquet
 from moco_accel.reading.decoding import DamagedTile
+from moco_accel.reading.footers import Footer, check_whole_set, opened, read_footers
 from moco_accel.reading.source_facts import facts_of_shards
 from moco_accel.reading.stores import Store
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
 from moco_accel.tile_facts import TileFacts
 
-_SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.parquet$")
 _FOOTERS = 8  # per process; one of many row groups takes megabytes
 _WINDOW_SHARE = 0.75  # of the buffer, for what a row group takes once it is read is known roughly before
 _BUFFER_GROUPS = 4  # advised: windows are then of two row groups at least
-_THREADS = 16  # reading footers over a network
 
 Sizes = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Footer:
-    """What a shard's end says: rows and uncompressed bytes of each row group."""
-
-    schema: pa.Schema
-    group_rows: list[int]
-    group_bytes: list[int]
-
-
 def open_parquet(paths: list[str], source: str, data: Data, field: str) -> Store:
     """Shards at `paths`. Raises RecipeError when one is damaged, missing from its set, or unlike the others."""
-    footers = _read_footers(paths, source, field)
+    footers = read_footers(paths, source, field)
     if Path(source).is_dir():  # a glob or a file may well name some shards of a set
-        _check_whole_set(paths, source, field)
+        check_whole_set(paths, source, field)
     if sum(sum(footer.group_rows) for footer in footers) == 0:
         raise RecipeError(f"{field}={source!r} holds shards without tiles; build them anew")
     facts = facts_of_shards(
@@ -112,7 +97,7 @@ class ParquetStore:
     def column(self, name: str) -> list[Any]:
         values: list[Any] = []
         for path in self._paths:
-            with _opened(path) as file:
+            with opened(path) as file:
                 values += file.read(columns=[name]).column(name).to_pylist()
         return values
 
@@ -166,7 +151,7 @@ class ParquetStore:
         self._make_room(self._group_bytes(columns)[group])
         # opened for each row group: a reader that stays open keeps the last one's scratch, as large as itself
         try:
-            with _opened(self._paths[shard], self._footer(shard)) as file:
+            with opened(self._paths[shard], self._footer(shard)) as file:
                 table = file.read_row_group(number, columns=list(columns), use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
             raise _unreadable(self._paths[shard], error) from None
@@ -183,7 +168,7 @@ class ParquetStore:
         if shard in self._metadata:
             self._metadata.move_to_end(shard)
             return self._metadata[shard]
-        with _opened(self._paths[shard]) as file:
+        with opened(self._paths[shard]) as file:
             self._metadata[shard] = file.metadata
         if len(self._metadata) > _FOOTERS:
             self._metadata.popitem(last=False)
@@ -204,40 +189,3 @@ def _unreadable(path: str, error: Exception) -> Exception:
     if "://" not in path:
         return DamagedTile(f"lies in a row group that cannot be read ({reason})")
     return RecipeError(f"data.source: {path} cannot be read ({reason}); --resume goes on once it can")
-
-
-@contextmanager
-def _opened(path: str, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
-    if "://" not in path:
-        with pq.ParquetFile(path, metadata=metadata) as file:
-            yield file
-        return
-    # each request goes over a network: ranges are brought together, and nothing is read ahead of them
-    filesystem, name = fsspec.core.url_to_fs(path)
-    with filesystem.open(name, "rb", cache_type="none") as opened:
-        yield pq.ParquetFile(opened, metadata=metadata, pre_buffer=True)
-
-
-def _read_footers(paths: list[str], source: str, field: str) -> list[Footer]:
-    def read(path: str) -> Footer:
-        try:
-            with _opened(path) as file:
-                groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-                sizes = [group.total_byte_size for group in groups]
-                return Footer(file.schema_arrow, [group.num_rows for group in groups], sizes)
-        except (pa.ArrowInvalid, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise RecipeError(f"{field}={source!r}: {path} is not a whole parquet file ({reason})") from None
-
-    if all("://" not in path for path in paths):
-        return [read(path) for path in paths]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(read, paths))
-
-
-def _check_whole_set(paths: list[str], source: str, field: str) -> None:
-    names = [Path(path).name for path in paths]
-    for stem, count in sorted({(m["stem"], int(m["count"])) for m in map(_SHARD_NAME.fullmatch, names) if m}):
-        found = sum(name.startswith(f"{stem}-") and name.endswith(f"-of-{count:05d}.parquet") for name in names)
-        if found != count:
-            raise RecipeError(f"{field}={source!r} holds {found} of {count} shards {stem}-…; build or copy them anew")

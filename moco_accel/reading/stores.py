@@ -11,12 +11,15 @@ from typing import Any, Protocol
 from moco_accel.order import Reading
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
-from moco_accel.tile_facts import TileFacts
+from moco_accel.tile_facts import FACTS_FILE, TileFacts
 
 SHARDS = (".parquet", ".arrow", ".tar")
 IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".jp2", ".npy")
 _SQUEEZED = re.compile(r".+\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)", re.I)
+_BRACES = re.compile(r"\{[^{}]*(\.\.|,)[^{}]*\}")
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?::(?P<split>[^/:]+))?")
+_BUILDING = ".build"  # where moco-data build keeps shards until all are whole
+_MOST_NAMED = 5
 
 
 class Store(Protocol):
@@ -49,6 +52,8 @@ class Store(Protocol):
 
 def open_store(source: str, data: Data, field: str) -> Store:
     """The store of `source`. Raises RecipeError, naming `field`, when it is absent, incomplete or of no known kind."""
+    if _BRACES.search(source) and not Path(source).exists():
+        raise RecipeError(f"{field}={source!r}: braces are not read; {field}={_BRACES.sub('*', source)!r} works")
     if "://" in source:
         return _open_elsewhere(source, data, field)
     if found := _local(source, field):
@@ -74,12 +79,24 @@ def _local(source: str, field: str) -> tuple[Path, list[Path]] | None:
         return path, _shards_in(path, source, field)
     if path.is_file():
         return (path.parent, [path]) if _is_known(path) else None
-    wild = next((place for place, part in enumerate(path.parts) if glob.has_magic(part)), None)
-    if wild is None:
-        return None
-    folder = Path(*path.parts[:wild])
-    files = sorted(file for file in folder.glob("/".join(path.parts[wild:])) if file.is_file() and _is_known(file))
-    return (folder, files) if files else None
+    folder, files = matching_files(source)
+    known = [file for file in files if _is_known(file)]
+    return (folder, known) if known else None
+
+
+def matching_files(source: str) -> tuple[Path, list[Path]]:
+    """The folder that a glob begins with, and the files it finds; what exists as it is written is no wildcard."""
+    parts = Path(source).parts
+    literal = max(place for place in range(len(parts) + 1) if Path(*parts[:place]).exists())
+    folder, pattern = Path(*parts[:literal]), "/".join(parts[literal:])
+    if not glob.has_magic(pattern):
+        return folder, []
+    return folder, sorted(file for file in folder.glob(pattern) if file.is_file() and not _is_hidden(file, folder))
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Also in a hidden folder below `folder`, as of an unfinished build."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _is_known(file: Path) -> bool:
@@ -87,7 +104,16 @@ def _is_known(file: Path) -> bool:
     return bool(known) and not file.name.startswith(".")
 
 
+def _is_half_built(folder: Path) -> bool:
+    """A folder that moco-data build has not finished, nor finished before."""
+    return (folder / _BUILDING).is_dir() and not (folder / FACTS_FILE).is_file()
+
+
 def _shards_in(folder: Path, source: str, field: str) -> list[Path]:
+    if _is_half_built(folder):
+        raise RecipeError(
+            f"{field}={source!r} holds an unfinished build; the same moco-data build command goes on with it"
+        )
     files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     kinds = sorted({file.suffix.lower() for file in files} & set(SHARDS))
     if len(kinds) > 1:
@@ -97,9 +123,19 @@ def _shards_in(folder: Path, source: str, field: str) -> list[Path]:
     shards = [file for file in files if kinds and file.suffix.lower() == kinds[0]]
     if not shards and (squeezed := [file for file in files if _SQUEEZED.fullmatch(file.name)]):
         _refuse_squeezed(squeezed[0], field)
-    if not shards and (inside := sorted({str(file.parent) for kind in SHARDS for file in folder.glob(f"*/*{kind}")})):
-        raise RecipeError(f"{field}={source!r} holds no tiles of its own; did you mean {' or '.join(inside)}?")
+    if not shards:
+        _name_folders_inside(folder, source, field)
     return shards
+
+
+def _name_folders_inside(folder: Path, source: str, field: str) -> None:
+    """Raises RecipeError when it is these that hold shards."""
+    inside = sorted({file.parent for kind in SHARDS for file in folder.glob(f"[!.]*/[!.]*{kind}")})
+    if not inside:
+        return
+    names = ("one of " if inside[1:] else "") + ", ".join(map(str, inside[:_MOST_NAMED]))
+    more = f" … {len(inside) - _MOST_NAMED} more" if len(inside) > _MOST_NAMED else ""
+    raise RecipeError(f"{field}={source!r} holds no tiles of its own; did you mean {names}{more}?")
 
 
 def _refuse_squeezed(file: Path, field: str) -> None:

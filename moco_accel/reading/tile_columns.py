@@ -22,6 +22,7 @@ from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
 
 _NUMBERED = re.compile(r"B\d+A?")
+_PAIR = "_pair"  # moco-data build --pair-with writes image and image_pair
 _BINARY = ("binary", "large_binary")
 _ROWS_LOOKED_AT = 20  # for one that has a value
 _KINDS = f"Image, bytes or Array3D of {', '.join(STORED_TYPES)}"
@@ -44,11 +45,13 @@ class TileColumns:
 def find_columns(store: Store, data: Data, num_bands: int | None, source: str) -> TileColumns:
     """What `data.image_column` names; else columns named after `data.bands`; else the only one that holds imagery.
 
-    Raises RecipeError, naming the candidates, when there is none or more than one.
+    The column of pairs is none of them: `data.pair_column`, or `image_pair` beside `image`. Raises RecipeError, naming
+    the candidates, when there is none or more than one.
     """
     if data.image_column is not None:
         return column_of(store, data.image_column, "data.image_column", data, num_bands, source)
-    candidates = [name for name, kind in store.features.items() if _is_imagery(kind) and name != data.pair_column]
+    others = [name for name in _of_imagery(store) if name != data.pair_column]
+    candidates = [name for name in others if not (name.endswith(_PAIR) and name.removesuffix(_PAIR) in others)]
     encoded = [name for name in candidates if not isinstance(store.features[name], datasets.Array3D)]
     if chosen := _band_columns(encoded, candidates, data, source):
         return TileColumns(tuple(chosen.values()), tuple(chosen))
@@ -63,16 +66,32 @@ def find_columns(store: Store, data: Data, num_bands: int | None, source: str) -
     return column_of(store, candidates[0], "data.image_column", data, num_bands, source)
 
 
+def pair_column_of(store: Store, data: Data, num_bands: int | None, source: str) -> TileColumns | None:
+    """What `data.pair_column` names. Raises RecipeError, naming the candidates, when that is no second tile."""
+    name, imagery = data.pair_column, _of_imagery(store)
+    if name is None:
+        return None
+    if name in imagery and name != data.image_column and len(imagery) > 1:
+        return column_of(store, name, "data.pair_column", data, num_bands, source)
+    works = [column for column in imagery if column != (data.image_column or imagery[0])]
+    works.sort(key=lambda column: not column.endswith(_PAIR))
+    raise RecipeError(
+        f"data.pair_column={name!r} is no second column of imagery of {source!r} ({', '.join(imagery)}); "
+        + (f"data.pair_column={works[0]} works" if works else "data.pair_column=null works: both views of one tile")
+    )
+
+
 def column_of(store: Store, name: str, field: str, data: Data, num_bands: int | None, source: str) -> TileColumns:
     """The column `name`, all bands in it. Raises RecipeError when it is absent or holds no imagery."""
     features: Mapping[str, Any] = store.features
-    works = [column for column, kind in features.items() if _is_imagery(kind)]
+    works = _of_imagery(store)
     hint = f"{field}={works[0]} works" if works else f"columns of {_KINDS} are read"
     if name not in features:
         raise RecipeError(f"{field}={name!r} is not a column of {source!r} ({', '.join(features)}); {hint}")
     if name not in works:
         raise RecipeError(f"{field}={name!r} of {source!r} is {features[name]}, not {_KINDS}; {hint}")
-    stored = len(store.facts.bands) if store.facts else len(data.bands) if data.bands else num_bands
+    names = store.facts.bands if store.facts else data.stored_bands or data.bands
+    stored = len(names) if names else num_bands
     if not isinstance(features[name], datasets.Array3D):
         return TileColumns((name,), stored_bands=stored)
     shape = features[name].shape
@@ -104,6 +123,10 @@ def first_bytes(value: Any, what: str) -> bytes:
         raise DamagedTile(f"{what}is missing")
     assert isinstance(raw, bytes)
     return raw
+
+
+def _of_imagery(store: Store) -> list[str]:
+    return [name for name, kind in store.features.items() if _is_imagery(kind)]
 
 
 def _is_imagery(feature: Any) -> bool:

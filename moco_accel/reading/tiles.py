@@ -6,41 +6,54 @@ wrong with the source, or does not fit the recipe, is an error before anything s
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
 import torch
 from torch import Tensor
 
+from moco_accel.console import console
 from moco_accel.order import Reading
-from moco_accel.reading.band_selection import Order, order_bands, stored_names
+from moco_accel.reading.band_selection import BandSelection, choose_bands, stored_names
 from moco_accel.reading.decoding import DamagedTile
 from moco_accel.reading.source_facts import select_statistics
 from moco_accel.reading.stores import Store, open_store
-from moco_accel.reading.tile_columns import TileColumns, column_of, dtype_name, find_columns, read_columns
+from moco_accel.reading.tile_columns import TileColumns, dtype_name, find_columns, pair_column_of, read_columns
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
 from moco_accel.tile_facts import BandStatistics
 
 MIN_SIDE = 8
 _TILES_LOOKED_AT = 20  # for a first good one
+_REASONS = 3
+_MOST_CLASSES = 10_000  # told by numbers or text; more of them are ids
 
 
 class Tiles:
     """Tiles of one source in its own order; light to send to loader workers.
 
-    `bands` names what a tile yields, in order, or is None where that is not known. `facts` are as stored, in stored
-    order; `statistics` those of the bands yielded. `reading` says in which units a source is best read.
+    `bands` names what a tile yields, in order, or is None where that is not known; `declared_bands` are all names as
+    stored, where it is the recipe that says them. `facts` are as stored, in stored order; `statistics` those of the
+    bands yielded. `reading` says in which units a source is best read to train on it.
     """
 
     def __init__(
-        self, store: Store, source: str, columns: TileColumns, pair: TileColumns | None, first: Tensor, order: Order
+        self,
+        store: Store,
+        source: str,
+        columns: TileColumns,
+        pair: TileColumns | None,
+        first: Tensor,
+        bands: BandSelection,
+        reading: Reading,
     ) -> None:
-        self.source, self.dtype, self.bands, self.facts = source, first.dtype, order.names, store.facts
-        self._store, self._columns, self._pair, self._select = store, columns, pair, order.select
-        self._stored_bands = first.shape[0]
-        self.reading: Reading = store.reading([*columns.names, *(pair.names if pair else ())])
+        self.source, self.dtype, self.bands, self.facts = source, first.dtype, bands.names, store.facts
+        self._store, self._columns, self._pair, self._select = store, columns, pair, bands.select
+        self._stored_bands, self.declared_bands = first.shape[0], bands.declared
+        self.reading = reading
 
     @property
     def sensor(self) -> str | None:
@@ -91,20 +104,34 @@ class Tiles:
         if isinstance(feature, datasets.ClassLabel):
             return list(feature.names)
         if _is_value(feature, r"u?int\d+"):
-            return [str(number) for number in range(max(self.column(column)) + 1)]
+            most = max((number for number in self.column(column) if number is not None), default=-1)
+            self._check_classes(column, most + 1)
+            return [str(number) for number in range(most + 1)]
         raise RecipeError(
             f"evaluation.label_column={column!r} of {self.source!r} is {feature}, not ClassLabel or integers; "
             f"moco-data build --labels-from-folders writes such a column"
         )
 
-    def labels(self, column: str) -> tuple[list[Any], list[str]]:
-        """Each tile's class number, and the classes' names; classes told by text are numbered in its order."""
+    def labels(self, column: str) -> tuple[list[int | None], list[str]]:
+        """Each tile's class number, None (also where -1 is stored) without one; and the classes' names.
+
+        Classes told by text are numbered in its order.
+        """
         values = self.column(column)
         if not _is_value(self._feature(column), r"(large_)?string"):
-            return values, self.label_names(column)
+            names = self.label_names(column)
+            return [None if value is None or value < 0 else value for value in values], names
         names = sorted({value for value in values if value is not None})
+        self._check_classes(column, len(names))
         numbers = {name: number for number, name in enumerate(names)}
         return [numbers.get(value) for value in values], names
+
+    def _check_classes(self, column: str, count: int) -> None:
+        if count > _MOST_CLASSES:
+            raise RecipeError(
+                f"evaluation.label_column={column!r} of {self.source!r} would have {count:,} classes; a column of at "
+                f"most {_MOST_CLASSES:,} is a label"
+            )
 
     def _feature(self, name: str) -> Any:
         if name not in self._store.features:
@@ -117,7 +144,7 @@ class Tiles:
         index %= len(self)
         try:
             tile = read_columns(self._store, columns, index)
-            if tile.shape[0] == 1 and self._stored_bands == 3 and tile.dtype == torch.uint8:
+            if self._stored_bands == 3 and _is_eight_bit(tile, 1):
                 tile = tile.expand(3, -1, -1)  # a grey JPEG among RGB ones: the same picture, stored smaller
             check_tile(tile, self._stored_bands, self.dtype)
         except DamagedTile as reason:
@@ -132,20 +159,38 @@ def open_tiles(source: str, data: Data, num_bands: int | None, field: str = "dat
     missing, incomplete or damaged, when it is unclear which column holds imagery, or when bands or stored type are not
     what the recipe says: all this before shards are prepared, which may take hours.
     """
-    store = open_store(source, data, field)
+    return tiles_in(open_store(source, data, field), source, data, num_bands, field)
+
+
+def tiles_in(store: Store, source: str, data: Data, num_bands: int | None, field: str) -> Tiles:
+    """`open_tiles` of a source whose store is open."""
+    pair = pair_column_of(store, data, num_bands, source)
     columns = find_columns(store, data, num_bands, source)
-    pair = None
-    if data.pair_column is not None:
-        pair = column_of(store, data.pair_column, "data.pair_column", data, num_bands, source)
     index, first = _first_good(store, columns, source, field)
     names = list(columns.bands) if columns.bands else stored_names(store, columns, first, index, source, field)
-    order = order_bands(names, len(first), data, num_bands, source)
+    bands = choose_bands(names, len(first), data, num_bands, source)
     if num_bands is not None and data.scaling == "uint8" and first.dtype != torch.uint8:
         raise RecipeError(
             f"data.scaling=uint8, but the tiles in {source!r} are {dtype_name(first)}; data.scaling=percentiles works"
             + (", or data.scaling=reflectance for Sentinel-2" if first.dtype == torch.uint16 else "")
         )
-    return Tiles(store.at_random(), source, columns, pair, first, order)
+    store, reading = store.at_random(), Reading()
+    if num_bands is not None:
+        reading = store.reading([*columns.names, *(pair.names if pair else ())])
+        _say_who_reads(store, source, data, field)
+    return Tiles(store, source, columns, pair, first, bands, reading)
+
+
+def _say_who_reads(store: Store, source: str, data: Data, field: str) -> None:
+    """Once, of a training run's tiles that come over a network: each worker has a buffer, and fills it itself."""
+    if field == "data.source" and "://" in store.where(0) and os.environ.get("RANK", "0") == "0":
+        workers = max(1, data.num_workers)
+        console.print(
+            f"{source} is fetched anew, all of it, in every epoch and by every loader worker of every process "
+            f"(data.num_workers={workers}); a copy on this machine is not",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def check_tile(tile: Tensor, bands: int, dtype: torch.dtype) -> None:
@@ -161,19 +206,35 @@ def check_tile(tile: Tensor, bands: int, dtype: torch.dtype) -> None:
 
 
 def _first_good(store: Store, columns: TileColumns, source: str, field: str) -> tuple[int, Tensor]:
-    reason = None
+    """What the others are measured by: the first tile that is whole, but one in colour rather than a grey one."""
+    reasons: list[str] = []
+    good = _good_ones(store, columns, reasons)
+    first = next(good, None)
+    if first is None:
+        raise RecipeError(
+            f"{field}={source!r}: none of its first {len(reasons)} tiles can be read; make them again. "
+            f"{'; '.join(reasons[:_REASONS])}" + ("; …" if len(reasons) > _REASONS else "")
+        )
+    is_picture = columns.bands is None and columns.array_shape is None
+    if is_picture and (store.facts is None or len(store.facts.bands) == 3) and _is_eight_bit(first[1], 1):
+        return next((other for other in good if _is_eight_bit(other[1], 3)), first)
+    return first
+
+
+def _good_ones(store: Store, columns: TileColumns, reasons: list[str]) -> Iterator[tuple[int, Tensor]]:
+    """Of the first few; what is wrong with the others goes to `reasons`."""
     for index in range(min(len(store), _TILES_LOOKED_AT)):
         try:
             tile = read_columns(store, columns, index)
             check_tile(tile, tile.shape[0], tile.dtype)
         except DamagedTile as error:
-            reason = reason or f"tile 0 {error}: {store.where(index)}"
+            reasons.append(f"tile {index} {error}: {store.where(index)}")
         else:
-            return index, tile
-    raise RecipeError(
-        f"{field}={source!r}: none of its first {min(len(store), _TILES_LOOKED_AT)} tiles can be read ({reason}); "
-        f"make them again, moco-data inspect {source} tells more"
-    )
+            yield index, tile
+
+
+def _is_eight_bit(tile: Tensor, bands: int) -> bool:
+    return tile.dtype == torch.uint8 and len(tile) == bands
 
 
 def _is_value(feature: Any, dtype: str) -> bool:
