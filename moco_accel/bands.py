@@ -63,7 +63,7 @@ def select_bands(wanted: Sequence[str], stored: Sequence[str], field: str, sourc
 def picture_bands(names: Sequence[str] | None, count: int, sensor: str | None = None) -> tuple[int, int, int]:
     """Which three of `count` bands to show as red, green and blue: true colour where names tell, else the first three.
 
-    One band is shown as grey. `sensor` is a key of the shards' facts: sentinel2, landsat8 or landsat7.
+    One band is shown as grey. `sensor` is a key of the shards' facts: sentinel2, landsat8, landsat7 or sentinel1.
     """
     have = canonical_bands(names) if names else []
     triples = [RGB, _TRIPLES[sensor]] if sensor in _TRIPLES else [RGB, _TRIPLES["sentinel2"]]

@@ -6,7 +6,7 @@ import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from moco_accel.recipe_text import RecipeError
 
-console = Console(stderr=True, highlight=False)
-_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+console = Console(stderr=True, highlight=False, emoji=False)
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
 @contextmanager
@@ -47,8 +47,21 @@ def run_command(app: typer.Typer) -> NoReturn:
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer's own errors have, wherever a version keeps them
             raise
-        _end_with(" ".join(error.format_message().split()))
+        _end_with(_explain(error))
     sys.exit(code)
+
+
+def _explain(error: Any) -> str:
+    """What typer says of a wrong option; with its value, and the default, where typer (0.29) keeps them to itself."""
+    text = " ".join(error.format_message().split())
+    details: Any = getattr(error.__cause__, "errors", list)()
+    if details and "input" in details[0]:
+        text = text.replace(": ", f"={details[0]['input']!r}: ", 1)
+    option: Any = getattr(error, "param", None)
+    default = getattr(option, "default", None)
+    if default is not None:
+        text += f"; {option.opts[0]} {default} works"
+    return text
 
 
 def progress_bar() -> Progress:
