@@ -93,4 +93,11 @@ class DamageLog:
 
     def _listed(self) -> set[int]:
         rows = self._path.read_text().splitlines() if self._path.is_file() else []
-        return {json.loads(row)["tile"] for row in rows if row.endswith("}")}  # a killed process may leave half a row
+        return {tile for row in rows if (tile := _tile_of(row)) is not None}
+
+
+def _tile_of(row: str) -> int | None:
+    try:
+        return int(json.loads(row)["tile"])
+    except ValueError:  # a killed process may leave half a row, and another go on in it
+        return None

@@ -81,3 +81,13 @@ def test_processes_count_together(tmp_path: Path) -> None:
     assert "allows 3 damaged tiles of 1000 in data.source='data/tiles', and 4 were met" in logs[0].explain()
     rows = (tmp_path / DAMAGE_FILE).read_text().splitlines()
     assert [json.loads(row)["tile"] for row in rows] == [0, 1, 2, 7]
+
+
+def test_half_a_row_of_a_killed_process_does_no_harm(tmp_path: Path) -> None:
+    recipe = small_recipe(data={"max_damaged_share": 0.1})
+    (tmp_path / DAMAGE_FILE).write_text('{"tile": 3, "reason": "is empty"}\n{"tile": 4, "rea')
+    log = DamageLog(recipe, 100, tmp_path, resumed=True, first=True)
+    log.add([(5, "is empty")])
+    log.add([(6, "is empty")])
+    assert len(log) == 3
+    assert len(DamageLog(recipe, 100, tmp_path, resumed=True, first=True)) == 2  # 5 went into the half row, 6 did not
