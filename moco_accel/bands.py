@@ -29,6 +29,11 @@ def parse_bands(text: str, option: str) -> list[str]:
     return names
 
 
+def name_bands(names: Sequence[str] | None, count: int) -> list[str]:
+    """For a person: `names`, or `band 1` and so on where nobody knows them."""
+    return list(names) if names else [f"band {number}" for number in range(1, count + 1)]
+
+
 def canonical_band(name: str) -> str:
     """One spelling per band: `B01` and `b1` are `B1`, `B8a` is `B8A`, `SR_B4` is `B4`, `Red` and `R` are `red`."""
     text = name.strip()

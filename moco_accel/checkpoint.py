@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from moco_accel.atomic_files import write_atomically
 from moco_accel.encoders import build_encoder
 from moco_accel.moco import MoCo
 from moco_accel.recipe import Recipe, load_recipe, save_recipe
@@ -87,14 +88,6 @@ def load_encoder(path: Path) -> tuple[Recipe, nn.Module, Path]:
         names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a mapping
         encoder.load_state_dict({name.removeprefix(prefix): tensors.get_tensor(name) for name in names})
     return recipe, encoder, checkpoint.parent.parent
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file so that a reader, or a power cut, finds the old or the new one whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    _sync(partial)
-    partial.replace(path)
 
 
 def _sync(path: Path) -> None:

@@ -56,8 +56,8 @@ class TwoViews(Dataset[TwoCrops]):
         if sources is None:
             return TwoCrops(None, damaged)
         # which season is view 1 is drawn, for the views are augmented differently
-        drawn = random.Random(f"{self._recipe.run.seed}/{epoch}/{index}").random()
-        swapped = self._recipe.data.pair_column is not None and drawn < 0.5
+        seed = f"{self._recipe.run.seed}/{epoch}/{index}"
+        swapped = self._recipe.data.pair_column is not None and random.Random(seed).random() < 0.5
         ordered = sources[::-1] if swapped else sources
         # drawn for the place, not for the tile that stands in: that one has views of its own
         first, second = (make_crop(tile, self._recipe, epoch, index, view) for view, tile in enumerate(ordered))

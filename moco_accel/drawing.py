@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageFont
+
+from moco_accel.tile_facts import Pixels
 
 PAPER, INK, FAINT = "#ffffff", "#1d2733", "#66727f"
 GREEN, RED, BLUE, ORANGE = "#1f9d63", "#d8433b", "#2468b4", "#d9822b"
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Pixels = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Shown:
     """Which three bands are red, green and blue, and the stored values that are black and white in each."""
 
-    name: str
     bands: tuple[int, int, int]
     low: Sequence[float]
     high: Sequence[float]
@@ -35,13 +33,12 @@ class Shown:
         return colours
 
 
-def shown_together(tiles: Sequence[Pixels], bands: tuple[int, int, int], names: Sequence[str] | None = None) -> Shown:
+def shown_together(tiles: Sequence[Pixels], bands: tuple[int, int, int]) -> Shown:
     """The same colours for the same values in all of `tiles`: 8-bit as they are, else a band's percentiles 2 to 98."""
-    name = ", ".join(names[band] if names else f"band {band + 1}" for band in bands)
     if tiles[0].dtype == np.uint8:
-        return Shown(name, bands, (0, 0, 0), (255, 255, 255))
+        return Shown(bands, (0, 0, 0), (255, 255, 255))
     edges = [np.percentile(np.concatenate([tile[band].ravel() for tile in tiles]), (2, 98)) for band in bands]
-    return Shown(name, bands, [float(low) for low, _ in edges], [float(high) for _, high in edges])
+    return Shown(bands, [float(low) for low, _ in edges], [float(high) for _, high in edges])
 
 
 def font(size: int) -> Font:

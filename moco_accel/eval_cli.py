@@ -72,7 +72,7 @@ def main() -> None:
 
 def merge_summary(path: Path, figures: dict[str, Any]) -> None:
     """Put `figures` into a summary.json, keeping what else it holds; atomic. Raises RecipeError when it is no JSON."""
-    from moco_accel.checkpoint import write_atomically
+    from moco_accel.atomic_files import write_atomically
 
     try:
         before = json.loads(path.read_text()) if path.exists() else {}

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from moco_accel.checkpoint import write_atomically
+from moco_accel.atomic_files import write_atomically
 from moco_accel.console import console
 from moco_accel.damage import DamageLog
 from moco_accel.recipe import Recipe

@@ -63,7 +63,7 @@ def draw_neighbours(
     three bands true colour is shown where their names and the sensor tell, else the first three.
     """
     first = [test[query].numpy() for query in queries]
-    shown = shown_together(first, picture_bands(test.bands, len(first[0]), test.sensor), test.bands)
+    shown = shown_together(first, picture_bands(test.bands, len(first[0]), test.sensor))
     width = 2 * _MARGIN + _CELL + len(panels) * (_PANEL_GAP + NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP)
     row_height = _CELL + _LABEL_HEIGHT + _GAP
     picture = Image.new("RGB", (width, _HEAD_HEIGHT + len(queries) * row_height + _MARGIN), PAPER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from moco_accel.bands import name_bands
 from moco_accel.reading.tiles import Tiles
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_rules import IMAGENET_MEAN, IMAGENET_STD, check_rules
@@ -87,7 +88,7 @@ def _check_range(
             f"{scaling} takes values from {_short(low)} to {_short(high)} for pixels, and {min(shares):.1%} or more of "
             f"each band's in {tiles.source!r} lie outside; data.scaling=percentiles works"
         )
-    names = tiles.bands or [f"band {number}" for number in range(1, len(shares) + 1)]
+    names = name_bands(tiles.bands, len(shares))
     cut = [f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True) if share > _MOST_CUT_OFF]
     if cut:
         say(f"[yellow]{scaling} cuts off values of {', '.join(cut)}; data.scaling=percentiles cuts off 2% of each[/]")
@@ -108,7 +109,7 @@ def mean_and_std(measured: Measured, low: Sequence[float], high: Sequence[float]
 def _warn_of_noise(recipe: Recipe, say: Callable[[str], None]) -> None:
     """Noise is stated in the pixel range, of which a band may take up little."""
     noise, (_, stds) = recipe.augment.noise_std, recipe.normalisation
-    names = recipe.data.bands or [f"band {number}" for number in range(1, len(stds) + 1)]
+    names = name_bands(recipe.data.bands, len(stds))
     drowned = [name for name, std in zip(names, stds, strict=True) if noise > _MOST_NOISE * std]
     if drowned:
         say(

@@ -13,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from moco_accel.imagery.shard_writer import write_shards
 from moco_accel.recipe import Recipe, recipe_from_dict, scaled_lr
 
 
@@ -69,3 +70,13 @@ def tiles_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(folder / "tiles-00000-of-00001.parquet")
     return folder
+
+
+@pytest.fixture
+def many_row_groups(tmp_path: Path) -> tuple[Path, Any]:
+    """Shards of 300 raw tiles of 16 x 16 pixels, and the tiles."""
+    arrays = np.random.default_rng(0).integers(0, 255, (300, 3, 16, 16)).astype("uint8")
+    features = datasets.Features({"image": datasets.Array3D((3, 16, 16), "uint8"), "name": datasets.Value("string")})
+    rows = [{"image": tile, "name": str(number)} for number, tile in enumerate(arrays)]
+    write_shards(rows, features, tmp_path / "t", max_shard_bytes=100_000)
+    return tmp_path / "t", arrays

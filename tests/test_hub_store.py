@@ -1,22 +1,10 @@
 """Parquet behind an address, and hub ids."""
 
-import datasets
 import numpy as np
-import pytest
-from source_files import draw, message, tiles_of
+from source_files import message, tiles_of
 
-from moco_accel.imagery.shard_writer import write_shards
 from moco_accel.reading.tiles import open_tiles
 from moco_accel.recipe_tiles import Data
-
-
-@pytest.fixture
-def many_row_groups(tmp_path):
-    arrays = draw((300, 3, 16, 16), "uint8")
-    features = datasets.Features({"image": datasets.Array3D((3, 16, 16), "uint8"), "name": datasets.Value("string")})
-    rows = [{"image": a, "name": str(i)} for i, a in enumerate(arrays)]
-    write_shards(rows, features, tmp_path / "t", max_shard_bytes=100_000)
-    return tmp_path / "t", arrays
 
 
 def test_parquet_behind_an_address(many_row_groups, capfd, monkeypatch):

@@ -26,15 +26,6 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def many_row_groups(tmp_path):
-    arrays = draw((300, 3, 16, 16), "uint8")
-    features = datasets.Features({"image": datasets.Array3D((3, 16, 16), "uint8"), "name": datasets.Value("string")})
-    rows = [{"image": a, "name": str(i)} for i, a in enumerate(arrays)]
-    write_shards(rows, features, tmp_path / "t", max_shard_bytes=100_000)
-    return tmp_path / "t", arrays
-
-
 def test_streamed_tiles_are_the_same_in_any_order(many_row_groups):
     folder, arrays = many_row_groups
     kept, streamed = tiles_of(folder), tiles_of(folder, streaming=True)

@@ -5,8 +5,8 @@ A shard counts once `state.npz` says so. When all are there they move to OUT, an
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import shutil
 import sys
 import zipfile
@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from moco_accel.atomic_files import write_atomically
 from moco_accel.band_counter import BandCounter
 from moco_accel.recipe_text import RecipeError
 from moco_accel.tile_facts import FACTS_FILE, TileFacts, facts_from_json
@@ -106,7 +107,7 @@ class Journal:
             if tally.shards and not overwrite:
                 raise
         self._start_anew()
-        replace(self.folder / _DECIDED, json.dumps(decided, indent=2).encode())
+        write_atomically(self.folder / _DECIDED, json.dumps(decided, indent=2))
         return Tally()
 
     def _earlier(self, overwrite: bool) -> Tally:
@@ -130,7 +131,7 @@ class Journal:
         for path in self.folder.iterdir():
             if path.name != _LOCK:
                 path.unlink()
-        replace(self.folder / _ASKED, json.dumps(self.asked, indent=2).encode())
+        write_atomically(self.folder / _ASKED, json.dumps(self.asked, indent=2))
 
     def shard(self, index: int) -> Path:
         return self.folder / f"shard-{index:05d}.parquet"
@@ -142,11 +143,9 @@ class Journal:
         )
         plain = {name: value for name, value in vars(tally).items() if name != "counter"}
         dtype = str(tally.counter.dtype) if tally.counter else ""
-        temporary = self.folder / f"{_STATE}.partial"
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, text=np.array(json.dumps(plain)), dtype=np.array(dtype), **arrays)
-            _sync(file)
-        temporary.replace(self.folder / _STATE)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, text=np.array(json.dumps(plain)), dtype=np.array(dtype), **arrays)
+        write_atomically(self.folder / _STATE, buffer.getvalue())
 
     def _load(self) -> Tally:
         if not (self.folder / _STATE).is_file():
@@ -174,8 +173,8 @@ class Journal:
         for index, name in enumerate(names):
             if self.shard(index).exists():
                 self.shard(index).replace(self.out / name)
-        replace(self.out / REPORT_FILE, json.dumps({"asked": self.asked, **report}, indent=2).encode())
-        replace(self.out / FACTS_FILE, facts.encode())
+        write_atomically(self.out / REPORT_FILE, json.dumps({"asked": self.asked, **report}, indent=2))
+        write_atomically(self.out / FACTS_FILE, facts)
         self.remove()
 
     def remove(self) -> None:
@@ -230,20 +229,6 @@ class Journal:
                 f"OUT={str(self.out)!r} {verb} {_as_asked(name, begun.get(name))}, not {_as_asked(name, value)}; "
                 f"choose another folder, or pass --overwrite"
             )
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file so that at any time the old or the new one is there, whole."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        _sync(file)
-    temporary.replace(path)
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _as_asked(name: str, value: str | None) -> str:

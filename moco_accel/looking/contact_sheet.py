@@ -28,7 +28,7 @@ def write_sheet(path: Path, tiles: Tiles, found: Inspection) -> None:
         except DamagedTile:
             cells.append(Cell(None, [caption]))
     title = f"{found.source}: {len(cells):,} of {found.tiles:,} tiles"
-    draw_sheet(path, title, f"{shown.name}, {stretch_text(found)}", cells)
+    draw_sheet(path, title, f"{name_picture(shown.bands, found.band_names)}, {stretch_text(found)}", cells)
 
 
 def captions(tiles: Tiles, indices: Sequence[int], has_classes: bool) -> list[str]:
@@ -46,11 +46,10 @@ def captions(tiles: Tiles, indices: Sequence[int], has_classes: bool) -> list[st
 def shown_bands(found: Inspection) -> Shown:
     """Three bands as a picture, and the stored values that are black and white in it."""
     bands = picture_bands(found.bands, len(found.statistics.mean), found.sensor)
-    names = name_picture(bands, found.band_names)
     if found.dtype == "uint8":
-        return Shown(names, bands, (0, 0, 0), (255, 255, 255))
+        return Shown(bands, (0, 0, 0), (255, 255, 255))
     low, high = (found.statistics.percentiles[percent] for percent in ("2", "98"))
-    return Shown(names, bands, [low[band] for band in bands], [high[band] for band in bands])
+    return Shown(bands, [low[band] for band in bands], [high[band] for band in bands])
 
 
 def stretch_text(found: Inspection) -> str:

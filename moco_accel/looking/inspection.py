@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moco_accel.band_counter import BandCounter
+from moco_accel.bands import name_bands
 from moco_accel.looking.baselines import (
     Baselines,
     Darkness,
@@ -72,7 +73,7 @@ class Inspection:
 
     @property
     def band_names(self) -> list[str]:
-        return self.bands or [f"band {number}" for number in range(1, len(self.statistics.mean) + 1)]
+        return name_bands(self.bands, len(self.statistics.mean))
 
     @property
     def constant_bands(self) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from moco_accel.augment import AugmentedView, Crop, stack_crops
-from moco_accel.bands import picture_bands, select_bands
+from moco_accel.bands import name_bands, picture_bands, select_bands
 from moco_accel.data import TwoCrops, TwoViews, open_training_tiles
 from moco_accel.drawing import BLUE, INK, ORANGE, Shown, shown_together
 from moco_accel.looking.inspection import inspect_tiles
@@ -67,8 +67,7 @@ def write_preview(out: Path, recipe: Recipe, rows: int, bands: Sequence[str] | N
     crops = [_whole(two) for two in both]
     views = [stored_views([pair[view] for pair in crops], recipe) for view in (0, 1)]
     groups = [
-        shown_together([source[0] for source in sources], triple, tiles.bands)
-        for triple in band_triples(tiles, recipe, bands)
+        shown_together([source[0] for source in sources], triple) for triple in band_triples(tiles, recipe, bands)
     ]
     cells = [
         [
@@ -167,7 +166,7 @@ def _view_cells(
     crops: Sequence[Crop],
     views: Sequence[Pixels],
 ) -> list[Cell]:
-    names = _band_names(recipe)
+    names = name_bands(recipe.data.bands, recipe.encoder.bands)
     cells = []
     for view, crop in enumerate(crops):
         _, height, width = sources[_source_of(view, two, sources)].shape
@@ -176,12 +175,8 @@ def _view_cells(
     return cells
 
 
-def _band_names(recipe: Recipe) -> list[str]:
-    return recipe.data.bands or [f"band {number}" for number in range(1, recipe.encoder.bands + 1)]
-
-
 def _heads(group: Shown, recipe: Recipe) -> list[tuple[str, str]]:
-    bands = name_picture(group.bands, _band_names(recipe))
+    bands = name_picture(group.bands, name_bands(recipe.data.bands, recipe.encoder.bands))
     other = [("other season", INK)] if recipe.data.pair_column else []
     return [(f"tile: {bands}", INK), *other, ("view 1", BLUE), ("view 2", ORANGE)]
 
