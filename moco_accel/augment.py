@@ -80,21 +80,22 @@ def make_crop(tile: Tensor, recipe: Recipe, epoch: int, tile_index: int, view: i
 
 
 def scale_stored(box: Tensor, recipe: Recipe) -> Tensor:
-    """Stored values → float32 pixels in [0, 1] by recipe.stored_range; without data, the band's mean.
-
-    With data.scaling uint8 they stay as they are.
-    """
+    """What is resized: `to_pixels`; with data.scaling uint8, stored values as they are."""
     if crop_dtype(recipe) == torch.uint8:
         if box.dtype != torch.uint8:
             raise RecipeError(
                 f"data.scaling=uint8 but the tiles hold {str(box.dtype)[6:]}; data.scaling=percentiles works"
             )
         return box
-    low, high, mean = (
-        torch.tensor(values)[:, None, None] for values in (*recipe.stored_range, recipe.normalisation[0])
-    )
-    pixels = (box.to(torch.float32) - low).div_(high - low).clamp_(0, 1)
-    if recipe.data.nodata is not None and (valid := valid_pixels(box.numpy(), recipe.data.nodata)) is not None:
+    return to_pixels(box, recipe)
+
+
+def to_pixels(tile: Tensor, recipe: Recipe) -> Tensor:
+    """Stored values → float32 pixels in [0, 1] by recipe.stored_range; without data, the band's mean."""
+    low, high = (torch.tensor(values)[:, None, None] for values in recipe.stored_range)
+    pixels = (tile.to(torch.float32) - low).div_(high - low).clamp_(0, 1)
+    if recipe.data.nodata is not None and (valid := valid_pixels(tile.numpy(), recipe.data.nodata)) is not None:
+        mean = torch.tensor(recipe.normalisation[0])[:, None, None]
         pixels = torch.where(torch.from_numpy(valid), pixels, mean)
     return pixels
 

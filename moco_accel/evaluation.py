@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from moco_accel.augment import to_pixels
 from moco_accel.reading.decoding import DamagedTile
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
@@ -55,13 +56,12 @@ def extract_features(
 
 
 def read_pixels(tiles: Tiles, index: int, recipe: Recipe) -> Tensor:
-    """Tile [C, H, W] as stored → float32 in [0, 1] by recipe.stored_range. Raises RecipeError when it is damaged."""
+    """Tile [C, H, W] as stored → float32 in [0, 1], as in training. Raises RecipeError when it is damaged."""
     try:
         tile = tiles[index]
     except DamagedTile as reason:
         raise RecipeError(f"labelled tile {index} {reason}; make the labelled tiles again without it") from None
-    low, high = (torch.tensor(values).view(-1, 1, 1) for values in recipe.stored_range)
-    return ((tile.float() - low) / (high - low)).clamp(0, 1)
+    return to_pixels(tile, recipe)
 
 
 def _resized(pixels: Tensor, size: int, grey: bool) -> Tensor:
