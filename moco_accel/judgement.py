@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from moco_accel.encoders import build_encoder
 from moco_accel.evaluation import extract_features, knn_accuracy, mean_colour_features, nearest_neighbours
 from moco_accel.neighbours import NUM_NEIGHBOURS, Panel, choose_queries, draw_neighbours
-from moco_accel.reading.stores import open_store
+from moco_accel.reading.stores import files_of, open_store
 from moco_accel.reading.tiles import Tiles, tiles_in
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
+from moco_accel.tile_facts import FACTS_FILE
 
 PASSES = 4  # over all tiles: two encoders, in colour and grey
 
@@ -46,11 +47,6 @@ class Judgement:
 def open_labelled(recipe: Recipe) -> LabelledTiles:
     """Open `evaluation.train_source` and `test_source`. Raises RecipeError when one is null, unlabelled or unlike."""
     evaluation, sides = recipe.evaluation, []
-    if evaluation.train_source is not None and evaluation.train_source == evaluation.test_source:
-        raise RecipeError(
-            f"evaluation.test_source={evaluation.test_source!r} is evaluation.train_source, too: each tile would vote "
-            "for itself; tiles of other places work"
-        )
     for field in ("train_source", "test_source"):
         source = getattr(evaluation, field)
         if source is None:
@@ -59,6 +55,7 @@ def open_labelled(recipe: Recipe) -> LabelledTiles:
                 f"data/demo/test works after moco-data demo data/demo"
             )
         sides.append(_open_side(source, recipe, f"evaluation.{field}"))
+    _check_apart(str(evaluation.train_source), str(evaluation.test_source))
     column = evaluation.label_column
     labels, names = zip(*(side.labels(column) for side in sides), strict=True)
     if any(label is None for side in labels for label in side):
@@ -68,6 +65,17 @@ def open_labelled(recipe: Recipe) -> LabelledTiles:
             f"evaluation.label_column={column!r}: classes differ, {names[0]} in train, {names[1]} in test"
         )
     return LabelledTiles(sides[0], sides[1], torch.tensor(labels[0]), torch.tensor(labels[1]), names[0])
+
+
+def _check_apart(train: str, test: str) -> None:
+    """Raises RecipeError when a file is of both sources, however they are spelled."""
+    shared = {file for file in files_of(test) if file.name != FACTS_FILE}.intersection(files_of(train))
+    if train == test or shared:
+        what = f" ({min(shared)})" if shared else ""
+        raise RecipeError(
+            f"evaluation.test_source={test!r} holds tiles of evaluation.train_source={train!r}{what}: each would vote "
+            "for itself; tiles of other places work"
+        )
 
 
 def _open_side(source: str, recipe: Recipe, field: str) -> Tiles:

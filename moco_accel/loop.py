@@ -19,7 +19,7 @@ from moco_accel.monitor import Monitor
 from moco_accel.optim import build_optimizer, lr_at, momentum_coefficient_at, set_lr
 from moco_accel.order import steps_per_epoch
 from moco_accel.recipe import Recipe, load_recipe, save_recipe
-from moco_accel.recipe_text import RecipeError
+from moco_accel.recipe_text import RecipeError, set_word
 from moco_accel.resolve import inherit, resolve
 from moco_accel.step import build_accelerator, prepare, train_step
 
@@ -43,7 +43,8 @@ def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
         recipe = inherit(recipe, load_recipe(latest_checkpoint(run) / "recipe.yaml"))
     check_run_folder(recipe, run, resume)
     tiles = open_training_tiles(recipe)
-    recipe = resolve(recipe, tiles, say=_say)
+    if not resume:
+        recipe = resolve(recipe, tiles, say=_say)
     steps_an_epoch = steps_per_epoch(recipe, len(tiles))
     total_steps = steps_an_epoch * recipe.schedule.epochs
 
@@ -122,7 +123,7 @@ def check_run_folder(recipe: Recipe, run: Path, resume: bool) -> None:
             if before[section][field] != value and (section, field) not in _FREE_FIELDS_ON_RESUME:
                 raise RecipeError(
                     f"{section}.{field}={value!r} differs from the run's {before[section][field]!r} and would change "
-                    f"its result; --set {section}.{field}={before[section][field]} goes on with it"
+                    f"its result; --set {set_word(f'{section}.{field}', before[section][field])} goes on with it"
                 )
 
 

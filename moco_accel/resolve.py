@@ -11,10 +11,12 @@ from moco_accel.recipe import Recipe
 from moco_accel.recipe_rules import IMAGENET_MEAN, IMAGENET_STD, check_rules
 from moco_accel.recipe_text import RecipeError
 from moco_accel.tile_facts import BandStatistics
-from moco_accel.tile_statistics import Measured, measure_statistics, nodata_of, scaled_mean_std, share_cut_off
+from moco_accel.tile_statistics import SAMPLE, Measured, measure_statistics, scaled_mean_std, share_cut_off
 
-_FIELDS = ("image_column", "bands", "nodata", "low", "high", "mean", "std")
+MEASURED = ("low", "high", "mean", "std")
+_FIELDS = ("image_column", "bands", "nodata", *MEASURED)
 _NOTHING_LEFT = 0.99
+_CHECKED = 100  # tiles, where nothing else is measured
 _MOST_CUT_OFF = 0.1  # of a band's values; percentiles cut off 0.02
 _MOST_NOISE = 0.25  # of a band's standard deviation; 8-bit RGB has 0.04
 
@@ -33,8 +35,13 @@ def resolve(recipe: Recipe, tiles: Tiles, say: Callable[[str], None]) -> Recipe:
     found: dict[str, Any] = {"image_column": tiles.image_column}
     if tiles.bands is not None:
         found["bands"] = tiles.bands
+    if tiles.partner_column is not None and recipe.data.pair_column is None:
+        pairs = f"data.pair_column={tiles.partner_column} augment.preset=seasons"
+        say(f"the tiles come in pairs, and both views are of one tile: data.pair_column=null; {pairs} trains on pairs")
     if recipe.data.scaling != "uint8":  # 8 bits stay as they are
-        found["nodata"] = nodata_of(tiles)
+        found["nodata"] = tiles.nodata
+        if tiles.nodata is not None and recipe.data.nodata is None:
+            say(f"data.nodata: pixels of {tiles.nodata:g} hold no data, the tiles say")
     measured: Measured | None = None
     low, high = recipe.data.low, recipe.data.high
     if low is None and recipe.data.scaling == "percentiles":
@@ -48,11 +55,18 @@ def resolve(recipe: Recipe, tiles: Tiles, say: Callable[[str], None]) -> Recipe:
     if low is None or high is None:
         low, high = recipe.stored_range
     found |= {"low": low, "high": high}
-    if recipe.data.mean is None or recipe.data.std is None:
+    if recipe.data.scaling != "uint8":
+        measured = measured or measure_statistics(tiles, SAMPLE if _lacks_mean_or_std(recipe) else _CHECKED)
+        _check_range(recipe, tiles, measured, low, high, say)
+    if _lacks_mean_or_std(recipe):
         found |= _mean_and_std(recipe, tiles, measured, low, high, say)
     resolved = _with_data(recipe, {name: v for name, v in found.items() if getattr(recipe.data, name) is None})
     _warn_of_noise(resolved, say)
     return resolved
+
+
+def _lacks_mean_or_std(recipe: Recipe) -> bool:
+    return recipe.data.mean is None or recipe.data.std is None
 
 
 def _mean_and_std(
@@ -66,7 +80,6 @@ def _mean_and_std(
     if recipe.encoder.bands == len(IMAGENET_MEAN) and recipe.data.scaling == "uint8":
         return {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
     measured = measured or measure_statistics(tiles)
-    _check_range(recipe, tiles, measured, low, high, say)
     found = mean_and_std(measured, low, high)
     say(f"data.mean, data.std: of {measured.tiles} tiles: {_short(found['mean'])}, {_short(found['std'])}")
     return found
@@ -80,15 +93,19 @@ def _check_range(
     high: Sequence[float],
     say: Callable[[str], None],
 ) -> None:
-    """Warn of what the range cuts off. Raises RecipeError where it leaves no band anything."""
+    """Warn of what the range cuts off. Raises RecipeError where it leaves a band nothing."""
     shares = share_cut_off(measured.counter, low, high)
     scaling = f"data.scaling={recipe.data.scaling}"
-    if min(shares) > _NOTHING_LEFT:
-        raise RecipeError(
-            f"{scaling} takes values from {_short(low)} to {_short(high)} for pixels, and {min(shares):.1%} or more of "
-            f"each band's in {tiles.source!r} lie outside; data.scaling=percentiles works"
-        )
     names = name_bands(tiles.bands, len(shares))
+    bare = [f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True) if share > _NOTHING_LEFT]
+    if bare:
+        given = [f"data.{name}=null" for name in MEASURED if getattr(recipe.data, name) is not None]
+        raise RecipeError(
+            f"{scaling} takes values from {_short(low)} to {_short(high)} for pixels, and in {tiles.source!r} "
+            f"{', '.join(bare)} of all values lie outside; data.scaling=percentiles {' '.join(given)} works".replace(
+                "  ", " "
+            )
+        )
     cut = [f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True) if share > _MOST_CUT_OFF]
     if cut:
         say(f"[yellow]{scaling} cuts off values of {', '.join(cut)}; data.scaling=percentiles cuts off 2% of each[/]")

@@ -50,7 +50,7 @@ def measure_statistics(
     damaged: list[tuple[int, str]] = []
     for _, tile in read_sample(tiles, sample, damaged, on_progress):
         counter = counter or BandCounter(len(tile), tile.dtype)
-        counter.add(tile, valid_pixels(tile, nodata_of(tiles)))
+        counter.add(tile, valid_pixels(tile, tiles.nodata))
     looked_at = len(sample_indices(len(tiles), sample))
     return Measured(some_counted(counter, tiles, damaged), looked_at, damaged)
 
@@ -92,10 +92,6 @@ def some_counted(counter: BandCounter | None, tiles: Tiles, damaged: Sequence[tu
             f"(tile {index}: {reason}); build them anew"
         )
     return counter
-
-
-def nodata_of(tiles: Tiles) -> float | None:
-    return tiles.facts.nodata if tiles.facts is not None else None
 
 
 def scaled_mean_std(

@@ -9,6 +9,7 @@ import torch
 from evaluation_fixtures import make_recipe, random_tiles
 from PIL import Image
 from safetensors.torch import save_file
+from source_files import encoded, pixels
 from typer.testing import CliRunner
 
 from moco_accel.encoders import build_encoder
@@ -126,10 +127,11 @@ def test_labelled_tiles_are_read_from_the_runs_column_or_the_only_one(tmp_path):
     for features, folder in ((two, "two"), (one, "one")):
         features["label"] = datasets.ClassLabel(names=CLASSES)
         pixels = {name: np.full((3, 8, 8), len(name), np.uint8) for name in features if name != "label"}
-        write_shards([pixels | {"label": 0}], features, tmp_path / folder)
+        for side in ("train", "test"):
+            write_shards([pixels | {"label": 0}], features, tmp_path / folder / side)
 
     def opened(column, folder):
-        sources = {"train_source": str(tmp_path / folder), "test_source": str(tmp_path / folder / "*.parquet")}
+        sources = {f"{side}_source": str(tmp_path / folder / side) for side in ("train", "test")}
         return open_labelled(make_recipe(evaluation=sources, data={"image_column": column})).test
 
     assert opened("mask", "two").image_column == "mask"
@@ -231,6 +233,12 @@ def test_the_verdict_is_plain():
 
 
 def test_tiles_that_would_vote_for_themselves_are_refused(tmp_path):
-    sources = {"train_source": str(tmp_path), "test_source": str(tmp_path)}
-    with pytest.raises(RecipeError, match=r"is evaluation.train_source, too: each tile would vote for itself"):
-        open_labelled(make_recipe(evaluation=sources))
+    folder, link = tmp_path / "labelled", tmp_path / "link"
+    row = {"image": encoded(pixels(1, size=16)[0]), "label": 0}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["sea"])})
+    write_shards([row], features, folder)
+    link.symlink_to(folder)
+    for again in (str(folder), f"{folder}/", f"{folder}/*.parquet", str(link), f"{folder}/../labelled"):
+        sources = {"train_source": str(folder), "test_source": again}
+        with pytest.raises(RecipeError, match=r"holds tiles of evaluation.train_source=.*: each would vote for itself"):
+            open_labelled(make_recipe(evaluation=sources))

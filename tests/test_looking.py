@@ -68,6 +68,8 @@ def inspected(capfd, *arguments):
 def test_pairs_of_our_own(pairs, tmp_path, capfd):
     fields = inspected(capfd, pairs)
     assert (fields["image_column"], fields["columns"]) == ("image", ["image", "image_pair"])
+    assert fields["recipe"]["data"]["pair_column"] == "image_pair"
+    assert fields["recipe"]["augment"] == {"preset": "seasons"}
     run("preview", pairs, tmp_path / "v.png", "--set", "data.pair_column=image_pair", *SMALL)
     with Image.open(tmp_path / "v.png") as shown:
         assert shown.width == 2 * 28 + 4 * 224 + 3 * 10  # tile, other season, both views

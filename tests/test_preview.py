@@ -67,6 +67,12 @@ def test_views_without_colour_changes_are_the_crops(sentinel2):
         assert np.abs(view - crop.pixels.double().numpy() * 10_000).max() < 0.005  # of 10,000; worst measured: 1.1e-3
 
 
+def test_another_scaling_does_not_keep_the_numbers_of_the_one_advised(sentinel2, tmp_path):
+    recipe = preview_recipe(str(sentinel2), None, ["data.scaling=reflectance", "data.image_column=image"])
+    assert (recipe.data.scaling, recipe.data.low, recipe.data.mean) == ("reflectance", None, None)
+    assert write_preview(tmp_path / "views.png", recipe, 1)
+
+
 def test_views_are_those_of_the_first_epoch(sentinel2, tmp_path):
     recipe = thirteen_bands(sentinel2)
     shown = write_preview(tmp_path / "views.png", recipe, 3)

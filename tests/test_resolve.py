@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_recipe
+from source_files import draw, encoded, pixels, put, tiff
 
 from moco_accel.augment import make_crop
 from moco_accel.band_counter import BandCounter
 from moco_accel.bands import SENTINEL2
 from moco_accel.data import open_training_tiles
+from moco_accel.imagery.shard_writer import write_shards
 from moco_accel.recipe import load_recipe, save_recipe
 from moco_accel.recipe_text import RecipeError
 from moco_accel.resolve import inherit, resolve
@@ -101,7 +103,17 @@ def test_a_range_that_leaves_nothing_is_refused_and_one_that_cuts_much_is_said(t
     assert str(caught.value).startswith(
         "data.scaling=range takes values from [2e+04, 2e+04] to [3e+04, 3e+04] for pixels"
     )
-    assert str(caught.value).endswith("lie outside; data.scaling=percentiles works")
+    assert str(caught.value).endswith(
+        "B1 100.0%, B2 100.0% of all values lie outside; data.scaling=percentiles data.low=null data.high=null works"
+    )
+    one = two | {"low": [0, 2e4], "high": [1e4, 3e4], "mean": [0.5, 0.5], "std": [1, 1]}  # nothing is left to measure
+    above = small_recipe(encoder={"bands": 2}, data=one)
+    with pytest.raises(RecipeError) as caught:
+        resolve(above, open_training_tiles(above), lambda line: None)
+    assert "B2 100.0% of all values lie outside; data.scaling=percentiles data.low=null data.high=null" in str(
+        caught.value
+    )
+    assert "B1" not in str(caught.value)
     narrow, said = small_recipe(encoder={"bands": 2}, data=two | {"low": [0, 0], "high": [1e4, 1000]}), []
     resolve(narrow, open_training_tiles(narrow), said.append)
     share = (RAW[:, 1] > 1000).mean()
@@ -120,6 +132,58 @@ def test_pixels_without_data_become_the_bands_mean(tiles13: Path) -> None:
     assert torch.equal(crop, torch.tensor([0.3, 0.4])[:, None, None].expand_as(crop).half())
     without = make_crop(open_training_tiles(recipe)[0], recipe, 0, 0, 0).pixels
     assert without[0].unique().numel() > 100
+
+
+def test_nodata_set_by_hand_is_not_measured(tiles13: Path) -> None:
+    """Half of each tile is 60,000, which the recipe calls no data, and the shards do not."""
+    tiles = RAW.copy()
+    tiles[:, :, :12] = 60_000
+    features = datasets.Features({"image": datasets.Value("binary")})
+    marked = datasets.Dataset.from_dict({"image": [npy(tile) for tile in tiles]}, features=features)
+    marked.to_parquet(tiles13 / "part.parquet")
+    counter = BandCounter(13, "uint16")
+    for tile in tiles:
+        counter.add(tile)
+    facts = TileFacts(list(SENTINEL2), "uint16", "sentinel2", statistics=counter.statistics())
+    (tiles13 / FACTS_FILE).write_text(facts.to_json())
+    for nodata, most in ((None, 60_000), (60_000.0, int(RAW.max()))):
+        recipe = recipe_for(tiles13, scaling="percentiles", nodata=nodata)
+        resolved = resolve(recipe, open_training_tiles(recipe), lambda line: None)
+        assert resolved.data.nodata == nodata
+        assert max(resolved.data.high or []) <= most
+        assert (max(resolved.data.high or []) == 60_000) == (nodata is None)
+    resolved_mean = np.array(resolved.data.mean)
+    valid = RAW[:, :, 12:]
+    low, high = (np.array(edge)[None, :, None, None] for edge in (resolved.data.low, resolved.data.high))
+    np.testing.assert_allclose(resolved_mean, ((valid - low) / (high - low)).clip(0, 1).mean((0, 2, 3)), rtol=5e-4)
+
+
+@pytest.mark.parametrize("driver", ["GTiff", "bands"])
+def test_the_tag_of_a_geotiff_is_its_nodata(tmp_path: Path, driver: str) -> None:
+    array = draw((2, 16, 16), "int16")
+    array[:, :8] = -9999
+    raws = [tiff(array, nodata=-9999)] if driver == "GTiff" else [tiff(band[None], nodata=-9999) for band in array]
+    for place in range(3):
+        for raw, name in zip(raws, ("B1", "B2"), strict=False):
+            put(tmp_path / (f"{place}.tif" if driver == "GTiff" else f"{place}/{name}.tif"), raw)
+    said: list[str] = []
+    names = {"stored_bands": ["B1", "B2"]} if driver == "GTiff" else {"bands": ["B1", "B2"]}
+    recipe = recipe_for(tmp_path, 2, scaling="percentiles", **names)
+    resolved = resolve(recipe, open_training_tiles(recipe), said.append)
+    assert resolved.data.nodata == -9999
+    assert min(resolved.data.low or []) >= 0
+    assert said[0] == "data.nodata: pixels of -9999 hold no data, the tiles say"
+
+
+def test_pairs_left_out_are_said(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "image_pair": datasets.Image()})
+    pair = [{"image": encoded(a), "image_pair": encoded(b)} for a, b in zip(pixels(2), pixels(2, seed=1), strict=True)]
+    write_shards(pair, features, tmp_path)
+    for column, lines in ((None, 1), ("image_pair", 0)):
+        recipe, said = recipe_for(tmp_path, 3, pair_column=column), []
+        resolve(recipe, open_training_tiles(recipe), said.append)
+        assert len(said) == lines
+    assert not said
 
 
 def test_noise_that_drowns_a_band_is_said(tiles13: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import datasets
 
-from moco_accel.imagery.cutting import Cut, Cutter, is_picture
+from moco_accel.imagery.cutting import PAIR_COLUMN, Cut, Cutter, is_picture
 from moco_accel.imagery.journal import REPORT_FILE, Journal, Tally
 from moco_accel.imagery.options import Options, asked, check_out
 from moco_accel.imagery.outcome import check_kept, report_of
@@ -172,7 +172,7 @@ def _schema(plan: Plan) -> Any:
     image = datasets.Image() if is_picture(len(facts.bands), facts.dtype) else datasets.Value("binary")
     columns: dict[str, Any] = {"image": image}
     if plan.options.pair_with:
-        columns["image_pair"] = image
+        columns[PAIR_COLUMN] = image
     if plan.classes.names:
         columns["label"] = datasets.ClassLabel(names=list(plan.classes.names))
     columns |= {"path": datasets.Value("string"), "scene": datasets.Value("string")}

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from moco_accel.console import console
 from moco_accel.imagery.build import Built, OnProgress
+from moco_accel.imagery.cutting import PAIR_COLUMN
 
 _MAX_LISTED = 10
 
@@ -45,7 +46,7 @@ def build_progress() -> Iterator[OnProgress]:
         yield hear
 
 
-def print_built(built: Built, out: Path) -> None:
+def print_built(built: Built, out: Path, has_pairs: bool) -> None:
     """The summary of a build."""
     if built.found_complete:
         console.print(
@@ -64,7 +65,7 @@ def print_built(built: Built, out: Path) -> None:
     for note in built.notes:
         console.print(f"note: {escape(note)}", soft_wrap=True)
     _print_left_out(built)
-    console.print(_next_step(built, out), soft_wrap=True)
+    console.print(_next_step(built, out, has_pairs), soft_wrap=True)
 
 
 def _counts(built: Built) -> Table:
@@ -111,9 +112,11 @@ def _print_left_out(built: Built) -> None:
         console.print(f"  … and {built.num_left_out - _MAX_LISTED:,} more")
 
 
-def _next_step(built: Built, out: Path) -> str:
+def _next_step(built: Built, out: Path, has_pairs: bool) -> str:
     """The overrides of a recipe that trains on these tiles."""
     words = [f"data.source={out}", f"encoder.bands={len(built.facts.bands)}"]
     if built.facts.dtype != "uint8":
         words.append("data.scaling=percentiles")
+    if has_pairs:
+        words += [f"data.pair_column={PAIR_COLUMN}", "augment.preset=seasons"]
     return f"In a recipe: [bold]{escape(' '.join(words))}[/]"

@@ -133,7 +133,7 @@ def build(
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from the last whole shard")
             raise
-        print_built(built, out)
+        print_built(built, out, has_pairs=pair_with is not None)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from moco_accel.tile_facts import Mask, Pixels
 
 Tile = tuple[Pixels, Mask | None, bytes | None]  # pixels, where they hold data, the file's bytes if they can serve
 
+PAIR_COLUMN = "image_pair"
 _OPEN_READERS = 3  # of a scene, and of what it is paired with
 _COUNTED_AT_ONCE = 1 << 20  # pixels
 
@@ -120,7 +121,7 @@ class Cutter:
         found: dict[str, Any] = {"image": encode(tile)}
         if self.options.pair_with:
             tiles.append(self._partner(job, row, col, *tile[0].shape[1:]))
-            found["image_pair"] = encode(tiles[1])
+            found[PAIR_COLUMN] = encode(tiles[1])
         if self.classes.names:
             found["label"] = self._label(layout, row, col, *tile[0].shape[1:])
         place = layout.grid.crs

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +21,11 @@ from moco_accel.looking.baselines import (
     tell_baselines,
 )
 from moco_accel.looking.extent import Extent, extents_of
-from moco_accel.reading.stores import matching_files
+from moco_accel.reading.stores import files_of
 from moco_accel.recipe_text import RecipeError
 from moco_accel.tile_facts import BandStatistics, valid_pixels
 from moco_accel.tile_statistics import (
     Measured,
-    nodata_of,
     read_sample,
     sample_indices,
     some_counted,
@@ -56,6 +54,7 @@ class Inspection:
     bytes_on_disk: int | None
     columns: list[str]
     image_column: str | None
+    partner_column: str | None
     dtype: str
     bands: list[str] | None
     declared_bands: list[str] | None
@@ -107,11 +106,12 @@ def inspect_tiles(tiles: Tiles, sample: int, on_progress: Callable[[int, int], N
         bytes_on_disk=bytes_on_disk(tiles.source),
         columns=tiles.column_names,
         image_column=tiles.image_column,
+        partner_column=tiles.partner_column,
         dtype=counter.dtype.name,
         bands=tiles.bands,
         declared_bands=tiles.declared_bands,
         sensor=tiles.sensor or ("sentinel2" if is_sentinel2 else None),
-        nodata=nodata_of(tiles),
+        nodata=tiles.nodata,
         sizes=seen.sizes.most_common(),
         measured=measured,
         statistics=tiles.statistics or measured.statistics,
@@ -128,7 +128,7 @@ def _look(tiles: Tiles, sample: int, on_progress: Callable[[int, int], None] | N
     seen = _Seen()
     for _, tile in read_sample(tiles, sample, seen.damaged, on_progress):
         seen.counter = seen.counter or BandCounter(len(tile), tile.dtype)
-        seen.counter.add(tile, valid_pixels(tile, nodata_of(tiles)))
+        seen.counter.add(tile, valid_pixels(tile, tiles.nodata))
         seen.sizes[(tile.shape[1], tile.shape[2])] += 1
         if may_be_sentinel2(tiles.bands, len(tile), tile.dtype.name, tiles.sensor):
             dark = darkness(tile, cirrus_of(tiles.bands, len(tile)))
@@ -153,14 +153,8 @@ def class_counts(tiles: Tiles) -> tuple[dict[str, int] | None, str | None]:
 
 def bytes_on_disk(source: str) -> int | None:
     """Of a folder, file or glob; None of what lies elsewhere."""
-    path = Path(source)
-    if path.is_dir():
-        files = list(path.rglob("*"))
-    elif path.is_file():
-        files = [path]
-    else:
-        _, files = matching_files(source)
-    return sum(file.stat().st_size for file in files if file.is_file()) if files else None
+    files = files_of(source)
+    return sum(file.stat().st_size for file in files) if files else None
 
 
 def histograms(counter: BandCounter) -> list[list[int]]:

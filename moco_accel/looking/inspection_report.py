@@ -38,11 +38,16 @@ def recipe_fields(found: Inspection) -> dict[str, Any]:
     else:
         low, high = ([edge] * count for edge in STORED_RANGES[scaling])
     data: dict[str, Any] = {"source": found.source, "image_column": found.image_column}
+    data |= {"pair_column": found.partner_column, "nodata": found.nodata if scaling != "uint8" else None}
     data |= {"stored_bands": found.declared_bands, "bands": found.bands, "scaling": scaling}
     if scaling == "percentiles":
         data |= {"low": low, "high": high}
     data |= mean_and_std(found.measured, low, high)
-    return {"encoder": {"bands": count}, "data": {name: value for name, value in data.items() if value is not None}}
+    pairs = {"augment": {"preset": "seasons"}} if found.partner_column else {}
+    return {
+        "encoder": {"bands": count},
+        "data": {name: value for name, value in data.items() if value is not None},
+    } | pairs
 
 
 def scaling_of(found: Inspection) -> str:

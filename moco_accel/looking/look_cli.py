@@ -43,6 +43,9 @@ def inspect(
     band_names: BandNames = None,
     image_column: ImageColumn = None,
     split: Split = "train",
+    nodata: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Stored where there is no data. (default: as the tiles say)")
+    ] = None,
     sample: Annotated[
         int, typer.Option(min=0, metavar="TILES", help="How many tiles to read, spread evenly; 0: all.")
     ] = _SAMPLE,
@@ -71,6 +74,7 @@ def inspect(
             image_column=image_column,
             bands=_names("--bands", bands),
             stored_bands=_names("--band-names", band_names),
+            nodata=nodata,
         )
         if as_json:
             print(json.dumps(_everything(found)))

@@ -21,6 +21,7 @@ INSPECT_OPTIONS = {
     "image_column": "--image-column",
     "bands": "--bands",
     "stored_bands": "--band-names",
+    "nodata": "--nodata",
 }
 """What `moco-data inspect` has in place of fields of a recipe's section `data`."""
 _BUFFER_MIB = 1  # one row group is held at least; more need not be, for tiles are read in ascending order

@@ -23,12 +23,19 @@ from moco_accel.reading.decoding import DamagedTile
 from moco_accel.reading.tiles import Tiles
 from moco_accel.recipe import Recipe, load_recipe, recipe_from_dict, scaled_lr
 from moco_accel.recipe_text import RecipeError, set_fields
-from moco_accel.resolve import resolve
+from moco_accel.resolve import MEASURED, resolve
 from moco_accel.tile_facts import Pixels
 from moco_accel.tile_statistics import sample_indices
 
 _SAMPLE = 200  # tiles, to scale a source by that comes without a recipe
-_TOLD = ("split", "image_column", "pair_column", "stored_bands", "bands")  # by --set, and needed to open a source
+_TOLD = (
+    "split",
+    "image_column",
+    "pair_column",
+    "stored_bands",
+    "bands",
+    "nodata",
+)  # by --set, and needed to open a source
 _VIEW_COLOURS = (BLUE, ORANGE)
 
 
@@ -53,6 +60,8 @@ def preview_recipe(source: str, recipe: Path | None, overrides: Sequence[str]) -
     known = {name: said["data"][name] for name in _TOLD if name in said["data"]}
     for section, found in recipe_fields(inspect_tiles(open_unknown(source, **known), _SAMPLE)).items():
         fields[section] = fields.get(section, {}) | found
+    if "scaling" in said["data"]:  # what goes with the one advised does not go with another
+        fields["data"] = {name: value for name, value in fields["data"].items() if name not in MEASURED}
     fields["data"]["streaming"] = is_read_in_place(source)
     return recipe_from_dict(set_fields(fields, list(overrides)))
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -117,7 +121,25 @@ def _is_plain_tiff(raw: bytes) -> bool:
     return set(bits) == {8} and unsigned and (samples, tags.get(_TIFF_PHOTOMETRIC)) in {(1, 1), (3, 2)}
 
 
+def nodata_tag(raw: bytes) -> float | None:
+    """What a GeoTIFF declares to stand where there is no data; None of NaN, which needs no declaring.
+
+    Raises RecipeError where rasterio is needed and missing.
+    """
+    if not raw.startswith(_TIFF + _BIG_TIFF):
+        return None
+    with _opened(raw, "GTiff") as image:
+        return None if image.nodata is None or math.isnan(image.nodata) else float(image.nodata)
+
+
 def _by_rasterio(raw: bytes, driver: str) -> Pixels:
+    with _opened(raw, driver) as image:
+        _check_size(image.height, image.width, image.count)
+        return image.read()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _opened(raw: bytes, driver: str) -> Iterator[Any]:
     try:
         import rasterio
         from rasterio.errors import NotGeoreferencedWarning
@@ -132,8 +154,7 @@ def _by_rasterio(raw: bytes, driver: str) -> Pixels:
     with warnings.catch_warnings(), alone, MemoryFile(raw) as file:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with file.open(driver=driver) as image:
-            _check_size(image.height, image.width, image.count)
-            return image.read()  # type: ignore[no-any-return]
+            yield image
 
 
 def _from_npy(raw: bytes, known_bands: int | None) -> Pixels:

@@ -94,6 +94,16 @@ def matching_files(source: str) -> tuple[Path, list[Path]]:
     return folder, sorted(file for file in folder.glob(pattern) if file.is_file() and not _is_hidden(file, folder))
 
 
+def files_of(source: str) -> list[Path]:
+    """Every file of a source on this machine, links followed; none of what lies elsewhere."""
+    path = Path(source)
+    if path.is_dir():
+        found = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path)]
+    else:
+        found = [path] if path.is_file() else matching_files(source)[1]
+    return [file.resolve() for file in found]
+
+
 def _is_hidden(file: Path, folder: Path) -> bool:
     """Also in a hidden folder below `folder`, as of an unfinished build."""
     return any(part.startswith(".") for part in file.relative_to(folder).parts)

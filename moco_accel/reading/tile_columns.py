@@ -22,7 +22,7 @@ from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
 
 _NUMBERED = re.compile(r"B\d+A?")
-_PAIR = "_pair"  # moco-data build --pair-with writes image and image_pair
+PAIR = "_pair"  # moco-data build --pair-with writes image and image_pair
 _BINARY = ("binary", "large_binary")
 _ROWS_LOOKED_AT = 20  # for one that has a value
 _KINDS = f"Image, bytes or Array3D of {', '.join(STORED_TYPES)}"
@@ -51,7 +51,7 @@ def find_columns(store: Store, data: Data, num_bands: int | None, source: str) -
     if data.image_column is not None:
         return column_of(store, data.image_column, "data.image_column", data, num_bands, source)
     others = [name for name in _of_imagery(store) if name != data.pair_column]
-    candidates = [name for name in others if not (name.endswith(_PAIR) and name.removesuffix(_PAIR) in others)]
+    candidates = [name for name in others if not (name.endswith(PAIR) and name.removesuffix(PAIR) in others)]
     encoded = [name for name in candidates if not isinstance(store.features[name], datasets.Array3D)]
     if chosen := _band_columns(encoded, candidates, data, source):
         return TileColumns(tuple(chosen.values()), tuple(chosen))
@@ -74,11 +74,17 @@ def pair_column_of(store: Store, data: Data, num_bands: int | None, source: str)
     if name in imagery and name != data.image_column and len(imagery) > 1:
         return column_of(store, name, "data.pair_column", data, num_bands, source)
     works = [column for column in imagery if column != (data.image_column or imagery[0])]
-    works.sort(key=lambda column: not column.endswith(_PAIR))
+    works.sort(key=lambda column: not column.endswith(PAIR))
     raise RecipeError(
         f"data.pair_column={name!r} is no second column of imagery of {source!r} ({', '.join(imagery)}); "
         + (f"data.pair_column={works[0]} works" if works else "data.pair_column=null works: both views of one tile")
     )
+
+
+def partner_of(store: Store, columns: TileColumns) -> str | None:
+    """The column that holds the same places in another season, told by its name."""
+    name = columns.names[0] + PAIR
+    return name if columns.bands is None and name in _of_imagery(store) else None
 
 
 def column_of(store: Store, name: str, field: str, data: Data, num_bands: int | None, source: str) -> TileColumns:

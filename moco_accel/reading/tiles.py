@@ -19,9 +19,17 @@ from moco_accel.console import console
 from moco_accel.order import Reading
 from moco_accel.reading.band_selection import BandSelection, choose_bands, stored_names
 from moco_accel.reading.decoding import DamagedTile
+from moco_accel.reading.nodata import nodata_of
 from moco_accel.reading.source_facts import select_statistics
 from moco_accel.reading.stores import Store, open_store
-from moco_accel.reading.tile_columns import TileColumns, dtype_name, find_columns, pair_column_of, read_columns
+from moco_accel.reading.tile_columns import (
+    TileColumns,
+    dtype_name,
+    find_columns,
+    pair_column_of,
+    partner_of,
+    read_columns,
+)
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
 from moco_accel.tile_facts import BandStatistics
@@ -37,7 +45,8 @@ class Tiles:
 
     `bands` names what a tile yields, in order, or is None where that is not known; `declared_bands` are all names as
     stored, where it is the recipe that says them. `facts` are as stored, in stored order; `statistics` those of the
-    bands yielded. `reading` says in which units a source is best read to train on it.
+    bands yielded. `nodata` is stored where there is no data (nodata.py). `reading` says in which units a source is best
+    read to train on it.
     """
 
     def __init__(
@@ -48,12 +57,13 @@ class Tiles:
         pair: TileColumns | None,
         first: Tensor,
         bands: BandSelection,
+        nodata: float | None,
         reading: Reading,
     ) -> None:
         self.source, self.dtype, self.bands, self.facts = source, first.dtype, bands.names, store.facts
         self._store, self._columns, self._pair, self._select = store, columns, pair, bands.select
         self._stored_bands, self.declared_bands = first.shape[0], bands.declared
-        self.reading = reading
+        self.nodata, self.reading = nodata, reading
 
     @property
     def sensor(self) -> str | None:
@@ -61,13 +71,19 @@ class Tiles:
 
     @property
     def statistics(self) -> BandStatistics | None:
-        statistics = self.facts.statistics if self.facts else None
+        """None where other pixels were counted than the recipe calls data."""
+        statistics = self.facts.statistics if self.facts and self.facts.nodata == self.nodata else None
         return statistics if statistics is None or self._select is None else select_statistics(statistics, self._select)
 
     @property
     def image_column(self) -> str | None:
         """None where each band has a column of its own."""
         return None if self._columns.bands else self._columns.names[0]
+
+    @property
+    def partner_column(self) -> str | None:
+        """What `data.pair_column` may be, told by its name."""
+        return partner_of(self._store, self._columns)
 
     @property
     def column_names(self) -> list[str]:
@@ -174,11 +190,12 @@ def tiles_in(store: Store, source: str, data: Data, num_bands: int | None, field
             f"data.scaling=uint8, but the tiles in {source!r} are {dtype_name(first)}; data.scaling=percentiles works"
             + (", or data.scaling=reflectance for Sentinel-2" if first.dtype == torch.uint16 else "")
         )
+    nodata = nodata_of(store, columns, index, first.dtype, data, source)
     store, reading = store.at_random(), Reading()
     if num_bands is not None:
         reading = store.reading([*columns.names, *(pair.names if pair else ())])
         _say_who_reads(store, source, data, field)
-    return Tiles(store, source, columns, pair, first, bands, reading)
+    return Tiles(store, source, columns, pair, first, bands, nodata, reading)
 
 
 def _say_who_reads(store: Store, source: str, data: Data, field: str) -> None:
