@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
+# a process per core, each in one thread and of up to 2.5 GB; at the end the faster takes from what the slower has left
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 .PHONY: help env demo test test-long check format clean
 help:  ## this list
@@ -35,10 +37,10 @@ demo: env  ## real tiles, plan, training and evaluation, in minutes, on a CPU
 	@printf '  The demo is in $(RUN): look at neighbours.png, summary.json, metrics.jsonl.\n'
 
 test: env  ## every test that takes seconds
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-long: env  ## every test
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 check: env  ## lint, format and types
 	@$(BIN)/ruff check .

@@ -131,6 +131,10 @@ class CropBatch:
     def pin_memory(self) -> CropBatch:
         return CropBatch(self.pixels.pin_memory(), self.photometry, self.noise_seeds)
 
+    def split(self, size: int) -> list[CropBatch]:
+        parts = [slice(start, start + size) for start in range(0, len(self.pixels), size)]
+        return [CropBatch(self.pixels[part], self.photometry[part], self.noise_seeds[part]) for part in parts]
+
 
 def stack_crops(crops: Sequence[Crop]) -> CropBatch:
     pixels = torch.stack([crop.pixels for crop in crops])
@@ -159,6 +163,12 @@ class AugmentedView(Sequence[Tensor]):
         if self._only is None:
             self._only = self._make(0)
         return [self._only][index]
+
+    def in_micro_batches(self, size: int) -> AugmentedView:
+        """The same tiles in the same order, at most `size` at a time. Pixels that were made are let go."""
+        self._only = None
+        batches = [part for batch in self._micro_batches for part in batch.split(size)]
+        return AugmentedView(batches, self._recipe, self._device, self._on_gpu)
 
     def _make(self, index: int) -> Tensor:
         batch = self._micro_batches[index]

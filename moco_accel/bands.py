@@ -43,13 +43,20 @@ def canonical_band(name: str) -> str:
     return _SHORT.get(lower, lower)
 
 
-def canonical_bands(names: Sequence[str]) -> list[str]:
-    """`canonical_band` of each. Raises RecipeError when two names mean the same band."""
+def example_bands(count: int) -> str:
+    """Names that `count` bands may have, as an option takes them."""
+    named = {1: "elevation", 2: "VV,VH", 3: "red,green,blue", 4: "red,green,blue,nir"}
+    return named.get(count) or ",".join(f"B{number}" for number in range(1, count + 1))
+
+
+def canonical_bands(names: Sequence[str], field: str = "bands") -> list[str]:
+    """`canonical_band` of each. Raises RecipeError, naming `field`, when two names mean the same band."""
     bands = [canonical_band(name) for name in names]
     twice = next((name for name, band in zip(names, bands, strict=True) if bands.count(band) > 1), None)
     if twice is not None:
         raise RecipeError(
-            f"bands {', '.join(names)}: {twice} and another are both {canonical_band(twice)}; name it once"
+            f"{field} {', '.join(names)}: {twice} and another are both {canonical_band(twice)}; name it once: "
+            f"{','.join(dict.fromkeys(bands))}"
         )
     return bands
 

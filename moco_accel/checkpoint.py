@@ -1,119 +1,197 @@
-"""Checkpoints: tensors as safetensors, the rest as JSON; no pickle. Written aside, synced, renamed whole.
+"""Checkpoints: tensors as safetensors, the rest as JSON and YAML; no pickle. Written aside, synced, renamed, read back.
 
-RUN/checkpoints/step_00000200/{model.safetensors, optimizer.safetensors, state.json, recipe.yaml}
-RUN/latest                      the name of the newest whole one
+RUN/checkpoints/step_00000200/{model,optimizer,random}.safetensors, state.json, recipe.yaml, manifest.json
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from moco_accel.atomic_files import write_atomically
+from moco_accel.atomic_files import strict_json, sync
 from moco_accel.encoders import build_encoder
-from moco_accel.moco import MoCo
+from moco_accel.manifest import (
+    DamagedError,
+    Manifest,
+    check_hashes,
+    read_checked,
+    read_manifest,
+    write_hashed,
+    write_manifest,
+)
+from moco_accel.moco import MoCo, build_moco
+from moco_accel.optimizer_state import optimizer_layout, optimizer_tensors, restore_optimizer
 from moco_accel.recipe import Recipe, load_recipe, save_recipe
-from moco_accel.recipe_text import RecipeError
+from moco_accel.recipe_text import MAX_RECIPE_BYTES, RecipeError, explain
+from moco_accel.recipe_tiles import Section
+from moco_accel.tensor_files import Layout, layout_bytes, layout_of, read_layout, read_tensors, tensor_chunks
+
+MODEL, OPTIMIZER, RANDOM = (f"{name}.safetensors" for name in ("model", "optimizer", "random"))
+STATE, RECIPE = "state.json", "recipe.yaml"
+FILES = (MODEL, OPTIMIZER, RANDOM, STATE, RECIPE)
+_RANDOM = "states"
+_MAX_STATE_BYTES = 1 << 16
+_MAX_TENSOR_BYTES = 1 << 36  # 64 GiB: what is not checked by then was made to keep a reader busy
+_MAX_RANDOM_BYTES = 1 << 28
 
 
-def save_checkpoint(
-    run: Path,
-    recipe: Recipe,
-    step: int,
-    moco: MoCo,
-    optimizer: torch.optim.Optimizer,
-    scaler: dict[str, Any],
-    tile_count: int,
-) -> Path:
-    """Write a checkpoint after `step` optimizer steps, point `latest` at it, remove all but the newest few."""
-    final = run / "checkpoints" / f"step_{step:08d}"
+class Scaler(Section):
+    """What changes of a gradient scaler."""
+
+    scale: float = Field(gt=0, allow_inf_nan=False)
+    growth_tracker: int = Field(ge=0)
+
+
+class State(Section):
+    """All of a run's state that is neither a tensor nor the recipe."""
+
+    format: Literal[1] = 1
+    step: int = Field(ge=0, description="optimizer steps done: the position in data and schedules")
+    tile_count: int = Field(ge=1, description="of the whole source; the order of tiles hangs on it")
+    reading: str = Field(max_length=64, description="checksum of how tiles lie in shards; their order may hang on it")
+    processes: int = Field(ge=1)
+    micro_batch_asked: int = Field(ge=1, description="recipe.yaml's may be smaller, after an out-of-memory error")
+    skipped_steps: int = Field(0, ge=0)
+    scaler: Scaler | None = None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that has been read and found whole."""
+
+    folder: Path
+    recipe: Recipe
+    state: State
+
+
+def write_checkpoint(
+    final: Path, recipe: Recipe, state: State, moco: MoCo, optimizer: torch.optim.Optimizer, random_states: Tensor
+) -> None:
+    """Write `final` and read it back. Raises OSError, and DamagedError when the disk gives back something else."""
     partial = final.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in moco.state_dict().items()}, partial / "model.safetensors")
-    tensors: dict[str, Tensor] = {}
-    optimizer_tree = _take_tensors(optimizer.state_dict(), "", tensors)
-    save_file(tensors, partial / "optimizer.safetensors")
-    state = {"step": step, "optimizer": optimizer_tree, "scaler": scaler, "torch": torch.__version__}
-    state["tile_count"] = tile_count  # of the whole source: the order of tiles hangs on it
-    (partial / "state.json").write_text(json.dumps(state))
-    save_recipe(recipe, partial / "recipe.yaml")
-    for file in partial.iterdir():
-        _sync(file)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    _sync(final.parent)
-    write_atomically(run / "latest", final.name + "\n")
-    for old in sorted(final.parent.glob("step_????????"))[: -recipe.run.keep_checkpoints]:
-        shutil.rmtree(old)
-    return final
-
-
-def load_checkpoint(checkpoint: Path, moco: MoCo, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore networks and optimizer in place; returns step (number of them), scaler (its state), tile_count."""
-    state = json.loads((checkpoint / "state.json").read_text())
-    moco.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    tensors = load_file(checkpoint / "optimizer.safetensors")
-    optimizer.load_state_dict(_put_tensors(state["optimizer"], tensors))
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:  # fused kernels want the same strides
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    return {name: state[name] for name in ("step", "scaler", "tile_count")}
-
-
-def latest_checkpoint(run: Path) -> Path:
-    """The newest whole checkpoint of a run's folder. Raises RecipeError when there is none."""
-    pointer = run / "latest"
-    if not pointer.is_file():
-        raise RecipeError(f"{run} holds no checkpoint ({pointer} is absent); train one with --output-dir {run}")
-    return run / "checkpoints" / pointer.read_text().strip()
-
-
-def load_encoder(path: Path) -> tuple[Recipe, nn.Module, Path]:
-    """Recipe, trained encoder (query side) and run folder of a run or of one of its checkpoints."""
-    checkpoint = path if (path / "model.safetensors").is_file() else latest_checkpoint(path)
-    recipe = load_recipe(checkpoint / "recipe.yaml")
-    encoder = build_encoder(recipe.encoder)
-    prefix = "encoder."
-    with safe_open(checkpoint / "model.safetensors", framework="pt") as tensors:
-        names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a mapping
-        encoder.load_state_dict({name.removeprefix(prefix): tensors.get_tensor(name) for name in names})
-    return recipe, encoder, checkpoint.parent.parent
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    manifest: Manifest = {}
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        for name, tensors in (
+            (MODEL, moco.state_dict()),
+            (OPTIMIZER, optimizer_tensors(moco, optimizer)),
+            (RANDOM, {_RANDOM: random_states}),
+        ):
+            manifest[name] = write_hashed(partial / name, tensor_chunks(tensors))
+        save_recipe(recipe, partial / RECIPE)
+        for name, content in ((STATE, json.dumps(state.model_dump())), (RECIPE, (partial / RECIPE).read_text("utf-8"))):
+            manifest[name] = write_hashed(partial / name, [content.encode()])
+        write_manifest(partial, manifest)
+        if final.exists():  # a damaged one
+            final.replace(final.with_suffix(".removed"))
+        partial.rename(final)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)  # room for what the user may still want to save
+        raise
+    sync(final.parent)
+    check_hashes(final, read_manifest(final, FILES), FILES)
 
 
-def _take_tensors(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """`tree` as JSON, its tensors moved to `tensors` by path. Mappings become pairs, for JSON has no integer keys."""
-    if isinstance(tree, Tensor):
-        # safetensors refuses shared storage, and strides such as channels_last's
-        tensors[path] = tree.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"tensor": path}
-    if isinstance(tree, dict):
-        return {"pairs": [[key, _take_tensors(value, f"{path}.{key}", tensors)] for key, value in tree.items()]}
-    if isinstance(tree, list | tuple):
-        return [_take_tensors(value, f"{path}.{index}", tensors) for index, value in enumerate(tree)]
-    return tree
+def check_checkpoint(folder: Path) -> Checkpoint:
+    """Read all of a checkpoint, in bounded memory, and hold it against itself. Raises DamagedError with the reason.
+
+    Small files first, then what the large ones claim to hold, then their bytes: nothing is read for its size alone.
+    """
+    manifest = read_manifest(folder, FILES)
+    content = {name: read_checked(folder, name, manifest, limit) for name, limit in _LIMITS.items()}
+    try:
+        recipe = load_recipe(folder / RECIPE)
+        state = State.model_validate(strict_json(content[STATE], STATE))
+        _check_state(recipe, state)
+        _check_layouts(folder, recipe, state)
+    except ValidationError as error:
+        raise DamagedError(f"{STATE}: {explain(error, State)}") from None
+    except (OSError, ValueError) as error:
+        raise DamagedError(str(error)) from None
+    check_hashes(folder, manifest, (MODEL, OPTIMIZER, RANDOM))
+    return Checkpoint(folder, recipe, state)
 
 
-def _put_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(tree, dict):
-        if "tensor" in tree:
-            return tensors[tree["tensor"]]
-        return {key: _put_tensors(value, tensors) for key, value in tree["pairs"]}
-    return [_put_tensors(value, tensors) for value in tree] if isinstance(tree, list) else tree
+_LIMITS = {STATE: _MAX_STATE_BYTES, RECIPE: MAX_RECIPE_BYTES}
+
+
+def load_checkpoint(checkpoint: Checkpoint, moco: MoCo, optimizer: torch.optim.Optimizer) -> Tensor:
+    """Restore networks and optimizer in place; the random states of all processes. Raises RecipeError."""
+    if misfit := _difference(layout_of(moco.state_dict()), read_layout(checkpoint.folder / MODEL)):
+        raise RecipeError(f"{checkpoint.folder} does not fit this recipe: {misfit}; a new --output-dir starts anew")
+    targets = moco.state_dict()
+    with torch.no_grad():
+        for name, tensor in read_tensors(checkpoint.folder / MODEL):
+            targets[name].copy_(tensor)
+        restore_optimizer(moco, optimizer, read_tensors(checkpoint.folder / OPTIMIZER))
+    return next(tensor for _, tensor in read_tensors(checkpoint.folder / RANDOM)).clone()
+
+
+def load_encoder_from(checkpoint: Checkpoint) -> nn.Module:
+    """The trained encoder, query side."""
+    encoder = build_encoder(checkpoint.recipe.encoder)
+    targets, prefix = encoder.state_dict(), "encoder."
+    with torch.no_grad():
+        for name, tensor in read_tensors(checkpoint.folder / MODEL, prefix):
+            targets[name.removeprefix(prefix)].copy_(tensor)
+    return encoder
+
+
+def _check_state(recipe: Recipe, state: State) -> None:
+    last = state.tile_count // recipe.batch.global_batch_size * recipe.schedule.epochs
+    if state.step > last:
+        raise ValueError(f"{STATE}: step={state.step} is past the run's last, {last}")
+
+
+def _check_layouts(folder: Path, recipe: Recipe, state: State) -> None:
+    """Raises ValueError where a file's tensors are not those of the recipe's networks and optimizer."""
+    for name, layout in zip((MODEL, OPTIMIZER), _layouts(recipe.model_dump_json(exclude={"planned"})), strict=True):
+        found = read_layout(folder / name)
+        # an optimizer whose every step was skipped remembers nothing
+        empty = name == OPTIMIZER and not found and (state.scaler is not None or state.step == 0)
+        if not empty and (misfit := _difference(layout, found)):
+            raise ValueError(f"{name}: {misfit}")
+        if layout_bytes(found) > _MAX_TENSOR_BYTES:
+            raise ValueError(f"{name} has more than {_MAX_TENSOR_BYTES} bytes")
+    random = read_layout(folder / RANDOM)
+    dtype, shape = random.get(_RANDOM, (None, ()))
+    if len(random) != 1 or dtype != torch.uint8 or len(shape) != 2 or shape[0] != state.processes:
+        raise ValueError(f"{RANDOM} does not hold the random states of {state.processes} processes")
+    if layout_bytes(random) > _MAX_RANDOM_BYTES:
+        raise ValueError(f"{RANDOM} has more than {_MAX_RANDOM_BYTES} bytes")
+
+
+@lru_cache(maxsize=2)
+def _layouts(recipe: str) -> tuple[Layout, Layout]:
+    """Of the networks' and the optimizer's tensors, for a recipe as JSON."""
+    built = Recipe.model_validate_json(recipe)
+    with torch.device("meta"):
+        moco = build_moco(built)
+    return layout_of(moco.state_dict()), optimizer_layout(built.optimizer.name, moco)
+
+
+def _difference(expected: Layout, found: Layout) -> str:
+    """The first tensor that is missing, too many, or other than expected; nothing where all is well."""
+    if missing := sorted(set(expected) - set(found)):
+        return f"tensor {missing[0]} is missing"
+    if more := sorted(set(found) - set(expected)):
+        return f"tensor {more[0][:80]!r} is none of the networks'"
+    for name, (dtype, shape) in expected.items():
+        if found[name] != (dtype, shape):
+            was = found[name]
+            return f"tensor {name} is {_words(was[0])} {list(was[1])} in place of {_words(dtype)} {list(shape)}"
+    return ""
+
+
+def _words(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -11,6 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from moco_accel.agreement import meet
+from moco_accel.phases import waiting
+
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -25,17 +28,28 @@ def gather_keys(keys: Tensor) -> Tensor:
     """Keys of every process in rank order, `[processes * rows, dim]`, without gradient. Rows must agree."""
     if world_size() == 1:
         return keys
+    keys = keys.contiguous()
     gathered = keys.new_empty(world_size() * keys.shape[0], *keys.shape[1:])
     all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.14
-    all_gather(gathered, keys.contiguous())
+    with waiting():
+        meet()
+        all_gather(gathered, keys)
     return gathered
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
     """Element-wise sum, without gradient; `values` is overwritten."""
     if world_size() > 1:
-        dist.all_reduce(values)
+        with waiting():
+            meet()
+            dist.all_reduce(values)
     return values
+
+
+def average_over_processes(gradient: Tensor) -> None:
+    """In place."""
+    if world_size() > 1:
+        sum_over_processes(gradient.div_(world_size()))
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from moco_accel.augment import AugmentedView, Crop, CropBatch, make_crop, stack_crops
 from moco_accel.damage import Damaged, DamageLog, allowed_damaged, next_good
 from moco_accel.order import MicroBatchPlaces, Place
+from moco_accel.phases import wait_for_data
 from moco_accel.reading.tiles import Tiles, open_tiles
 from moco_accel.recipe import Recipe
+from moco_accel.stopping import end_with_trainer, ignore_signals
+
+_NO_TILE = -1
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,26 @@ class TwoViews(Dataset[TwoCrops]):
     def __init__(self, tiles: Tiles, recipe: Recipe) -> None:
         self._tiles, self._recipe = tiles, recipe
         self._limit = allowed_damaged(recipe, len(tiles))
+        # the tile that each worker is at, for the trainer to see when one hangs
+        self._at = torch.full((max(recipe.data.num_workers, 1), 2), _NO_TILE)
+        if recipe.data.num_workers:
+            self._at.share_memory_()
+
+    def reading(self) -> list[tuple[int, int]]:
+        """Which process reads which tile, at this moment."""
+        return [(process, tile) for process, tile in self._at.tolist() if tile != _NO_TILE]
 
     def __getitem__(self, place: Place) -> TwoCrops:
+        try:
+            return self._two_crops(place)
+        finally:
+            self._set_reading(_NO_TILE)
+
+    def _set_reading(self, index: int) -> None:
+        worker = get_worker_info()
+        self._at[worker.id if worker else 0] = torch.tensor((os.getpid(), index))
+
+    def _two_crops(self, place: Place) -> TwoCrops:
         epoch, index = place
         sources, damaged = next_good(self._read, index, len(self._tiles), self._limit)
         if sources is None:
@@ -64,6 +87,7 @@ class TwoViews(Dataset[TwoCrops]):
         return TwoCrops((first, second), damaged, swapped)
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
+        self._set_reading(index)
         tile = self._tiles[index]
         return tile, self._tiles.pair(index) if self._recipe.data.pair_column else tile
 
@@ -75,22 +99,25 @@ def open_training_tiles(recipe: Recipe) -> Tiles:
 
 def step_views(
     tiles: Tiles, recipe: Recipe, device: torch.device, rank: int, first_step: int, damage: DamageLog
-) -> Iterator[tuple[AugmentedView, AugmentedView] | None]:
+) -> Generator[tuple[AugmentedView, AugmentedView] | None, None, None]:
     """The two views of this process's tiles for every step from `first_step` to the run's end.
 
     `damage` hears of damaged tiles; None, and then nothing more, where they are too many to go on.
     """
     workers = recipe.data.num_workers
+    two_views = TwoViews(tiles, recipe)
     loader = DataLoader(
-        TwoViews(tiles, recipe),
+        two_views,
         batch_sampler=MicroBatchPlaces(recipe, len(tiles), rank, first_step, tiles.reading),  # type: ignore[arg-type]
         collate_fn=_collate,
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        worker_init_fn=_begin_worker,
+        generator=torch.Generator().manual_seed(recipe.run.seed),  # else it would draw from the run's random state
         # enough that the next step's micro-batches are ready when this one ends
         prefetch_factor=max(2, -(-recipe.batch.accumulation_steps // workers)) if workers else None,
     )
-    micro_batches = iter(loader)
+    micro_batches = _announced(loader, two_views)
     while step := list(islice(micro_batches, recipe.batch.accumulation_steps)):
         for micro_batch in step:
             damage.add(micro_batch.damaged)
@@ -101,6 +128,23 @@ def step_views(
             return
         first, second = zip(*whole, strict=True)
         yield AugmentedView(first, recipe, device), AugmentedView(second, recipe, device)
+
+
+def _announced(loader: DataLoader[TwoCrops], two_views: TwoViews) -> Iterator[MicroBatch]:
+    """All micro-batches; while each is waited for, whoever watches can tell."""
+    micro_batches = iter(loader)
+    while True:
+        wait_for_data(two_views.reading)
+        micro_batch = next(micro_batches, None)
+        if micro_batch is None:
+            return
+        assert isinstance(micro_batch, MicroBatch)
+        yield micro_batch
+
+
+def _begin_worker(worker: int) -> None:
+    ignore_signals()
+    end_with_trainer()
 
 
 def _collate(pairs: list[TwoCrops]) -> MicroBatch:

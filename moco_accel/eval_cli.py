@@ -38,8 +38,8 @@ def evaluate(
         with console.status("loading the encoder"):
             import torch
 
-            from moco_accel.checkpoint import load_encoder
             from moco_accel.judgement import PASSES, draw_judgement, judge, open_labelled
+            from moco_accel.run_folder import load_encoder
 
             recipe, encoder, run_folder = load_encoder(run)
             recipe = _with_sources(recipe, train_source, test_source)
@@ -58,7 +58,8 @@ def evaluate(
         merge_summary(run_folder / "summary.json", figures)
         draw_judgement(run_folder / "neighbours.png", recipe, tiles, judgement)
         _print_table(recipe, tiles, judgement.accuracies)
-        console.print(f"wrote {run_folder / 'summary.json'} and {run_folder / 'neighbours.png'}", soft_wrap=True)
+        wrote = f"wrote {run_folder / 'summary.json'} and {run_folder / 'neighbours.png'}"
+        console.print(escape(wrote), soft_wrap=True)
         if as_json:
             typer.echo(json.dumps(figures, indent=2))
 

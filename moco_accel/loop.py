@@ -7,76 +7,124 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
+from rich.markup import escape
 from torch import Tensor
 
-from moco_accel.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from moco_accel.agreement import Agreement, meet_through
+from moco_accel.card_memory import PlannedMemory
+from moco_accel.checkpoint import Checkpoint
 from moco_accel.console import console
 from moco_accel.damage import DamageLog
 from moco_accel.data import open_training_tiles, step_views
+from moco_accel.healing import Healer, in_words
 from moco_accel.moco import MoCo, build_moco
 from moco_accel.monitor import Monitor
 from moco_accel.optim import build_optimizer, lr_at, momentum_coefficient_at, set_lr
 from moco_accel.order import steps_per_epoch
-from moco_accel.recipe import Recipe, load_recipe, save_recipe
-from moco_accel.recipe_text import RecipeError, set_word
-from moco_accel.resolve import inherit, resolve
+from moco_accel.random_states import seed_all
+from moco_accel.recipe import Recipe, save_recipe
+from moco_accel.recipe_text import RecipeError
+from moco_accel.resolve import resolve
+from moco_accel.resume_rules import continued
+from moco_accel.run_folder import newest_whole, refuse_used_folder
+from moco_accel.saving import Saver, by_first
 from moco_accel.step import build_accelerator, prepare, train_step
+from moco_accel.stopping import StoppedBySignal, StopRequest, end_workers
+from moco_accel.watching import Watch
 
-# what a resumed run may change without changing what it computes
-_FREE_ON_RESUME = {"hardware", "memory", "planned", "evaluation"}
-_FREE_FIELDS_ON_RESUME = {
-    ("batch", "micro_batch_size"),
-    ("batch", "accumulation_steps"),
-    ("data", "num_workers"),
-    ("data", "max_damaged_share"),
-    ("run", "log_every_steps"),
-    ("run", "checkpoint_every_steps"),
-    ("run", "keep_checkpoints"),
-}
+_RESOLVED = "resolved: every field of this run"
+_STOP, _TOO_MANY_DAMAGED, _SAVE = 1, 2, 4  # what a process may have to say before a step
 
 
-def run_training(recipe: Recipe, run: Path, resume: bool) -> None:
+def run_training(recipe: Recipe, run: Path, resume: bool, stop: StopRequest, allow_recipe_change: bool = False) -> None:
     """Train, or go on training, in the folder `run`. Raises RecipeError for what the user can mend."""
     check_machine(recipe)
-    if resume:
-        recipe = inherit(recipe, load_recipe(latest_checkpoint(run) / "recipe.yaml"))
-    check_run_folder(recipe, run, resume)
+    processes = PartialState(cpu=not torch.cuda.is_available())  # they meet before one can fail alone
+    agreement = Agreement()
+    meet_through(agreement)
+    with Watch(agreement, processes.process_index, processes.num_processes, recipe.run.stall_seconds) as watch:
+        _train(recipe, run, resume, stop, allow_recipe_change, agreement, watch)
+    processes.destroy_process_group()
+
+
+def _train(
+    recipe: Recipe,
+    run: Path,
+    resume: bool,
+    stop: StopRequest,
+    allow_recipe_change: bool,
+    agreement: Agreement,
+    watch: Watch,
+) -> None:
+    micro_batch_asked, look_anew = recipe.batch.micro_batch_size, True
+    found = find_checkpoint(run, resume)
+    if found is not None:
+        asked = found.state.micro_batch_asked
+        recipe, look_anew = continued(recipe, found.recipe, asked, allow_recipe_change, _say)
     tiles = open_training_tiles(recipe)
-    if not resume:
+    if look_anew:
         recipe = resolve(recipe, tiles, say=_say)
     steps_an_epoch = steps_per_epoch(recipe, len(tiles))
     total_steps = steps_an_epoch * recipe.schedule.epochs
+    if found is not None and is_done(found, total_steps, len(tiles)) and (run / "summary.json").is_file():
+        _say(f"{escape(str(run))} is done: {found.state.step} steps of {total_steps}; nothing is left to resume")
+        return
 
-    damage = DamageLog(recipe, len(tiles), run, resumed=resume, first=_rank() == 0)
+    damage = DamageLog(recipe, len(tiles), run, resumed=found is not None, first=_rank() == 0)
     accelerator = build_accelerator(recipe, cpu=not torch.cuda.is_available())
-    torch.manual_seed(recipe.run.seed)
+    planned = recipe.planned if recipe.batch.micro_batch_size == micro_batch_asked else None
+    memory = PlannedMemory(planned, recipe.encoder.name, agreement, accelerator.device, _say)
+    memory.check()
+    seed_all(recipe.run.seed)
     moco = build_moco(recipe)
     model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
-    first_step = restore(run, accelerator, moco, optimizer, len(tiles)) if resume else 0
-    if accelerator.is_main_process:
-        save_recipe(recipe, run / "recipe.yaml", comment="resolved: every field of this run")
+    saver = Saver(run, accelerator, agreement, moco, optimizer, micro_batch_asked, len(tiles), tiles.reading, stop)
+    first_step, skipped_steps = saver.restore(found, allow_recipe_change, _say)
+    first = accelerator.is_main_process
+    by_first(agreement, first, lambda: save_recipe(recipe, run / "recipe.yaml", _RESOLVED))
+
+    def note_halved(smaller: Recipe, lacking: list[int]) -> None:
+        say_halved(smaller, lacking)
+        memory.forget()
+        by_first(agreement, first, lambda: save_recipe(smaller, run / "recipe.yaml", _RESOLVED))
+
+    healer = Healer(recipe, moco, optimizer, agreement, note_halved)
 
     views = step_views(tiles, recipe, accelerator.device, accelerator.process_index, first_step, damage)
-    with Monitor(recipe, run, len(tiles), first_step, total_steps, accelerator, damage) as monitor:
-        for step in range(first_step, total_steps):
-            waited_from = time.perf_counter()
-            view_pair = next(views)
-            waited = time.perf_counter() - waited_from
-            stop_together(accelerator, damage)
-            assert view_pair is not None
-            epoch = step / steps_an_epoch
-            lr, momentum_coefficient = lr_at(recipe, epoch), momentum_coefficient_at(recipe, epoch)
-            set_lr(optimizer, lr)
-            result = train_step(accelerator, model, optimizer, view_pair, recipe, momentum_coefficient)
-            del view_pair  # a single micro-batch's pixels would wait beside the next one's
-            stop_if_not_finite(result.loss, "the loss", step, run)
-            monitor.after_step(step, epoch, lr, momentum_coefficient, result, waited)
-            last = step + 1 == total_steps
-            if (last or (step + 1) % recipe.run.checkpoint_every_steps == 0) and accelerator.is_main_process:
-                stop_if_not_finite(total(moco), "the sum of all parameters", step, run)
-                save_checkpoint(run, recipe, step + 1, moco, optimizer, scaler_state(accelerator), len(tiles))
-    accelerator.end_training()
+    monitor = Monitor(recipe, run, len(tiles), first_step, total_steps, accelerator, damage, skipped_steps)
+    try:
+        with monitor:
+            for step in range(first_step, total_steps):
+                waited_from = time.perf_counter()
+                view_pair = next(views)
+                waited = time.perf_counter() - waited_from
+                told = ask_all(agreement, stop, damage, saver.due(recipe))
+                if told & _TOO_MANY_DAMAGED:
+                    raise RecipeError(damage.explain())
+                if told and step > saver.saved_step:
+                    stop_if_not_finite(total(moco), "the sum of all parameters", step, saver.last)
+                    saver.save(healer.recipe, step, monitor.skipped_steps)
+                if told & _STOP:
+                    raise StoppedBySignal
+                assert view_pair is not None
+                epoch = step / steps_an_epoch
+                lr, momentum_coefficient = lr_at(recipe, epoch), momentum_coefficient_at(recipe, epoch)
+                set_lr(optimizer, lr)
+                result = train_step(accelerator, model, optimizer, view_pair, recipe, momentum_coefficient, healer)
+                del view_pair  # a single micro-batch's pixels would wait beside the next one's
+                stop_if_not_finite(result.loss, "the loss", step, saver.last)
+                monitor.after_step(step, epoch, lr, momentum_coefficient, result, waited)
+                memory.after_step()
+                watch.step_done()
+                if step + 1 == total_steps or (step + 1) % recipe.run.checkpoint_every_steps == 0:
+                    stop_if_not_finite(total(moco), "the sum of all parameters", step, saver.last)
+                    saver.save(healer.recipe, step + 1, monitor.skipped_steps)
+    except StoppedBySignal:
+        say_stopped(stop, saver.saved_step)
+    finally:
+        views.close()
+        end_workers()
 
 
 def _rank() -> int:
@@ -109,46 +157,46 @@ def check_machine(recipe: Recipe) -> None:
         )
 
 
-def check_run_folder(recipe: Recipe, run: Path, resume: bool) -> None:
-    """A new run starts in a folder of its own; a resumed one goes on with the same science."""
+def find_checkpoint(run: Path, resume: bool) -> Checkpoint | None:
+    """What a resumed run goes on from. A new run wants a folder of its own. Raises RecipeError."""
     if not resume:
-        if (run / "latest").exists():
-            raise RecipeError(f"--output-dir={run} already holds a run; --resume goes on with it, or name a new folder")
-        return
-    before = load_recipe(latest_checkpoint(run) / "recipe.yaml").model_dump()
-    for section, fields in recipe.model_dump().items():
-        if section in _FREE_ON_RESUME:
-            continue
-        for field, value in fields.items():
-            if before[section][field] != value and (section, field) not in _FREE_FIELDS_ON_RESUME:
-                raise RecipeError(
-                    f"{section}.{field}={value!r} differs from the run's {before[section][field]!r} and would change "
-                    f"its result; --set {set_word(f'{section}.{field}', before[section][field])} goes on with it"
-                )
+        refuse_used_folder(run)
+        return None
+    found = newest_whole(run, _say)
+    if found is None:  # a job that is always started with --resume has to begin some time
+        _say(f"--resume: {escape(str(run))} holds no checkpoint yet; the run starts from the beginning")
+    return found
 
 
-def restore(run: Path, accelerator: Accelerator, moco: MoCo, optimizer: torch.optim.Optimizer, tile_count: int) -> int:
-    """Load the latest checkpoint; returns how many steps are done. Raises RecipeError for another set of tiles."""
-    state = load_checkpoint(latest_checkpoint(run), moco, optimizer)
-    if state["tile_count"] != tile_count:
-        raise RecipeError(
-            f"data.source holds {tile_count} tiles, and the run began with {state['tile_count']}: their order would be "
-            "another one; the same tiles work, or a new --output-dir"
-        )
-    if accelerator.scaler is not None and state["scaler"]:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    return int(state["step"])
+def is_done(found: Checkpoint, total_steps: int, tile_count: int) -> bool:
+    """Not with other tiles: steps mean something else there."""
+    return found.state.step >= total_steps and found.state.tile_count == tile_count
 
 
-def stop_together(accelerator: Accelerator, damage: DamageLog) -> None:
-    """All processes end where one has met too many damaged tiles; alone, it would leave the others waiting for it."""
-    met = torch.tensor(float(damage.too_many), device=accelerator.device)
-    if accelerator.reduce(met, "sum") > 0:
-        raise RecipeError(damage.explain())
+def ask_all(agreement: Agreement, stop: StopRequest, damage: DamageLog, save_due: bool) -> int:
+    """What any process has to say before a step, so that all do the same. One that acts alone leaves others waiting."""
+    own = _STOP * stop.wanted | _TOO_MANY_DAMAGED * damage.too_many | _SAVE * save_due
+    told = 0
+    for word in agreement.all(own):
+        told |= word
+    return told
 
 
-def scaler_state(accelerator: Accelerator) -> dict[str, float]:
-    return dict(accelerator.scaler.state_dict()) if accelerator.scaler is not None else {}
+def say_halved(smaller: Recipe, lacking: list[int]) -> None:
+    batch = smaller.batch
+    _say(
+        f"[yellow]{in_words(lacking)}: this step is done over, and all from here on, in micro-batches of "
+        f"{batch.micro_batch_size} × {batch.accumulation_steps}. Tiles, global batch {batch.global_batch_size}, "
+        f"{smaller.negatives_per_query} negatives and lr stay as they are[/]"
+    )
+
+
+def say_stopped(stop: StopRequest, saved_step: int) -> None:
+    """How to go on."""
+    command = stop.resume_command
+    saved = f"saved after step {saved_step}" if saved_step else "before the first step was done"
+    how = f"go on with:\n{command}" if command else "start it again as you did, with --resume"
+    _say(f"stopped by {stop.reason or 'a signal to another process'}, {saved}; {escape(how)}")
 
 
 def total(moco: MoCo) -> Tensor:
@@ -156,12 +204,11 @@ def total(moco: MoCo) -> Tensor:
     return torch.stack([p.detach().sum(dtype=torch.float64) for p in moco.parameters()]).sum()
 
 
-def stop_if_not_finite(value: Tensor, what: str, step: int, run: Path) -> None:
+def stop_if_not_finite(value: Tensor, what: str, step: int, last: Path | None) -> None:
     """Raises RecipeError at the first NaN or infinity, before it reaches a checkpoint."""
     if torch.isfinite(value):
         return
-    saved = (run / "latest").is_file()
-    kept = f"{latest_checkpoint(run)} is the last good checkpoint" if saved else "no checkpoint yet"
+    kept = f"{last} is the last good checkpoint" if last else "no checkpoint yet"
     raise RecipeError(
         f"{what} is {value.item()} at step {step}; {kept}. What helps: a lower optimizer.base_lr, "
         "encoder.freeze_patch_projection=true, memory.mixed_precision=bf16 in place of fp16"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional
 from moco_accel.collectives import GlobalBatchNorm1d, rank, world_size
 from moco_accel.encoders import build_encoder, feature_dim, recomputed
 from moco_accel.loss import contrastive_loss, feature_std
+from moco_accel.phases import tick
 from moco_accel.recipe import RESNET_NAMES, Recipe
 
 View = Sequence[Tensor]
@@ -19,6 +20,9 @@ View = Sequence[Tensor]
 
 A list of tensors is one; so is `augment.AugmentedView`, which makes a micro-batch anew each time it is asked for.
 """
+
+
+_ALIGNED = 64  # numbers: where each parameter's gradient may begin, for fused kernels to read several at a time
 
 
 def build_moco(recipe: Recipe) -> MoCo:
@@ -32,6 +36,8 @@ class MoCo(nn.Module):
     queue: Tensor
     queue_start: Tensor
     query_side_moved: Tensor
+    gradient: Tensor
+    """Of all trainable parameters in one, once `make_room_for_gradients` has been called."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -59,6 +65,19 @@ class MoCo(nn.Module):
         assert len(keys) == len(queries) * world_size(), f"{len(keys)} keys for {len(queries)} queries"
         loss = contrastive_loss(queries, keys, self.temperature, len(queries) * rank(), self.queue)
         return loss, feature_std(features.detach())
+
+    def make_room_for_gradients(self) -> None:
+        """One buffer, of which each parameter's gradient is a view: zeroed at once, sent at once, never dropped."""
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        sizes = [-(-parameter.numel() // _ALIGNED) * _ALIGNED for parameter in trainable]
+        self.gradient = trainable[0].new_zeros(sum(sizes))
+        for parameter, start in zip(trainable, accumulate(sizes, initial=0), strict=False):
+            parameter.grad = self.gradient.as_strided(parameter.shape, parameter.stride(), start)
+
+    @property
+    def momentum_version(self) -> int:
+        """Grows whenever the momentum side's parameters change."""
+        return next(self.momentum_encoder.parameters())._version
 
     @torch.no_grad()
     def keys(self, view: View) -> Tensor:
@@ -92,9 +111,13 @@ def encode(encoder: nn.Module, view: View, keep_last: bool = True) -> Tensor:
     with the last one: with `keep_last` its activations wait for that, and its second forward is saved.
     """
     recomputed_count = len(view) - (keep_last or len(view) == 1) if torch.is_grad_enabled() else 0
-    # by index, so that checkpointing keeps a number and not the pixels
-    features = [recomputed(lambda i: encoder(view[i]), encoder, index) for index in range(recomputed_count)]
-    features += [encoder(view[index]) for index in range(recomputed_count, len(view))]
+
+    def micro_batch_features(index: int) -> Tensor:  # by index, so that checkpointing keeps a number and not the pixels
+        tick()
+        return encoder(view[index])  # type: ignore[no-any-return]
+
+    features = [recomputed(micro_batch_features, encoder, index) for index in range(recomputed_count)]
+    features += [micro_batch_features(index) for index in range(recomputed_count, len(view))]
     return torch.cat(features)
 
 

@@ -10,11 +10,13 @@ from types import TracebackType
 
 import torch
 from accelerate import Accelerator
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from moco_accel.atomic_files import write_atomically
 from moco_accel.console import console
 from moco_accel.damage import DamageLog
+from moco_accel.phases import waiting
 from moco_accel.recipe import Recipe
 from moco_accel.step import StepResult
 
@@ -35,11 +37,12 @@ class Monitor:
         total_steps: int,
         accelerator: Accelerator,
         damage: DamageLog,
+        skipped_steps: int = 0,
     ) -> None:
         self._recipe, self._run, self._accelerator, self._damage = recipe, run, accelerator, damage
         self._first_step, self._total_steps, self._tile_count = first_step, total_steps, tile_count
         self._window_start, self._window_step, self._waited = time.perf_counter(), first_step, 0.0
-        self._started, self._skipped_steps, self._collapsed_steps = self._window_start, 0, 0
+        self._started, self.skipped_steps, self._collapsed_steps = self._window_start, skipped_steps, 0
         self._progress = Progress(
             TextColumn("[bold]training[/]"),
             BarColumn(bar_width=24),
@@ -71,15 +74,15 @@ class Monitor:
     ) -> None:
         """Take in step `step` (from 0), which waited `waited` seconds for data; log it if its turn has come."""
         self._waited += waited
-        self._skipped_steps += result.skipped
+        self.skipped_steps += result.skipped
         self._watch_collapse(step, result.feature_std.item())
         self._progress.update(self._bar, completed=step + 1)
         if not (
             step == self._first_step or step + 1 == self._total_steps or step % self._recipe.run.log_every_steps == 0
         ):
             return
-        # every process takes part in the mean
-        loss, spread = self._accelerator.reduce(torch.stack([result.loss, result.feature_std]), "mean").tolist()
+        with waiting():  # every process takes part in the mean
+            loss, spread = self._accelerator.reduce(torch.stack([result.loss, result.feature_std]), "mean").tolist()
         now = time.perf_counter()
         seconds, steps = now - self._window_start, step + 1 - self._window_step
         row = {
@@ -91,7 +94,7 @@ class Monitor:
             "tiles_per_second": round(steps * self._recipe.batch.global_batch_size / seconds, 2),
             "data_wait_share": round(self._waited / seconds, 4),
             "feature_std": spread,
-            "skipped_steps": self._skipped_steps,
+            "skipped_steps": self.skipped_steps,
             "damaged_tiles": len(self._damage),
             "peak_memory_mib": _peak_memory_mib(),
             "planned_memory_mib": self._recipe.planned.peak_reserved_mib if self._recipe.planned else None,
@@ -132,11 +135,11 @@ class Monitor:
             f"{self._tile_count} tiles · micro-batch {batch.micro_batch_size} × {batch.accumulation_steps} × "
             f"{recipe.hardware.num_devices} device(s) = global batch {batch.global_batch_size} · "
             f"{recipe.negatives_per_query} negatives per query · {precision} on "
-            f"{self._accelerator.device} · {self._run}",
+            f"{self._accelerator.device} · {escape(str(self._run))}",
             soft_wrap=True,
         )
         if recipe.encoder.bands != 3:
-            names = f" ({', '.join(recipe.data.bands)})" if recipe.data.bands else ""
+            names = f" ({escape(', '.join(recipe.data.bands))})" if recipe.data.bands else ""
             console.print(
                 f"{recipe.encoder.bands} bands{names}: augment.band_gain, band_offset and band_drop_probability in "
                 "place of colour jitter and greyscale",
@@ -152,7 +155,6 @@ class Monitor:
         metrics = self._run / "metrics.jsonl"
         rows = metrics.read_text().splitlines() if metrics.is_file() and first_step else []
         whole = [row for row in rows if row.endswith("}") and json.loads(row)["step"] < first_step]
-        self._skipped_steps = json.loads(whole[-1]).get("skipped_steps", 0) if whole else 0
         write_atomically(metrics, "".join(row + "\n" for row in whole))
 
     def _finish(self) -> None:
@@ -163,7 +165,7 @@ class Monitor:
             "tiles_per_second": rates[len(rates) // 2] if rates else None,
             "final_loss": rows[-1]["loss"] if rows else None,
             "chance_loss": self._recipe.chance_loss,
-            "skipped_steps": self._skipped_steps,
+            "skipped_steps": self.skipped_steps,
             "damaged_tiles": len(self._damage),
             "seconds": round(time.perf_counter() - self._started, 1),
             "peak_memory_mib": _peak_memory_mib(),
@@ -171,7 +173,8 @@ class Monitor:
         write_atomically(self._run / "summary.json", json.dumps(summary, indent=2) + "\n")
         console.print(
             f"done: {summary['steps']} steps, final loss {summary['final_loss']:.3f} "
-            f"(chance {summary['chance_loss']:.2f}), {summary['tiles_per_second']:.0f} tiles/s · {self._run}",
+            f"(chance {summary['chance_loss']:.2f}), {summary['tiles_per_second']:.0f} tiles/s · "
+            f"{escape(str(self._run))}",
             soft_wrap=True,
         )
 

@@ -21,6 +21,9 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     if recipe.optimizer.name == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
 
+        # it would do so itself in its first step, and take gradients out of the buffer that is zeroed and sent
+        for parameter in parameters:
+            parameter.data = parameter.data.contiguous()
         # bitsandbytes' default decay is 0.01 and its betas are torch's
         return cast(torch.optim.Optimizer, AdamW8bit(parameters, lr=lr, weight_decay=weight_decay))
     return LARS(parameters, lr=lr, weight_decay=weight_decay)

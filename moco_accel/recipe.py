@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
@@ -39,6 +39,12 @@ __all__ = [
 ]
 
 
+_LARGEST = 1 << 24  # of a count of tiles or keys
+_WIDEST = 1 << 17  # of a layer
+_MOST_STEPS = 1 << 40
+Mib = Annotated[int, Field(ge=-(1 << 40), le=1 << 40)]
+
+
 class Encoder(Section):
     name: str
     image_size: int = Field(224, ge=8, le=2048)
@@ -47,31 +53,31 @@ class Encoder(Section):
 
 
 class Moco(Section):
-    projector_hidden_dim: int = Field(4096, ge=1)
-    output_dim: int = Field(256, ge=1)
+    projector_hidden_dim: int = Field(4096, ge=1, le=_WIDEST)
+    output_dim: int = Field(256, ge=1, le=_WIDEST)
     predictor_output_norm: bool = True
-    temperature: float = Field(0.2, gt=0)
+    temperature: float = Field(0.2, ge=1e-3, le=1e3)
     momentum_coefficient: float = Field(0.99, ge=0, le=1)
     momentum_schedule: Literal["constant", "cosine"] = "constant"
-    queue_size: int = Field(0, ge=0)
+    queue_size: int = Field(0, ge=0, le=_LARGEST)
 
 
 class Batch(Section):
-    global_batch_size: int = Field(ge=2, examples=[4096])
-    micro_batch_size: int = Field(ge=1, examples=[128])
-    accumulation_steps: int = Field(ge=1, examples=[16])
+    global_batch_size: int = Field(ge=2, le=_LARGEST, examples=[4096])
+    micro_batch_size: int = Field(ge=1, le=_LARGEST, examples=[128])
+    accumulation_steps: int = Field(ge=1, le=_LARGEST, examples=[16])
     contrast_over: Literal["global_batch", "micro_batch"] = "global_batch"
 
 
 class Optimizer(Section):
     name: str = "adamw"
-    base_lr: float = Field(1.5e-4, ge=0)
-    lr: float = Field(ge=0, examples=[2.4e-3])
-    weight_decay: float = Field(0.1, ge=0)
+    base_lr: float = Field(1.5e-4, ge=0, le=1e6)
+    lr: float = Field(ge=0, le=1e12, examples=[2.4e-3])
+    weight_decay: float = Field(0.1, ge=0, le=1e6)
 
 
 class Schedule(Section):
-    epochs: int = Field(300, ge=1)
+    epochs: int = Field(300, ge=1, le=1_000_000)
     warmup_epochs: float = Field(40, ge=0)
 
 
@@ -92,8 +98,8 @@ class Memory(Section):
 class Hardware(Section):
     """`vram_gib: null` means the recipe was made for no GPU in particular and may run on a CPU."""
 
-    num_devices: int = Field(1, ge=1)
-    vram_gib: float | None = Field(None, gt=0)
+    num_devices: int = Field(1, ge=1, le=65_536)
+    vram_gib: float | None = Field(None, gt=0, le=1e6)
     gpu: str | None = None
 
 
@@ -103,23 +109,25 @@ class Evaluation(Section):
     train_source: str | None = None
     test_source: str | None = None
     label_column: str = "label"
-    neighbours: int = Field(20, ge=1)
-    temperature: float = Field(0.07, gt=0)
+    neighbours: int = Field(20, ge=1, le=_LARGEST)
+    temperature: float = Field(0.07, ge=1e-3, le=1e3)
 
 
 class Run(Section):
-    seed: int = Field(0, ge=0)
-    log_every_steps: int = Field(10, ge=1)
-    checkpoint_every_steps: int = Field(200, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    seed: int = Field(0, ge=0, lt=1 << 32)
+    log_every_steps: int = Field(10, ge=1, le=_MOST_STEPS)
+    checkpoint_every_steps: int = Field(200, ge=1, le=_MOST_STEPS)
+    checkpoint_every_minutes: float | None = Field(30, gt=0, le=_MOST_STEPS)
+    keep_checkpoints: int = Field(2, ge=1, le=_MOST_STEPS)
+    stall_seconds: float | None = Field(90, ge=5, le=_MOST_STEPS)
 
 
 class Planned(Section):
     """What the planner expected. `measured_on` names the card once the figure was measured on one."""
 
-    peak_reserved_mib: int
-    headroom_mib: int
-    breakdown_mib: dict[str, int]
+    peak_reserved_mib: Mib
+    headroom_mib: Mib
+    breakdown_mib: dict[str, Mib]
     torch: str
     measured_on: str | None = None
 
@@ -208,4 +216,5 @@ def save_recipe(recipe: Recipe, path: str | Path, comment: str = "") -> None:
     """Write `recipe` as YAML, every field spelled out, under a `# comment` of one or more lines."""
     fields = recipe.model_dump(exclude={"planned"} if recipe.planned is None else None)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(dump_yaml(fields, comment))
+    # a path in the comment may hold bytes that are no UTF-8
+    Path(path).write_text(dump_yaml(fields, comment), encoding="utf-8", errors="backslashreplace")

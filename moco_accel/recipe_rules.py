@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
-from moco_accel.recipe_text import RecipeError
+from moco_accel.recipe_text import RecipeError, short
 
 if TYPE_CHECKING:
     from moco_accel.recipe import Data, Recipe
@@ -16,6 +17,9 @@ ENCODER_NAMES = VIT_NAMES + RESNET_NAMES
 
 _LINEAR_SCALING_BASE = 256  # lr = base_lr * global_batch_size / 256 (Goyal et al. 2017; MoCo v3 section 4)
 _LAST_STRIDE = 32
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LEAST_RANGE = 1e-6
+_LONGEST_TEXT = 4096  # as of a path
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STORED_RANGES = {"uint8": (0.0, 255.0), "reflectance": (0.0, 10_000.0), "reflectance_offset": (1_000.0, 11_000.0)}
@@ -23,8 +27,21 @@ STORED_RANGES = {"uint8": (0.0, 255.0), "reflectance": (0.0, 10_000.0), "reflect
 
 def check_rules(recipe: Recipe) -> None:
     """Raises RecipeError on the first rule that `recipe` breaks."""
-    for check in (_check_encoder, _check_batch, _check_optimizer, _check_schedule, _check_queue, _check_data):
+    checks = (_check_texts, _check_encoder, _check_batch, _check_optimizer, _check_schedule, _check_queue, _check_data)
+    for check in checks:
         check(recipe)
+
+
+def _check_texts(recipe: Recipe) -> None:
+    """No name is as long as a book, or has a character that can't be seen: it would break lines, or end a path."""
+    for section, fields in recipe:
+        for field, value in fields or ():
+            for text in value if isinstance(value, list | dict) else [value]:
+                if isinstance(text, str) and (len(text) > _LONGEST_TEXT or _UNSEEN.search(text)):
+                    raise RecipeError(
+                        f"{section}.{field}={short(text)} is longer than {_LONGEST_TEXT} characters, or holds one that "
+                        "can't be seen; a plain name works"
+                    )
 
 
 def divisible_batches(global_batch_size: int, unit: int) -> str:
@@ -148,8 +165,10 @@ def _check_scaling(data: Data) -> None:
     if data.low is None or data.high is None:
         return
     for low, high in zip(data.low, data.high, strict=True):
-        if not low < high:
-            raise RecipeError(f"data.high={data.high} must be above data.low={data.low} in every band")
+        if not high - low > _LEAST_RANGE * max(abs(low), abs(high)):
+            raise RecipeError(
+                f"data.high={data.high} must be above data.low={data.low} in every band, by what float32 can tell"
+            )
     if data.scaling in STORED_RANGES:
         expected = STORED_RANGES[data.scaling]
         if any(pair != expected for pair in zip(data.low, data.high, strict=True)):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from moco_accel.bands import canonical_band
 
+_MOST_BANDS = 1000
+Share = Annotated[float, Field(ge=0, le=1)]
+# what float32 holds, with room to reckon
+Stored = Annotated[float, Field(ge=-1e30, le=1e30)]
+Deviation = Annotated[float, Field(ge=0, le=1e12)]
+
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -26,22 +32,26 @@ class Data(Section):
     split: str = Field("train", description="of a hub id")
     image_column: str | None = Field(None, description="null: the only column that holds imagery")
     pair_column: str | None = Field(None, description="the same place in another season; null: both views of one tile")
-    bands: list[str] | None = Field(None, min_length=1, description="names, in the encoder's order; null: as stored")
-    stored_bands: list[str] | None = Field(None, min_length=1, description="names as stored, of a source without names")
-    nodata: float | None = Field(None, description="stored where there is no data; such pixels become the band's mean")
+    bands: list[str] | None = Field(
+        None, min_length=1, max_length=_MOST_BANDS, description="names, in the encoder's order; null: as stored"
+    )
+    stored_bands: list[str] | None = Field(
+        None, min_length=1, max_length=_MOST_BANDS, description="names as stored, of a source without names"
+    )
+    nodata: Stored | None = Field(None, description="stored where there is no data; such pixels become the band's mean")
     scaling: Literal["uint8", "reflectance", "reflectance_offset", "percentiles", "range"] = "uint8"
-    low: list[float] | None = None
-    high: list[float] | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    low: list[Stored] | None = Field(None, max_length=_MOST_BANDS)
+    high: list[Stored] | None = Field(None, max_length=_MOST_BANDS)
+    mean: list[Stored] | None = Field(None, max_length=_MOST_BANDS)
+    std: list[Deviation] | None = Field(None, max_length=_MOST_BANDS)
     streaming: bool = Field(
         False,
         description="read shards in place, without a cache, shuffled within a buffer; every loader worker of every "
         "process reads all of them, once an epoch",
     )
-    shuffle_buffer_mib: int = Field(512, ge=1, description="when streaming; of every loader worker")
+    shuffle_buffer_mib: int = Field(512, ge=1, le=1 << 20, description="when streaming; of every loader worker")
     max_damaged_share: float = Field(0.01, ge=0, le=1, description="of all tiles; above it a run stops")
-    num_workers: int = Field(2, ge=0)
+    num_workers: int = Field(2, ge=0, le=1024)
 
     @field_validator("bands", "stored_bands")
     @classmethod
@@ -68,8 +78,8 @@ class Augment(Section):
     band_gain: float = Field(0.1, ge=0, le=1, description="each band by a factor of its own in 1 ± this")
     band_offset: float = Field(0.02, ge=0, le=1, description="each band plus a number of its own within ± this")
     band_drop_probability: float = Field(0.05, ge=0, lt=1, description="a band becomes its mean")
-    blur_probability: list[float] = Field([1.0, 0.1], min_length=2, max_length=2)
-    solarize_probability: list[float] = Field([0.0, 0.2], min_length=2, max_length=2)
+    blur_probability: list[Share] = Field([1.0, 0.1], min_length=2, max_length=2)
+    solarize_probability: list[Share] = Field([0.0, 0.2], min_length=2, max_length=2)
     horizontal_flip_probability: float = Field(0.5, ge=0, le=1)
     vertical_flip_probability: float = Field(0.5, ge=0, le=1)
     rotate_quarter_turns: bool = True

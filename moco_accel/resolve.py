@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich.markup import escape
+
 from moco_accel.bands import name_bands
 from moco_accel.reading.tiles import Tiles
 from moco_accel.recipe import Recipe
@@ -36,7 +38,7 @@ def resolve(recipe: Recipe, tiles: Tiles, say: Callable[[str], None]) -> Recipe:
     if tiles.bands is not None:
         found["bands"] = tiles.bands
     if tiles.partner_column is not None and recipe.data.pair_column is None:
-        pairs = f"data.pair_column={tiles.partner_column} augment.preset=seasons"
+        pairs = escape(f"data.pair_column={tiles.partner_column} augment.preset=seasons")
         say(f"the tiles come in pairs, and both views are of one tile: data.pair_column=null; {pairs} trains on pairs")
     if recipe.data.scaling != "uint8":  # 8 bits stay as they are
         found["nodata"] = tiles.nodata
@@ -108,7 +110,10 @@ def _check_range(
         )
     cut = [f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True) if share > _MOST_CUT_OFF]
     if cut:
-        say(f"[yellow]{scaling} cuts off values of {', '.join(cut)}; data.scaling=percentiles cuts off 2% of each[/]")
+        say(
+            f"[yellow]{scaling} cuts off values of {escape(', '.join(cut))}; "
+            "data.scaling=percentiles cuts off 2% of each[/]"
+        )
 
 
 def percentile_range(statistics: BandStatistics) -> tuple[list[float], list[float]]:
@@ -131,7 +136,7 @@ def _warn_of_noise(recipe: Recipe, say: Callable[[str], None]) -> None:
     if drowned:
         say(
             f"[yellow]augment.noise_std={noise:g} is more than {_MOST_NOISE:.0%} of the standard deviation of "
-            f"{', '.join(drowned)}; data.scaling=percentiles spreads every band, or augment.noise_std="
+            f"{escape(', '.join(drowned))}; data.scaling=percentiles spreads every band, or augment.noise_std="
             f"{_rounded(min(stds) * _MOST_NOISE / 2):.1g} is less[/]"
         )
 

@@ -5,18 +5,22 @@ It touches no disk, console or command line.
 
 from __future__ import annotations
 
-import warnings
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
-from torch import Tensor, nn
+from accelerate.utils import AutocastKwargs
+from torch import Tensor
 
-from moco_accel.collectives import gather_keys
+from moco_accel.collectives import average_over_processes, gather_keys
 from moco_accel.moco import MoCo, View
+from moco_accel.phases import enter
 from moco_accel.recipe import Recipe
+
+Views = tuple[View, View]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,19 @@ class StepResult:
     skipped: bool = False
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """Scalars on the device as in StepResult, and view 2's keys of all processes, for the queue."""
+
+    loss: Tensor
+    feature_std: Tensor
+    keys: Tensor
+
+
 def build_accelerator(recipe: Recipe, cpu: bool = False) -> Accelerator:
     """The Accelerator every run and every trace uses. Accumulation is the step's own, so Accelerate's stays at 1."""
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     precision = recipe.memory.mixed_precision
-    accelerator = Accelerator(
-        cpu=cpu, mixed_precision=precision, kwargs_handlers=[ddp, AutocastKwargs(cache_enabled=False)]
-    )
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[AutocastKwargs(cache_enabled=False)])
     # ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment beats the constructor; backward() divides by it
     accelerator.gradient_accumulation_steps = 1
     return accelerator
@@ -45,73 +55,109 @@ def build_accelerator(recipe: Recipe, cpu: bool = False) -> Accelerator:
 
 def prepare(
     accelerator: Accelerator, moco: MoCo, optimizer: torch.optim.Optimizer, on_device: bool = False
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """What `train_step` takes: on the accelerator's device (or there already), wrapped for several processes.
+) -> tuple[MoCo, torch.optim.Optimizer]:
+    """What `train_step` takes: on the accelerator's device (or there already), with room for all gradients.
 
-    Gradients exist from the start and are zeroed, never dropped: DDP makes them views of its buckets when it is built,
-    and would else keep the first view's beside the buckets until the second view's backward.
+    DistributedDataParallel is not used: it sends gradients in the midst of a backward, and a process that runs out of
+    memory there leaves the others waiting for ever. The step sends them at once, where all processes can meet.
     """
-    for parameter in moco.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
-    with warnings.catch_warnings():  # torch 2.14 deprecates DDP's broadcast_buffers, which accelerate hands on
-        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
-        model, prepared = accelerator.prepare(moco, optimizer, device_placement=[not on_device] * 2)
+    model = accelerator.prepare_model(moco, device_placement=not on_device, evaluation_mode=True)
+    prepared = accelerator.prepare_optimizer(optimizer, device_placement=not on_device)
+    moco.make_room_for_gradients()
     return model, prepared
+
+
+class Attempts(Protocol):
+    """How a step's parts are tried; `healing.Healer` tries them again after an out-of-memory error."""
+
+    def gradients(self, part: Callable[[Views], T], views: Views) -> T:
+        """`part(views)`, which may be done over: on the same tiles, in smaller micro-batches."""
+
+    def update(self, part: Callable[[], object]) -> None:
+        """`part()`, which changes parameters in place and may be done once."""
+
+
+class OneAttempt:
+    """Errors are the caller's."""
+
+    def gradients(self, part: Callable[[Views], T], views: Views) -> T:
+        return part(views)
+
+    def update(self, part: Callable[[], object]) -> None:
+        part()
 
 
 def train_step(
     accelerator: Accelerator,
-    model: nn.Module,
+    moco: MoCo,
     optimizer: torch.optim.Optimizer,
-    views: tuple[View, View],
+    views: Views,
     recipe: Recipe,
     momentum_coefficient: float,
+    attempts: Attempts | None = None,
 ) -> StepResult:
     """One optimizer step of MoCo v3 on this process's tiles (algorithm 1 of the paper).
 
-    `model` and `optimizer` are what `prepare` gives; each view is a sequence of `accumulation_steps`
-    micro-batches. Keys carry no gradient, so each view's loss is computed and differentiated on its own: exact, and
-    only one view's activations live at a time.
+    `moco` and `optimizer` are what `prepare` gives; each view is a sequence of `accumulation_steps` micro-batches.
+    Gradients are averaged over processes once, when both views have had their backward.
     """
-    moco = accelerator.unwrap_model(model)
-    assert isinstance(moco, MoCo)
-    if accelerator.scaler is None or moco.query_side_moved:  # after a skipped step there is nothing new to take in
-        moco.update_momentum_side(momentum_coefficient)
-    optimizer.zero_grad(set_to_none=False)
-    groups = contrast_groups(views, recipe)
-    losses, spreads, enqueued = [], [], []
-    for number, (view1, view2) in enumerate(groups, start=1):
-        with accelerator.autocast():
-            keys1, keys2 = gather_keys(moco.keys(view1)), gather_keys(moco.keys(view2))
-        enqueued.append(keys2)
-        for view, keys, last in ((view1, keys2, False), (view2, keys1, number == len(groups))):
-            # gradients are averaged over processes once per step, in the last backward
-            with nullcontext() if last else accelerator.no_sync(model):
-                loss, spread = model(view, keys)
-                accelerator.backward(loss / len(groups))
-            losses.append(loss.detach())
-            spreads.append(spread)
-    skipped = optimizer_step(accelerator, optimizer)
+    enter("the momentum update")
+    attempts = attempts or OneAttempt()
+    moved = moco.momentum_version
+
+    def compute_gradients(views: Views) -> Contrast:
+        # after a step that the scaler skipped there is nothing new to take in; one done over has taken it in
+        if moco.momentum_version == moved and (accelerator.scaler is None or moco.query_side_moved):
+            moco.update_momentum_side(momentum_coefficient)
+        return accumulate_gradients(accelerator, moco, views, recipe)
+
+    contrast = attempts.gradients(compute_gradients, views)
+    skipped = optimizer_step(accelerator, optimizer, attempts)
     if accelerator.scaler is not None:
         moco.query_side_moved.fill_(not skipped)
     if not skipped:
-        moco.enqueue(torch.cat(enqueued))
-    return StepResult(torch.stack(losses).sum() / len(groups), torch.stack(spreads).mean(), skipped)
+        moco.enqueue(contrast.keys)
+    return StepResult(contrast.loss, contrast.feature_std, skipped)
 
 
-def optimizer_step(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> bool:
+def accumulate_gradients(accelerator: Accelerator, moco: MoCo, views: Views, recipe: Recipe) -> Contrast:
+    """Gradients of both views' losses, averaged over processes, in place of those that were there.
+
+    Keys carry no gradient, so each view's loss is computed and differentiated on its own: exact, and only one view's
+    activations live at a time.
+    """
+    moco.gradient.zero_()
+    groups = contrast_groups(views, recipe)
+    losses, spreads, enqueued = [], [], []
+    for view1, view2 in groups:
+        enter("the keys")
+        with accelerator.autocast():
+            keys1, keys2 = gather_keys(moco.keys(view1)), gather_keys(moco.keys(view2))
+        enqueued.append(keys2)
+        for name, view, keys in (("view 1", view1, keys2), ("view 2", view2, keys1)):
+            enter(f"{name}'s forward and backward")
+            loss, spread = moco(view, keys)
+            accelerator.backward(loss / len(groups))
+            losses.append(loss.detach())
+            spreads.append(spread)
+    enter("the gradients' average")
+    average_over_processes(moco.gradient)
+    return Contrast(torch.stack(losses).sum() / len(groups), torch.stack(spreads).mean(), torch.cat(enqueued))
+
+
+def optimizer_step(
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, attempts: Attempts | None = None
+) -> bool:
     """Step; true if the gradient scaler met an overflow and the parameters stayed as they were.
 
     Accelerate's `step_was_skipped` does not see it when a fused optimizer skips inside its kernel. The scale shows it:
     nothing but an overflow lowers it.
     """
-    if accelerator.scaler is None:
-        optimizer.step()
-        return False
-    scale = accelerator.scaler.get_scale()
-    optimizer.step()
-    return bool(accelerator.scaler.get_scale() < scale)
+    enter("the optimizer's step")
+    attempts = attempts or OneAttempt()
+    scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else 0.0
+    attempts.update(optimizer.step)
+    return accelerator.scaler is not None and bool(accelerator.scaler.get_scale() < scale)
 
 
 def contrast_groups(views: tuple[View, View], recipe: Recipe) -> list[tuple[View, View]]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from moco_accel.console import console, run_command, user_errors
 from moco_accel.recipe import load_recipe
+from moco_accel.stopping import StopRequest
 
 _ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -27,21 +29,25 @@ def train(
         Path | None, typer.Option(help="The run's folder.  [default: runs/ and the recipe's name]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's latest checkpoint.")] = False,
+    allow_recipe_change: Annotated[
+        bool, typer.Option("--allow-recipe-change", help="Let --resume go on with a recipe that changes the result.")
+    ] = False,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field of the recipe.")
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field: text as it is, all else as YAML."),
     ] = None,
 ) -> None:
     """Train MoCo v3 as a recipe says.
 
     The run's folder gets recipe.yaml (resolved), metrics.jsonl, summary.json, checkpoints/ and latest.
     """
-    with user_errors():
+    with user_errors(), StopRequest() as stop:
         loaded = load_recipe(recipe, overrides)
         if loaded.hardware.vram_gib is not None:
             set_allocator(loaded.memory.expandable_segments)
         from moco_accel.loop import run_training
 
-        run_training(loaded, output_dir or Path("runs") / recipe.stem, resume)
+        run_training(loaded, output_dir or Path("runs") / recipe.stem, resume, stop, allow_recipe_change)
 
 
 def set_allocator(expandable_segments: bool) -> None:
@@ -53,7 +59,7 @@ def set_allocator(expandable_segments: bool) -> None:
     if found is None and sys.platform == "linux":
         os.environ[_ALLOCATOR_VARIABLES[0]] = wanted
     elif (found is None or wanted not in found) and os.environ.get("RANK", "0") == "0":
-        why = "only Linux has them" if found is None else f"your environment says {found}"
+        why = "only Linux has them" if found is None else f"your environment says {escape(found)}"
         console.print(f"memory.expandable_segments is not in force ({why}): expect some per cent more than planned")
 
 

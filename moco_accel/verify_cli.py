@@ -17,7 +17,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exce
 def verify(
     recipe: Annotated[Path, typer.Option(help="The recipe to check.")],
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field of the recipe.")
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field: text as it is, all else as YAML."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The checks as JSON on stdout.")] = False,
 ) -> None:
@@ -36,7 +37,7 @@ def verify(
     from moco_accel.verify import verify as checks_of
 
     begun = time.perf_counter()
-    with console.status(f"checking {recipe}"):
+    with console.status(f"checking {escape(str(recipe))}"):
         checks = list(checks_of(loaded))
     failed = sum(not check.passed for check in checks)
     if as_json:

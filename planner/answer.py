@@ -69,7 +69,7 @@ def answer(question: Question) -> int:
         code = plan(question, _completed(question, cards), cards, page)
     if question.save is not None:
         page.save(question.save)
-        console.print(f"The report is in {question.save}")
+        console.print(f"The report is in {escape(str(question.save))}", soft_wrap=True)
     return code
 
 

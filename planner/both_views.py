@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from moco_accel.collectives import gather_keys
+from moco_accel.collectives import average_over_processes, gather_keys
 from moco_accel.moco import MoCo, View
 from moco_accel.recipe import Recipe
 from moco_accel.step import StepResult, optimizer_step
@@ -24,13 +24,14 @@ def both_views_step(
     moco = accelerator.unwrap_model(model)
     assert isinstance(moco, MoCo)
     moco.update_momentum_side(momentum_coefficient)
-    optimizer.zero_grad(set_to_none=False)
+    moco.gradient.zero_()
     view1, view2 = ([torch.cat([view[index] for index in range(len(view))])] for view in views)
     with accelerator.autocast():
         keys1, keys2 = gather_keys(moco.keys(view1)), gather_keys(moco.keys(view2))
     loss1, spread1 = model(view1, keys2)
     loss2, spread2 = model(view2, keys1)
     accelerator.backward(loss1 + loss2)
+    average_over_processes(moco.gradient)
     skipped = optimizer_step(accelerator, optimizer)
     moco.enqueue(keys2)
     return StepResult((loss1 + loss2).detach(), (spread1 + spread2) / 2, skipped)

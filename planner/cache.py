@@ -35,13 +35,13 @@ def answered(function: str, kind: type[Answer], recipe: Recipe, card: Card) -> A
     asked = f"{_traced_world()} {all_rows()} {function} {recipe.model_dump_json(exclude={'planned'})} {asdict(card)}"
     path = cache_folder() / "plans" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError):  # pydantic's and a decoder's errors are ValueErrors
-        return kind.model_validate_json(path.read_text())
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
     module, _, name = function.rpartition(".")
     answer: Answer = getattr(import_module(module), name)(recipe, card)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(answer.model_dump_json())
+        partial.write_text(answer.model_dump_json(), encoding="utf-8")
         partial.replace(path)
     return answer
 

@@ -1,17 +1,14 @@
-"""Accelerate and DDP as if many processes ran, in one process that sends nothing.
+"""Accelerate as if many processes ran, in one process that sends nothing."""
 
-No `from __future__ import annotations` here: DDP reads a hook's annotations, and refuses them as text.
-"""
+from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
-from torch._subclasses.fake_tensor import FakeTensor
 
 
 @contextmanager
@@ -36,49 +33,16 @@ def _fake_processes(world_size: int) -> Iterator[None]:
         "OMP_NUM_THREADS": str(torch.get_num_threads()),  # else accelerate sets the number of threads, and warns
     }
     before = {name: os.environ.get(name) for name in (*environment, "MASTER_PORT")}  # which accelerate sets
-    wrapper = torch.nn.parallel.DistributedDataParallel
     os.environ.update(environment)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    torch.nn.parallel.DistributedDataParallel = _Silent  # type: ignore[misc]
     try:
         yield
     finally:
-        torch.nn.parallel.DistributedDataParallel = wrapper  # type: ignore[misc]
         dist.destroy_process_group()
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-class _Silent(torch.nn.parallel.DistributedDataParallel):
-    """Nothing is sent: comparing and broadcasting the first weights would read them, and nobody answers."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "init_sync": False})
-        self.register_comm_hook(None, _keep_bucket)
-        if isinstance(next(self.module.parameters()), FakeTensor):
-            self.reducer = _KeepsBuckets(self.reducer)  # type: ignore[assignment]
-
-
-class _KeepsBuckets:
-    """The reducer without its new order of buckets at the second step, which it would agree on by real numbers."""
-
-    def __init__(self, reducer: Any) -> None:
-        self._reducer = reducer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reducer, name)
-
-    def _rebuild_buckets(self) -> bool:
-        return False
-
-
-def _keep_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
-    """A reduction in place, as NCCL's is."""
-    reduced: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    reduced.set_result(bucket.buffer())
-    return reduced
 
 
 def _reset_accelerate() -> None:

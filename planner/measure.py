@@ -1,6 +1,6 @@
 """The same step on a real GPU: predicted beside measured.
 
-One card stands for one of several: in a process group of the recipe's size that sends nothing, DDP's buckets and the
+One card stands for one of several: in a process group of the recipe's size that sends nothing, all gradients and the
 gathered keys have their true sizes (NCCL's own buffers are missing).
 """
 
@@ -169,7 +169,7 @@ def _now(device: torch.device) -> float:
 
 
 def _free() -> None:
-    gc.collect()  # DDP and the accelerator hold each other in cycles
+    gc.collect()  # the accelerator and what it prepared hold each other in cycles
     torch.cuda.empty_cache()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+from rich.markup import escape
+
 from moco_accel.recipe import RESNET_NAMES, VIT_NAMES, Recipe
 from planner.candidate import FEW_TILES, Candidate, Changes, family
 from planner.devices import GIB, MIB, UTILISATION, Card, smallest_card_with
@@ -68,7 +70,7 @@ def beside_plan(recipe: Recipe, candidate: Candidate) -> list[str]:
     if abs(now - then) <= 1:
         return []
     why = f"with torch {made_with}; here is {installed}" if made_with != installed else "before something was changed"
-    return [f"[yellow]The recipe's own plan says {then:,} MiB: it was made {why}.[/]"]
+    return [f"[yellow]The recipe's own plan says {then:,} MiB: it was made {escape(why)}.[/]"]
 
 
 def coarse(candidate: Candidate) -> str | None:
@@ -94,8 +96,8 @@ def how_sure(found: list[Candidate], card: Card, rows: Rows) -> list[str]:
     """Where the figures come from."""
     encoders = {family(candidate.recipe.encoder.name): candidate.recipe.encoder.name for candidate in found}
     intervals = "; ".join(evidence(name, card, rows).checked for name in encoders.values())
-    lines = [f"[yellow]{standing(card, rows)}[/]; tiles/s at {UTILISATION:.0%} of {card.rates_of or card.name}'s peak."]
-    lines.append(f"[dim]{intervals}.[/]")
+    rates = f"tiles/s at {UTILISATION:.0%} of {escape(card.rates_of or card.name)}'s peak"
+    lines = [f"[yellow]{escape(standing(card, rows))}[/]; {rates}.", f"[dim]{escape(intervals)}.[/]"]
     if any(name.startswith("resnet") for name in encoders.values()):
         lines.append(
             "[dim]A ResNet's BatchNorm takes its statistics from each micro-batch; its gradient is exact for that.[/]"

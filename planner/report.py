@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -95,11 +96,11 @@ def hardware(cards: Fleet) -> RenderableType:
     ]
     for label, size in rows:
         if size:
-            table.add_row(label, f"{mib(size)} MiB", style="bold" if label.startswith("for the") else None)
+            table.add_row(escape(label), f"{mib(size)} MiB", style="bold" if label.startswith("for the") else None)
     notes = [cards.note, card.needs]
     if spills_to_system_memory():
         notes.append("under Windows and WSL a full card spills into system memory, slowly, where Linux would fail")
-    return Group(table, *(f"[yellow]{note}[/]" for note in notes if note))
+    return Group(table, *(f"[yellow]{escape(note)}[/]" for note in notes if note))
 
 
 def asked_for(recipe: Recipe) -> str:
@@ -181,8 +182,9 @@ def papers_way(chosen: Candidate, way: PapersWay) -> str:
 def beside_measured(candidate: Candidate, measured: Measured) -> RenderableType:
     """Predicted beside measured, of one card."""
     memory, table = candidate.memory, Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in (f"on {measured.gpu}", "predicted", "measured", "predicted / measured − 1"):
-        table.add_column(name, justify="right" if name != f"on {measured.gpu}" else "left")
+    table.add_column(f"on {escape(measured.gpu)}")
+    for name in ("predicted", "measured", "predicted / measured − 1"):
+        table.add_column(name, justify="right")
     pairs = [
         ("peak reserved, MiB", memory.peak_reserved_bytes / MIB, measured.peak_reserved_bytes / MIB),
         ("peak allocated, MiB", memory.peak_allocated_bytes / MIB, measured.peak_allocated_bytes / MIB),

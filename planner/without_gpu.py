@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from rich.markup import escape
+
 from moco_accel.console import console
 from moco_accel.recipe import Recipe, load_recipe
 from planner.allocator import replay
@@ -30,8 +32,8 @@ def without_gpu(recipe: Recipe | None, path: Path | None, as_json: bool, page: P
         taken = replay(trace_step(recipe, None, steps=2).events).peak_requested_bytes
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     page.show(
-        f"{path} on the CPU: {mib(taken)} MiB of tensors at the peak, beside Python and torch; this machine has "
-        f"{have / GIB:.1f} GiB. Predicted, not measured."
+        f"{escape(str(path))} on the CPU: {mib(taken)} MiB of tensors at the peak, beside Python and torch; this "
+        f"machine has {have / GIB:.1f} GiB. Predicted, not measured."
     )
     if as_json:
         print(cpu_json(taken, have, str(path)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,15 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from moco_accel.encoders import _VIT_SIZES
 from moco_accel.imagery.shard_writer import write_shards
 from moco_accel.recipe import Recipe, recipe_from_dict, scaled_lr
+
+
+def pytest_configure() -> None:
+    """One thread, here and in processes that tests start: small steps take ten times as long where threads wait."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 def small_recipe(**sections: dict[str, Any]) -> Recipe:
@@ -59,6 +67,12 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest ViT with three blocks of twelve: many steps in seconds."""
+    monkeypatch.setitem(_VIT_SIZES, "tiny", (192, 3, 3))
 
 
 @pytest.fixture(scope="session")

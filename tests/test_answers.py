@@ -29,11 +29,12 @@ FITS_NOT = ["--encoder", "vit_large_patch16", "--vram", "2", "--global-batch", "
 
 @pytest.mark.parametrize("ending", ["svg", "html", "txt"])
 def test_a_report_is_kept_as_a_picture(ending: str, tmp_path: Path) -> None:
-    picture = tmp_path / "new" / f"plan.{ending}"
+    picture = tmp_path / "new [" / f"b].{ending}"  # rich would read [/b] as markup
     result = moco_plan(
         "--gpus", "2", "--vram", "8", *SMALL, "--output", str(tmp_path / "r.yaml"), "--save", str(picture)
     )
     assert result.exit_code == 0, result.stderr
+    assert f"The report is in {picture}\n" in result.stderr
     text = picture.read_text().replace("&#160;", " ").replace("\xa0", " ")
     assert "vit_tiny_patch16" in text
     assert "not yet measured" in text

@@ -153,9 +153,9 @@ def test_errors_are_one_line_that_helps(tmp_path):
     assert message(src).startswith(f"none of the 1 images in {str(src)!r} makes a tile; {src}/a.jpg: cannot be")
     save(src / "a.jpg", 32, 32)
     assert "lies in no class folder" in message(src, labels_from_folders=True)
-    assert message(src, tile_size=4).startswith("--tile-size=4 must be at least 8")
-    assert message(src, stride=0).startswith("--stride=0 must be at least 1")
-    assert message(src, max_cloud=2.0) == "--max-cloud=2.0 is no share from 0 to 1; --max-cloud 0.5"
+    assert message(src, tile_size=4).startswith("--tile-size=4 must be at least 8; --tile-size 224 works")
+    assert message(src, stride=0).startswith("--stride=0 must be at least 1; --stride 224 works")
+    assert message(src, max_cloud=2.0) == "--max-cloud=2.0 is no share from 0 to 1; --max-cloud 0.5 works"
     assert "B4 is not there" in message(src, bands=("red", "B4"))
     Image.new("RGB", (32, 32), (250, 250, 250)).save(src / "a.jpg")
     assert message(src) == ("none of 1 windows was kept (cloud white: 1); --max-cloud 1 keeps them")
@@ -181,7 +181,7 @@ def test_command_line(tmp_path):
     assert text.startswith(f"looking for scenes in {tmp_path / 'src'}")
     assert "tiles kept │ 4" in text
     assert "left out (1):" in text
-    assert f"data.source={out} encoder.bands=3" in text
+    assert f"--set data.source={out} --set encoder.bands=3" in text
     again = cli("build", tmp_path / "src", out, "--tile-size", 32, "--labels-from-folders")
     assert again.exit_code == 0
     assert "is complete" in again.stderr

@@ -87,7 +87,7 @@ def test_without_labels_the_reason_is_told(tmp_path, message):
     assert "y 3996800 to 4000000 (EPSG:32618); a raster" in message(tmp_path / "a.tif", label_raster=far)
     assert message(tmp_path / "a.tif", label_raster=near, class_names="sea,land") == (
         "none of 2 windows was kept (class 10, not in --class-names: 1, class 20, not in --class-names: 1); "
-        "--class-names names 0=sea, 1=land, the label raster has 10, 20; --class-names 10=…,20=…"
+        "--class-names names 0=sea, 1=land, the label raster has 10, 20; --class-names 10=class10,20=class20 works"
     )
     classes[:, ::2] = 30
     save_raster(near, classes, origin=(500_000, 4_000_000), metres=100)
@@ -124,11 +124,11 @@ def test_hints_are_of_what_was_found(tmp_path, message):
 @pytest.mark.parametrize(
     ("dtype", "number", "holds"),
     [
-        ("uint8", 300, "uint8, which holds whole numbers from 0 to 255; --nodata 0"),
-        ("uint8", 0.5, "uint8, which holds whole numbers from 0 to 255; --nodata 0"),
-        ("uint16", -1, "uint16, which holds whole numbers from 0 to 65535; --nodata 0"),
-        ("int16", float("nan"), "int16, which holds whole numbers from -32768 to 32767; --nodata -9999"),
-        ("float32", 1e39, "float32, which holds numbers from -3.4028235e+38 to 3.4028235e+38; --nodata -9999"),
+        ("uint8", 300, "uint8, which holds whole numbers from 0 to 255; --nodata 0 works"),
+        ("uint8", 0.5, "uint8, which holds whole numbers from 0 to 255; --nodata 0 works"),
+        ("uint16", -1, "uint16, which holds whole numbers from 0 to 65535; --nodata 0 works"),
+        ("int16", float("nan"), "int16, which holds whole numbers from -32768 to 32767; --nodata -9999 works"),
+        ("float32", 1e39, "float32, which holds numbers from -3.4028235e+38 to 3.4028235e+38; --nodata -9999 works"),
     ],
 )
 def test_nodata_must_be_a_number_of_the_imagery(tmp_path, message, dtype, number, holds):
@@ -142,9 +142,16 @@ def test_options_that_change_nothing_are_told_of(tmp_path, message):
         "--min-majority=0.5 is of the classes of --label-raster, which is absent; leave it out"
     )
     assert message(tmp_path / "src", nodata=256) == (
-        "--nodata=256: the imagery is uint8, which holds whole numbers from 0 to 255; --nodata 0"
+        "--nodata=256: the imagery is uint8, which holds whole numbers from 0 to 255; --nodata 0 works"
     )
     assert message(tmp_path / "src", workers=0) == "--workers=0 must be at least 1; --workers 1 takes the least memory"
+
+
+def test_too_few_names_are_answered_with_as_many_as_there_are_bands(tmp_path, message):
+    save(tmp_path / "src/a.png", 32, 32)
+    assert message(tmp_path / "src", band_names=("red",)).endswith(
+        "a.png: has 3 bands, --band-names=red names 1; --band-names red,green,blue works"
+    )
 
 
 def test_help_and_errors_tell_the_rule_of_pairs_and_odd_paths_stay_whole(tmp_path):
@@ -155,7 +162,7 @@ def test_help_and_errors_tell_the_rule_of_pairs_and_odd_paths_stay_whole(tmp_pat
     text = " ".join(done.stderr.split())
     assert f"looking for scenes in {tmp_path}/src [out] " in text
     assert f"{tmp_path}/src [out]/[red]sea/b[i].png: cannot be" in text
-    assert f"data.source={out} encoder.bands=3" in text
+    assert f"--set 'data.source={out}' --set encoder.bands=3" in text
     assert "│ [red]sea │ 1 │" in text
     assert f"{out} is complete" in cli("build", tmp_path / "src [out]", out, "--labels-from-folders").stderr
     text = " ".join(cli("build", "--help").stdout.split())

@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from geo_files import facts_of, noise, rows_of, save_raster
 from test_build import build, save
 
+from moco_accel.imagery.build_report import print_built
 from moco_accel.recipe_text import RecipeError
 
 
@@ -71,7 +74,8 @@ def test_label_mistakes_are_one_line_that_helps(scene):
 
     save(scene / "plain.png", 32, 32)
     raster = scene / "classes.tif"
-    assert message(class_names="a,b") == "--class-names='a,b' names the numbers of --label-raster, which is absent"
+    absent = "--class-names='a,b' names the numbers of --label-raster, which is absent; leave it out"
+    assert message(class_names="a,b") == absent
     for names in ("a,a", "1=a,b", "x=a", "a,,b"):
         assert "is no list of distinct classes; sea,land or 10=forest,80=water" in message(
             label_raster=raster, class_names=names
@@ -125,7 +129,7 @@ def test_partners_are_resampled_to_the_tiles_own_pixels_and_checked(tmp_path):
     assert (pair == 500).all()
 
 
-def test_pictures_pair_by_their_path_and_keep_their_bytes(tmp_path):
+def test_pictures_pair_by_their_path_and_keep_their_bytes(tmp_path, capfd):
     for number, season in enumerate(("summer", "winter")):
         save(tmp_path / season / "x/a.png", 64, 32, seed=number)
         save(tmp_path / season / "b.jpg", 32, 32, seed=number + 2)
@@ -136,6 +140,11 @@ def test_pictures_pair_by_their_path_and_keep_their_bytes(tmp_path):
     assert (built.num_tiles, built.skipped) == (3, {"no partner": 2})
     rows = pq.read_table(tmp_path / "out/tiles-00000-of-00001.parquet").to_pylist()
     assert [row["path"] for row in rows] == ["b.jpg", "x/a.png", "x/a.png"]
+    print_built(built, Path("my [pairs]"), has_pairs=True)
+    assert (
+        "--set 'data.source=my [pairs]' --set encoder.bands=3 --set data.pair_column=image_pair "
+        "--set augment.preset=seasons\n"
+    ) in capfd.readouterr().err
     assert rows[0]["image_pair"]["bytes"] == (tmp_path / "winter/b.jpg").read_bytes()
     with pytest.raises(RecipeError, match=r"--pair-with='.*' does not exist"):
         build(tmp_path / "summer", tmp_path / "none", pair_with=tmp_path / "spring")

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import small_recipe
+from test_data import all_views, flat_tiles, untouched, values, write_tiles
 
 from moco_accel.damage import DAMAGE_FILE, DamageLog, allowed_damaged, next_good
 from moco_accel.reading.decoding import DamagedTile
@@ -91,3 +93,24 @@ def test_half_a_row_of_a_killed_process_does_no_harm(tmp_path: Path) -> None:
     log.add([(6, "is empty")])
     assert len(log) == 3
     assert len(DamageLog(recipe, 100, tmp_path, resumed=True, first=True)) == 2  # 5 went into the half row, 6 did not
+
+
+def test_stand_ins_are_the_same_for_workers_ranks_and_resumed_runs(tmp_path: Path) -> None:
+    """Four of forty tiles are damaged, two side by side: every process makes the same views of the same steps."""
+    tiles = flat_tiles(40)
+    for index, raw in ((7, b""), (8, b"junk"), (20, tiles[20][:50]), (39, b"\xff\xd8\xff")):
+        tiles[index] = raw
+    data = {"source": write_tiles(tmp_path / "tiles", tiles), "max_damaged_share": 0.2}
+    whole = all_views(untouched(data=data | {"num_workers": 0}), tmp_path / "run")
+    assert set(values(whole)) == set(range(40)) - {7, 8, 20, 39}
+    for workers in (1, 3):
+        assert torch.equal(all_views(untouched(data=data | {"num_workers": workers}), tmp_path / "run"), whole)
+    for step in (3, 5, 8):  # in the first epoch, at the second's beginning, in it
+        assert torch.equal(all_views(untouched(data=data), tmp_path / "run", first_step=step), whole[step:])
+    two = untouched(data=data, hardware={"num_devices": 2}, batch={"micro_batch_size": 2, "accumulation_steps": 2})
+    shares = [all_views(two, tmp_path / "two", rank).flatten(2, 3) for rank in (0, 1)]
+    assert torch.equal(torch.cat(shares, 2), whole.flatten(2, 3))
+    rows = [json.loads(row) for row in (tmp_path / "two" / DAMAGE_FILE).read_text().splitlines()]
+    listed = {row["tile"]: row["reason"] for row in rows}
+    assert sorted(listed) == [7, 8, 20, 39]
+    assert all(reason.endswith(f"row {index} of {tmp_path}/tiles/part-0.parquet") for index, reason in listed.items())

@@ -8,17 +8,19 @@ import pytest
 import torch
 from evaluation_fixtures import make_recipe, random_tiles
 from PIL import Image
-from safetensors.torch import save_file
 from source_files import encoded, pixels
 from typer.testing import CliRunner
 
+from moco_accel.checkpoint import State, write_checkpoint
 from moco_accel.encoders import build_encoder
 from moco_accel.eval_cli import app, merge_summary, verdict
 from moco_accel.imagery.shard_writer import write_shards
 from moco_accel.judgement import draw_judgement, judge, open_labelled, random_encoder
+from moco_accel.moco import build_moco
 from moco_accel.neighbours import Panel, choose_queries, draw_neighbours
+from moco_accel.optim import build_optimizer
+from moco_accel.random_states import random_states
 from moco_accel.reading.tiles import open_tiles
-from moco_accel.recipe import save_recipe
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
 
@@ -43,13 +45,10 @@ def labelled_run(tmp_path):
         write_shards(rows, features, tmp_path / side)
     recipe = make_recipe(32, evaluation={"train_source": str(tmp_path / "train"), "neighbours": 3})
     checkpoint = tmp_path / "run" / "checkpoints" / "step_00000001"
-    checkpoint.mkdir(parents=True)
     torch.manual_seed(7)
-    weights = build_encoder(recipe.encoder).state_dict()
-    save_file(
-        {f"encoder.{name}": tensor.contiguous() for name, tensor in weights.items()}, checkpoint / "model.safetensors"
-    )
-    save_recipe(recipe, checkpoint / "recipe.yaml")
+    moco = build_moco(recipe)
+    state = State(step=0, tile_count=100, reading="", processes=1, micro_batch_asked=1, versions={})
+    write_checkpoint(checkpoint, recipe, state, moco, build_optimizer(recipe, moco), random_states()[None])
     (tmp_path / "run" / "latest").write_text("step_00000001\n")
     (tmp_path / "run" / "summary.json").write_text('{"steps": 1}')
     return tmp_path
@@ -80,6 +79,11 @@ def test_command_line(labelled_run):
     assert (labelled_run / "run/neighbours.png").is_file()
     assert "Pretraining did not beat" in result.stderr  # nothing beats a mean colour that is always right
     assert "plate carrée" not in result.stderr  # that is the demo's weakness, not this data's
+    (labelled_run / "r [").mkdir()
+    odd = (labelled_run / "run").rename(labelled_run / "r [" / "b]")  # rich would read [/b] as markup
+    again = CliRunner().invoke(app, [str(odd), "--test-source", str(labelled_run / "test")])
+    assert again.exit_code == 0, again.stderr
+    assert f"wrote {odd}/summary.json and {odd}/neighbours.png\n" in again.stderr
     nowhere = CliRunner().invoke(app, [str(labelled_run / "nowhere")])
     assert nowhere.exit_code == 2
     assert "Example: moco-eval" in CliRunner().invoke(app, ["--help"]).stdout

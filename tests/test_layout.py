@@ -16,10 +16,12 @@ FLAT = [path for path in MODULES if path.parent.name == "moco_accel"]
 RANKS = [
     {"recipe_text", "bands", "recipe_tiles", "recipe_rules", "recipe"},
     {"atomic_files", "console", "tile_facts", "band_counter", "order", "drawing", "view_parameters"}
-    | {"collectives", "encoders", "loss", "photometric"},
+    | {"collectives", "encoders", "loss", "photometric", "stopping", "manifest", "tensor_files", "random_states"}
+    | {"agreement", "phases", "heartbeats", "causes", "watching", "whereabouts", "card_memory"},
     {"reading", "moco", "augment", "optim"},
-    {"step", "tile_statistics", "damage", "checkpoint"},
+    {"step", "tile_statistics", "damage", "optimizer_state", "checkpoint", "run_folder"},
     {"data", "resolve", "monitor", "evaluation", "neighbours", "verify_networks"},
+    {"resume_rules", "saving", "healing"},
     {"loop", "judgement", "verify"},
     {"train", "eval_cli", "verify_cli", "looking"},
     {"imagery"},

@@ -152,7 +152,7 @@ def test_grey_pictures_among_coloured_ones(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_half_written(pairs, tmp_path):
-    recipe = preview_recipe(str(pairs), None, ["encoder.image_size=32"])
+    recipe = preview_recipe(str(pairs), None, ["encoder.image_size=32", "data.num_workers=0"])
     tiles = open_unknown(str(pairs))
     found = inspect_tiles(tiles, 0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

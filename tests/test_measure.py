@@ -8,7 +8,6 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +48,6 @@ HERE = Measured(
 )  # fmt: skip
 RTX3070 = CARDS["rtx3070"]
 PREDICTED = {"peak_reserved": 1010, "peak_allocated": 945}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small steps take no time at all in one thread, and minutes in several on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def on_devices(devices: int, **sections: dict[str, Any]) -> Recipe:
@@ -105,7 +95,7 @@ def test_the_networks_are_gone_afterwards() -> None:
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_what_runs_takes_what_was_traced(devices: int) -> None:
-    """DDP's buckets and the gathered keys included, on the CPU, by torch.profiler's own account."""
+    """Gradients and gathered keys included, on the CPU, by torch.profiler's own account."""
     sizes = {"micro_batch_size": 8, "accumulation_steps": 2}
     recipe = on_devices(devices, encoder=VIT, moco=HEADS, batch=sizes)
     traceable = traceable_batch(recipe, 2)

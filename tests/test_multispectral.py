@@ -13,12 +13,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from moco_accel.bands import SENTINEL2
-from moco_accel.checkpoint import load_encoder
 from moco_accel.encoders import build_encoder, patch_projection
 from moco_accel.eval_cli import app as eval_app
 from moco_accel.imagery.cli import app as data_app
 from moco_accel.loop import run_training
 from moco_accel.recipe import Encoder, load_recipe, save_recipe
+from moco_accel.run_folder import load_encoder
+from moco_accel.stopping import StopRequest
 
 SCENE = Path(__file__).parent / "fixtures" / "sentinel2"
 
@@ -51,7 +52,7 @@ def test_train_preview_and_evaluate(shards: Path, tmp_path: Path) -> None:
         evaluation={"train_source": str(shards), "test_source": str(shards.parent / "same_tiles")},
     )
     run = tmp_path / "run"
-    run_training(recipe, run, resume=False)
+    run_training(recipe, run, False, StopRequest())
     resolved = load_recipe(run / "recipe.yaml")
     assert resolved.data.bands == list(SENTINEL2)
     assert all(low < high for low, high in zip(*resolved.stored_range, strict=True))
@@ -83,7 +84,7 @@ def test_a_run_of_other_bands_is_refused_by_name(shards: Path, tmp_path: Path) -
     with pytest.raises(
         ValueError, match=r"data.bands=\[B4, B3, B16\] but '.*' has \[B1, B2, .* B12\]: B16 is not there"
     ):
-        run_training(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run", resume=False)
+        run_training(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run", False, StopRequest())
 
 
 @pytest.mark.parametrize(("name", "fans"), [("vit_tiny_patch16", 16 * 16), ("resnet18", None)])

@@ -16,7 +16,7 @@ from moco_accel.optim import build_optimizer, lr_at, momentum_coefficient_at, se
 from moco_accel.recipe import Recipe
 from moco_accel.step import build_accelerator, prepare, train_step
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "few_blocks")
 
 STEPS, EPOCHS = 6, 3
 

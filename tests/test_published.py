@@ -55,7 +55,7 @@ def published_step(
     """mmpretrain's order: queries, momentum update, keys while both views' activations wait, backward.
 
     PyTorch 1.13 zeroes gradients instead of dropping them, so that the last step's are there throughout; by DDP's
-    default they lie beside its buckets.
+    default they lie beside its buckets, for which our one buffer stands.
     """
     moco = accelerator.unwrap_model(model)
     assert isinstance(moco, MoCo)
@@ -66,7 +66,7 @@ def published_step(
         keys1, keys2 = moco.keys(view1), moco.keys(view2)
         temperature = recipe.moco.temperature
         loss = contrastive_loss(queries1, keys2, temperature) + contrastive_loss(queries2, keys1, temperature)
-    optimizer.zero_grad(set_to_none=not optimizer.state)  # at first: away from the buckets
+    optimizer.zero_grad(set_to_none=not optimizer.state)  # at first: away from that buffer
     accelerator.backward(loss)
     return StepResult(loss.detach(), loss.detach(), optimizer_step(accelerator, optimizer))
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import small_recipe
 
 from moco_accel.recipe import load_recipe, save_recipe, scaled_lr
-from moco_accel.recipe_text import RecipeError
+from moco_accel.recipe_text import RecipeError, set_fields, set_word
 
 PAPER = """
 encoder: {name: vit_small_patch16}
@@ -43,6 +48,64 @@ def test_words_stay_words(paper: Path) -> None:
     assert load_recipe(paper, ["memory.mixed_precision=no"]).memory.mixed_precision == "no"
     assert load_recipe(paper, ["hardware.gpu=on"]).hardware.gpu == "on"
     assert load_recipe(paper, ["memory.activation_checkpointing=true"]).memory.activation_checkpointing is True
+
+
+PATHS = ["a [b] c", "[tiles]", "C: x", "*.parquet", "a #b", "'t' b", "{a}", "3", "true", "on", "!x", "& y", "`z`", "-"]
+
+
+@pytest.mark.parametrize("text", PATHS)
+def test_text_is_taken_as_it_is(paper: Path, text: str) -> None:
+    recipe = load_recipe(paper, [f"data.source={text}", f"hardware.gpu={text}", f"evaluation.label_column= {text} "])
+    assert (recipe.data.source, recipe.hardware.gpu, recipe.evaluation.label_column) == (text, text, text)
+
+
+def test_null_and_quotes_keep_their_meaning_in_text(paper: Path) -> None:
+    said = ["data.source=' a '", 'hardware.gpu="null"', "evaluation.train_source=null", "data.image_column="]
+    recipe = load_recipe(paper, said)
+    assert (recipe.data.source, recipe.hardware.gpu) == (" a ", "null")
+    assert (recipe.evaluation.train_source, recipe.data.image_column) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("data.source", text)
+            for text in [*PATHS, "null", " a ", "'q'", '"', "it's", "ü 東", "a\nb", "\udcfc", "a" * 200]
+        ),
+        ("data.bands", ["B4", "a: b", "it's", "ü"]),
+        ("data.low", [0.5, 1e-9, 10000.0]),
+        ("encoder.bands", 4),
+        ("data.nodata", None),
+        ("data.streaming", True),
+        ("memory.mixed_precision", "no"),
+    ],
+)
+def test_a_word_pasted_in_a_shell_sets_its_value(name: str, value: Any) -> None:
+    (word,) = shlex.split(set_word(name, value))
+    section, _, field = name.partition(".")
+    assert set_fields({}, [word]) == {section: {field: value}}
+
+
+def test_words_are_as_plain_as_can_be() -> None:
+    assert set_word("data.source", "data/tiles") == "data.source=data/tiles"
+    assert set_word("data.source", "a [b] c") == "'data.source=a [b] c'"
+    assert set_word("encoder.bands", 4) == "encoder.bands=4"
+    assert set_word("data.bands", ["B4", "B3"]) == "'data.bands=[B4, B3]'"
+
+
+def test_recipes_are_utf8_whatever_the_locale(paper: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "saved.yaml"
+    program = (
+        "import sys; from moco_accel.recipe import load_recipe, save_recipe; recipe, saved = sys.argv[1:]; "
+        "save_recipe(load_recipe(recipe, ['data.source=T\\u00fcr \\u6771']), saved, 'T\\u00fcr \\udcfc'); "
+        "assert load_recipe(saved).data.source == 'T\\u00fcr \\u6771'"
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", program, str(paper), str(saved)], env=os.environ | plain, check=True)
+    text = saved.read_text(encoding="utf-8")
+    assert "source: Tür 東, " in text
+    assert text.startswith("# Tür \\udcfc\n")
 
 
 def test_batch_arithmetic(paper: Path) -> None:
@@ -87,6 +150,11 @@ def test_batch_arithmetic(paper: Path) -> None:
         ("data.std=[0, 1, 1]", "must be above 0 in every band"),
         ("augment.blur_probability=[1]", "[1.0, 0.1] works"),
         ("epochs=3", "--set 'epochs=3' is not section.field=value; e.g. --set schedule.epochs=100"),
+        (
+            "data.bands=[a: b: c]",
+            "--set 'data.bands=[a: b: c]': '[a: b: c]' is not a YAML value; e.g. 1e-4, true, [1, 2], ['a: b', c] work",
+        ),
+        ("data.source=null", "data.source=None: input should be a valid string; data/tiles works"),
     ],
 )
 def test_mistakes_are_named_in_one_line(paper: Path, override: str, message: str) -> None:

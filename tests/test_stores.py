@@ -26,6 +26,7 @@ def test_folders_with_tiles_inside_are_named_five_at_most(tmp_path, monkeypatch)
     (tmp_path / "h" / ".cache").mkdir(parents=True)
     (tmp_path / "h" / ".cache" / "t.parquet").touch()
     assert "did you mean" not in message("h")
+    assert "holds no tiles" in message("h/**/*.parquet")
 
 
 def test_an_unfinished_build_is_named(tmp_path, monkeypatch):
@@ -33,10 +34,15 @@ def test_an_unfinished_build_is_named(tmp_path, monkeypatch):
     write_shards(image_rows(pixels(5)), FEATURES, tmp_path / "o" / ".build")
     said = "data.source='o' holds an unfinished build; the same moco-data build command goes on with it"
     assert message("o") == said
-    assert "holds no tiles" in message("**/*.parquet")
+    globs = ("o/*.parquet", "*/*.parquet", "**/*.parquet", "o/t*")
+    assert [message(source) for source in globs] == [said.replace("'o'", repr(source)) for source in globs]
+    assert "holds no tiles" in message("*.parquet")  # looks beside it
     write_shards(image_rows(pixels(70)), FEATURES, tmp_path / "o", max_shard_bytes=1)
     next((tmp_path / "o").glob("*-00001-of-*")).rename(tmp_path / "o" / ".build" / "shard-00001.parquet")
     assert message("o") == said  # killed while its shards were moved
+    assert message("o/*.parquet") == said.replace("'o'", "'o/*.parquet'")
+    write_shards(image_rows(pixels(5)), FEATURES, tmp_path / "whole")
+    assert len(tiles_of("whole/*.parquet")) == 5
 
 
 def test_braces_are_no_wildcard(tmp_path, monkeypatch):

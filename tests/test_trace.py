@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import bisect
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -36,17 +35,6 @@ def batch(micro_batch_size: int, accumulation_steps: int, **more: object) -> dic
     return {"global_batch_size": micro_batch_size * accumulation_steps, **sizes, **more}
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Nothing here is heavy, and threads that wait for each other on a busy machine take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def measured_peak_bytes(recipe: Recipe, steps: int = 2, step: Callable[..., StepResult] = train_step) -> int:
     """Most bytes allocated at once in `steps` real steps, the networks and the optimizer included."""
     tiles, size = recipe.batch.micro_batch_size, recipe.encoder.image_size
@@ -54,7 +42,7 @@ def measured_peak_bytes(recipe: Recipe, steps: int = 2, step: Callable[..., Step
     crops = CropBatch(pixels, [heaviest_photometry(recipe)] * tiles, list(range(tiles)))
     accelerator = build_accelerator(recipe, cpu=True)
     gc.collect()  # what earlier tests left would be freed inside, and counted as less than nothing
-    with one_thread(), profile(profile_memory=True) as profiler:
+    with profile(profile_memory=True) as profiler:
         moco = build_moco(recipe)
         model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
         # augmented as on a GPU, all tiles at once: that is what is traced

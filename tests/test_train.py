@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from moco_accel.checkpoint import load_encoder
-from moco_accel.recipe import save_recipe
+from moco_accel.recipe import load_recipe, save_recipe
+from moco_accel.run_folder import load_encoder
 from moco_accel.train import app, set_allocator
 
 ROOT = Path(__file__).parents[1]
@@ -94,9 +94,10 @@ def test_a_run_is_a_function_of_recipe_and_data(recipe_file: Path, tmp_path: Pat
     assert len(expected) == 21
     found = {"3 workers": losses("workers", processes=1, workers=3)}
     found["2 processes"] = losses("two", processes=2, workers=0)
-    shutil.copytree(tmp_path / "two", tmp_path / "resumed")
-    (tmp_path / "resumed" / "latest").write_text("step_00000007\n")
-    found["2 processes, 3 workers, resumed"] = losses("resumed", 2, 3, "--resume")
+    shutil.copytree(tmp_path / "one", tmp_path / "resumed")
+    for newer in ("step_00000014", "step_00000021"):
+        shutil.rmtree(tmp_path / "resumed" / "checkpoints" / newer)
+    found["1 process, resumed on 2 with 3 workers"] = losses("resumed", 2, 3, "--resume")
     for name, run in found.items():
         worst = max(abs(a / b - 1) for a, b in zip(run, expected, strict=True))
         print(f"{name}: {worst:.0e}")
@@ -174,30 +175,39 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
 
 
 def test_a_finished_folder_is_not_overwritten_and_science_does_not_change_on_resume(
-    recipe_file: Path, tmp_path: Path
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["--recipe", str(recipe_file), "--output-dir", str(tmp_path / "run"), "--set", "schedule.epochs=1"]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    tiles, run = tmp_path / "tiles [" / "b] C: x", tmp_path / "r2 [" / "b]"  # rich would read [/b] as markup
+    tiles.parent.mkdir()
+    tiles.symlink_to(load_recipe(recipe_file).data.source)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    arguments = ["--recipe", str(recipe_file), "--output-dir", str(run), "--set", "schedule.epochs=1"]
+    arguments += ["--set", f"data.source={tiles}"]
+    first = CliRunner().invoke(app, arguments)
+    assert first.exit_code == 0, first.stderr
+    lines = first.stderr.splitlines()
+    assert sum(line.endswith(f" · {run}") for line in lines) == 2  # as it starts and ends
+    assert any(f"tiles of {tiles} as an arrow cache" in line for line in lines)
+    assert load_recipe(run / "recipe.yaml").data.source == str(tiles)
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 2
-    assert "already holds a run; --resume goes on with it" in again.stderr
+    assert f"--output-dir={run} already holds a run; --resume goes on with it" in again.stderr
     changed = CliRunner().invoke(app, [*arguments, "--resume", "--set", "moco.temperature=0.5"])
     assert changed.exit_code == 2
     assert "moco.temperature=0.5 differs from the run's 0.2" in changed.stderr
-    fresh = CliRunner().invoke(app, ["--recipe", str(recipe_file), "--output-dir", str(tmp_path / "new"), "--resume"])
-    assert fresh.exit_code == 2
-    assert "holds no checkpoint" in fresh.stderr
+    named = CliRunner().invoke(app, [*arguments, "--resume", "--set", "data.stored_bands=[r, g, b]"])
+    assert "; --set data.stored_bands=null goes on with it" in named.stderr
 
 
 def test_a_loss_that_is_no_number_ends_the_run(recipe_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["--recipe", str(recipe_file), "--output-dir", str(run), "--set", "run.checkpoint_every_steps=1"]
     first = ["--set", "schedule.warmup_epochs=0.2"]  # step 0 at lr 0
-    huge = ["--set", "optimizer.base_lr=1e38", "--set", "optimizer.lr=3.125e36"]
+    huge = ["--set", "optimizer.base_lr=1e6", "--set", "optimizer.lr=31250", "--set", "optimizer.weight_decay=1e6"]
     result = CliRunner().invoke(app, [*arguments, *first, *huge])
     assert result.exit_code == 2
     error = result.stderr.splitlines()[-1]
-    assert re.search(r"error: the (loss|sum of all parameters) is (nan|inf|-inf) at step [12]; ", error)
+    assert re.search(r"error: the (loss|sum of all parameters) is (nan|inf|-inf) at step [1-4]; ", error)
     assert f"{run / 'checkpoints' / 'step_0000000'}" in error
     assert "is the last good checkpoint. What helps: a lower optimizer.base_lr" in error
     saved = load_file(run / "checkpoints" / (run / "latest").read_text().strip() / "model.safetensors")

@@ -179,21 +179,23 @@ def test_a_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_our_recipes_pass_within_30_seconds(path: Path) -> None:
-    begun = time.perf_counter()
+def test_our_recipes_pass_within_30_seconds_of_one_core(path: Path) -> None:
+    begun = time.process_time()
     result = CliRunner().invoke(app, ["--recipe", str(path), "--json"])
     assert result.exit_code == 0, result.stdout
     report = json.loads(result.stdout)
     assert report["passed"]
     assert len(report["checks"]) == 14
-    assert time.perf_counter() - begun < 30
+    assert time.process_time() - begun < 30
 
 
 def test_the_checklist_and_its_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_recipe(RECIPE, tmp_path / "sound.yaml")
-    sound = ["--recipe", str(tmp_path / "sound.yaml")]
+    path = tmp_path / "sound [" / "b].yaml"  # rich would read [/b] as markup
+    save_recipe(RECIPE, path)
+    sound = ["--recipe", str(path)]
     passed = CliRunner().invoke(app, sound)
     assert passed.exit_code == 0
+    assert f"{path}: vit_tiny_patch8, networks as the recipe builds them" in passed.stderr
     assert "all 14 checks passed" in passed.stderr
     wrong = CliRunner().invoke(app, [*sound, "--set", "moco.temperature=-1"])
     assert wrong.exit_code == 2

@@ -14,6 +14,7 @@ from rich.table import Table
 from moco_accel.console import console
 from moco_accel.imagery.build import Built, OnProgress
 from moco_accel.imagery.cutting import PAIR_COLUMN
+from moco_accel.recipe_text import set_word
 
 _MAX_LISTED = 10
 
@@ -113,10 +114,11 @@ def _print_left_out(built: Built) -> None:
 
 
 def _next_step(built: Built, out: Path, has_pairs: bool) -> str:
-    """The overrides of a recipe that trains on these tiles."""
-    words = [f"data.source={out}", f"encoder.bands={len(built.facts.bands)}"]
+    """What a recipe needs to train on these tiles, for a command line."""
+    fields: list[tuple[str, object]] = [("data.source", str(out)), ("encoder.bands", len(built.facts.bands))]
     if built.facts.dtype != "uint8":
-        words.append("data.scaling=percentiles")
+        fields.append(("data.scaling", "percentiles"))
     if has_pairs:
-        words += [f"data.pair_column={PAIR_COLUMN}", "augment.preset=seasons"]
-    return f"In a recipe: [bold]{escape(' '.join(words))}[/]"
+        fields += [("data.pair_column", PAIR_COLUMN), ("augment.preset", "seasons")]
+    words = [f"--set {set_word(name, value)}" for name, value in fields]
+    return f"To train on them, beside --recipe: [bold]{escape(' '.join(words))}[/]"

@@ -12,6 +12,7 @@ from rich.table import Table
 from moco_accel.bands import parse_bands
 from moco_accel.console import console, progress_bar, user_errors
 from moco_accel.looking import look_cli
+from moco_accel.recipe_text import set_word
 
 app = typer.Typer(
     help="Imagery into shards of tiles to pretrain on.\n\nExample: moco-data demo data/demo",
@@ -50,7 +51,8 @@ def demo(out: Out, overwrite: Overwrite = False) -> None:
         console.print(
             f"Blue Marble: NASA Earth Observatory; labels: MODIS land cover 2019, NASA LP DAAC ({WEAKNESSES})."
         )
-        console.print(f"In a recipe: [bold]data.source={escape(str(out / 'pretrain'))}[/]", soft_wrap=True)
+        word = set_word("data.source", str(out / "pretrain"))
+        console.print(f"In a recipe: [bold]{escape(word)}[/]", soft_wrap=True)
 
 
 @app.command()
@@ -62,7 +64,9 @@ def build(
     bands: Annotated[str | None, typer.Option(help="Bands to store, in this order: B4,B3,B2. (default: all)")] = None,
     band_names: Annotated[str | None, typer.Option(help="Names of bands that have none: red,green,blue,nir.")] = None,
     max_nodata: Annotated[float, typer.Option(help="Skip tiles with a larger share without data.")] = 0.1,
-    nodata: Annotated[float | None, typer.Option(help="Number that marks no data. (default: the file's)")] = None,
+    nodata: Annotated[
+        float | None, typer.Option(help="Number that marks no data: --nodata 0. (default: the file's)")
+    ] = None,
     max_cloud: Annotated[float, typer.Option(help="Skip tiles with a larger share as white as clouds.")] = 0.5,
     labels_from_folders: Annotated[
         bool, typer.Option("--labels-from-folders", help="Label tiles with their folder directly under SRC.")
@@ -76,7 +80,9 @@ def build(
     ] = None,
     pair_with: Annotated[Path | None, typer.Option(metavar="SRC2", help="Imagery of another season.")] = None,
     max_shard_mb: Annotated[int, typer.Option(help="Largest size of a shard in MB.")] = 256,
-    workers: Annotated[int | None, typer.Option(help="Processes, from 1. (default: one for each core)")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; --workers 1 takes the least memory. (default: one for each core)")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Cut imagery into tiles.
@@ -107,9 +113,6 @@ def build(
     Example: moco-data build my_images data/tiles
     """
     with user_errors():
-        console.print(f"looking for scenes in {escape(str(source))}", soft_wrap=True)
-        from moco_accel.imagery.build import build_tiles
-        from moco_accel.imagery.build_report import build_progress, print_built
         from moco_accel.imagery.options import Options
 
         options = Options(
@@ -127,6 +130,10 @@ def build(
             pair_with=pair_with,
             max_shard_mb=max_shard_mb,
         )
+        console.print(f"looking for scenes in {escape(str(source))}", soft_wrap=True)
+        from moco_accel.imagery.build import build_tiles
+        from moco_accel.imagery.build_report import build_progress, print_built
+
         try:
             with build_progress() as hear:
                 built = build_tiles(source, out, options, workers, overwrite, hear)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moco_accel.bands import RGB, canonical_bands, select_bands
+from moco_accel.bands import RGB, canonical_bands, example_bands, select_bands
 from moco_accel.imagery.alpha import called_alpha, is_mask
 from moco_accel.imagery.grids import Affine, Grid, common_grid
 from moco_accel.imagery.pictures import UnreadableImage, failures_of, picture_header, sniff
@@ -198,7 +198,7 @@ def check_nodata(nodata: float | None, dtype: str) -> None:
     works = -9999 if limits.min < 0 else 0
     raise RecipeError(
         f"--nodata={nodata:g}: the imagery is {dtype}, which holds {kind} from {limits.min:.8g} to {limits.max:.8g}; "
-        f"--nodata {works}"
+        f"--nodata {works} works"
     )
 
 
@@ -215,7 +215,10 @@ def _common_dtype(dtypes: Sequence[str]) -> str:
 
 def _given(band_names: Sequence[str] | None, count: int) -> tuple[str, ...] | None:
     if band_names and len(band_names) != count:
-        raise UnreadableImage(f"has {count} bands, --band-names={','.join(band_names)} names {len(band_names)}")
+        raise UnreadableImage(
+            f"has {count} bands, --band-names={','.join(band_names)} names {len(band_names)}; "
+            f"--band-names {example_bands(count)} works"
+        )
     return tuple(canonical_bands(band_names)) if band_names else None
 
 

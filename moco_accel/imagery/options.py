@@ -39,23 +39,23 @@ class Options:
         for name, least, works in (("tile_size", 8, 224), ("stride", 1, self.tile_size), ("max_shard_mb", 1, 256)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise RecipeError(f"{flag(name)}={value} must be at least {least}; {flag(name)} {works}")
+                raise RecipeError(f"{flag(name)}={value} must be at least {least}; {flag(name)} {works} works")
         for name, share in (("max_nodata", 0.1), ("max_cloud", 0.5), ("min_majority", _MAJORITY)):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise RecipeError(f"{flag(name)}={value} is no share from 0 to 1; {flag(name)} {share}")
+                raise RecipeError(f"{flag(name)}={value} is no share from 0 to 1; {flag(name)} {share} works")
         if self.labels_from_folders and self.label_raster:
             raise RecipeError("--labels-from-folders and --label-raster both make the column label; give one of them")
         if self.class_names and not self.label_raster:
             raise RecipeError(
-                f"--class-names={self.class_names!r} names the numbers of --label-raster, which is absent"
+                f"--class-names={self.class_names!r} names the numbers of --label-raster, which is absent; leave it out"
             )
         if self.min_majority is not None and not self.label_raster:
             raise RecipeError(
                 f"--min-majority={self.min_majority} is of the classes of --label-raster, which is absent; leave it out"
             )
-        for names in (self.bands, self.band_names):
-            canonical_bands(names or ())
+        for name in ("bands", "band_names"):
+            canonical_bands(getattr(self, name) or (), flag(name))
 
     @property
     def step(self) -> int:

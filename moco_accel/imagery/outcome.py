@@ -65,8 +65,8 @@ def _hints(plan: Plan, skipped: Mapping[str, int]) -> Iterator[str]:
     if unnamed := [reason for reason in skipped if reason.endswith(UNNAMED)]:
         numbers = [reason.removesuffix(UNNAMED).removeprefix("class ") for reason in unnamed]
         named = ", ".join(f"{n}={name}" for n, name in zip(plan.classes.values, plan.classes.names, strict=True))
-        example = ",".join(f"{number}=…" for number in numbers if number.isdigit())
-        yield f"--class-names names {named}, the label raster has {', '.join(numbers)}; --class-names {example}"
+        example = ",".join(f"{number}=class{number}" for number in numbers if number.isdigit())
+        yield f"--class-names names {named}, the label raster has {', '.join(numbers)}; --class-names {example} works"
     if UNCLEAR in skipped:
         yield f"no class covers --min-majority {plan.options.majority:g} of a tile; e.g. --min-majority 0.3"
     if NO_LABEL in skipped:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moco_accel.bands import example_bands
 from moco_accel.imagery.clouds import cloud_rule
 from moco_accel.imagery.cutting import Job, window_shape
 from moco_accel.imagery.labels import Classes, check_covered, folder_classes, raster_classes
@@ -171,11 +172,10 @@ def _of_one_kind(source: Path, described: Described, options: Options) -> tuple[
     usual_key = windows.most_common(1)[0][0]
     usual = next(layout for _, layout in described if isinstance(layout, Layout) and layout.key == usual_key)
     if usual.unnamed:
-        examples = {1: "elevation", 2: "VV,VH", 3: "red,green,blue", 4: "red,green,blue,nir"}
         more = ": the last is called alpha and holds too many numbers for a mask" if usual.near_alpha else ""
         raise RecipeError(
             f"{usual.scene.files[0]} has {usual.dtype} bands without names ({usual.unnamed}{more}); "
-            f"name them in their order, e.g. --band-names {examples.get(usual.unnamed, 'B1,B2,B3,…')}"
+            f"name them in their order, e.g. --band-names {example_bands(usual.unnamed)}"
         )
     kept = [layout for _, layout in described if isinstance(layout, Layout) and layout.key == usual_key]
     reasons = [(scene, _why_apart(layout, usual)) for scene, layout in described]

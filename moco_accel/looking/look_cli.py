@@ -44,7 +44,8 @@ def inspect(
     image_column: ImageColumn = None,
     split: Split = "train",
     nodata: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="Stored where there is no data. (default: as the tiles say)")
+        float | None,
+        typer.Option(metavar="NUMBER", help="Stored where there is no data: --nodata 0. (default: as the tiles say)"),
     ] = None,
     sample: Annotated[
         int, typer.Option(min=0, metavar="TILES", help="How many tiles to read, spread evenly; 0: all.")
@@ -99,7 +100,7 @@ def preview(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one field of the recipe; may be repeated."),
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field: text as it is, all else as YAML."),
     ] = None,
     bands: Annotated[
         str | None, typer.Option(metavar="B8,B4,B3", help="Three bands to show as red, green, blue beside true colour.")

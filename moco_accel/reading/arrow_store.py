@@ -22,7 +22,9 @@ from datasets.io.parquet import ParquetDatasetReader
 
 from moco_accel.console import console
 from moco_accel.order import Reading
-from moco_accel.reading.footers import Footer
+from moco_accel.reading.arrow_files import check_arrow_file, features_of, one_line
+from moco_accel.reading.footers import Footer, opened
+from moco_accel.reading.parquet_pages import why_absurd
 from moco_accel.reading.source_facts import facts_of_shards
 from moco_accel.recipe_text import RecipeError
 from moco_accel.tile_facts import TileFacts
@@ -60,7 +62,10 @@ class ArrowStore:
         return self
 
     def column(self, name: str) -> list[Any]:
-        return list(self._dataset.data.column(name).to_pylist())
+        try:
+            return list(self._dataset.data.column(name).to_pylist())
+        except (pa.ArrowException, ValueError) as error:  # text that is none
+            raise RecipeError(f"column {name!r} of {self._names[0]} cannot be read ({one_line(error)})") from None
 
     def where(self, index: int) -> str:
         starts = [0, *accumulate(self.shard_sizes)]
@@ -81,17 +86,20 @@ def open_arrow(files: list[Path], source: str, field: str) -> ArrowStore:
     parts = []
     for file in files:
         try:
+            schema = check_arrow_file(file)
+            features_of(schema, source, field)
             parts.append(datasets.Dataset.from_file(str(file)))
-        except (pa.ArrowInvalid, OSError) as error:
-            reason = str(error).splitlines()[0]
+        except RecipeError:
+            raise
+        except Exception as error:  # of arrow or, where it is not written by it, of `datasets`
             raise RecipeError(
-                f"{field}={source!r}: {file} is not an arrow stream as save_to_disk of datasets writes it ({reason}); "
-                f"parquet works too"
+                f"{field}={source!r}: {file} is not an arrow stream as save_to_disk of datasets writes it "
+                f"({one_line(error)}); parquet works too"
             ) from None
     facts = facts_of_shards(files, [part.data.schema.metadata for part in parts], source, field)
     try:
         dataset = datasets.concatenate_datasets(parts)
-    except ValueError as error:
+    except Exception as error:  # it tells such in many ways
         raise _unlike(source, field, error) from None
     if len(dataset) == 0:
         raise RecipeError(f"{field}={source!r} holds shards without tiles; build them anew")
@@ -107,21 +115,36 @@ def prepare_parquet(
     """
     with quiet_datasets():
         # what Dataset.from_parquet uses: load_dataset would report each local reading over the network, and wait for it
-        # which would also take [ and * in a folder's name for wildcards
-        reader = ParquetDatasetReader([glob.escape(path) for path in paths], split="train")
+        # which would also take [ and * in a folder's name for wildcards, and then follow no link to a folder
+        files = [Path(path).parent.resolve() / Path(path).name for path in paths]
+        reader = ParquetDatasetReader([glob.escape(str(file)) for file in files], split="train")
         folder = Path(reader.builder.cache_dir)
         if not folder.exists():
+            for path in paths:
+                _check_pages(path, source, field)
             _announce(folder, footers, source, field)
         try:
             dataset = reader.read()
-        except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        except OSError as error:
+            if error.errno is not None:  # of the disk
+                raise
+            raise _unlike(source, field, error) from None
+        except Exception as error:  # of arrow, numpy or its own: what the shards hold decides
             raise _unlike(source, field, error.__cause__ or error) from None
     return ArrowStore(dataset, paths, [sum(footer.group_rows) for footer in footers], facts)
 
 
+def _check_pages(path: str, source: str, field: str) -> None:
+    """Raises RecipeError for a shard with a row group that would unpack to more than it says."""
+    with opened(path) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    if reason := next((reason for group in groups if (reason := why_absurd(path, group))), None):
+        raise RecipeError(f"{field}={source!r}: {path} has a row group that {reason}; build it anew")
+
+
 def _announce(folder: Path, footers: list[Footer], source: str, field: str) -> None:
     """Say what is prepared, how large and where; refuse what does not fit."""
-    size = int(_CACHE_MARGIN * max(_unpacked_bytes(footers), _array_bytes(footers)))
+    size = int(_CACHE_MARGIN * max(_unpacked_bytes(footers), _array_bytes(footers, source, field)))
     parent = next(parent for parent in folder.parents if parent.exists())
     free = shutil.disk_usage(parent).free
     if size > free:
@@ -145,11 +168,11 @@ def _unpacked_bytes(footers: list[Footer]) -> int:
     return sum(sum(footer.group_bytes) for footer in footers)
 
 
-def _array_bytes(footers: list[Footer]) -> int:
+def _array_bytes(footers: list[Footer], source: str, field: str) -> int:
     """Of all Array3D columns: parquet keeps repeated pixels once, arrow does not."""
     total = 0
     for footer in footers:
-        features = datasets.Features.from_arrow_schema(footer.schema).values()
+        features = features_of(footer.schema, source, field).values()
         total += sum(array_row_bytes(feature) or 0 for feature in features) * sum(footer.group_rows)
     return total
 
@@ -164,8 +187,7 @@ def array_row_bytes(feature: Any) -> int | None:
 
 
 def _unlike(source: str, field: str, error: BaseException) -> RecipeError:
-    reason = str(error).splitlines()[0]
-    return RecipeError(f"{field}={source!r}: its shards do not go together ({reason}); build them anew")
+    return RecipeError(f"{field}={source!r}: its shards do not go together ({one_line(error)}); build them anew")
 
 
 @contextmanager

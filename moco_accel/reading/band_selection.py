@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from moco_accel.bands import SENTINEL2, canonical_bands, picture_bands, select_bands
-from moco_accel.reading.decoding import JPEG, NPY, PNG
+from moco_accel.reading.decoding import JPEG, NPY, PNG, band_descriptions
 from moco_accel.reading.stores import Store
-from moco_accel.reading.tile_columns import TileColumns, dtype_name, first_bytes
+from moco_accel.reading.tile_bytes import first_bytes
+from moco_accel.reading.tile_columns import TileColumns, dtype_name
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
 
@@ -142,15 +142,7 @@ def _names_in_file(store: Store, columns: TileColumns, first: Tensor, index: int
 def _described(raw: bytes) -> list[str] | None:
     """The bands' descriptions in a raster; None where one has none, or without rasterio."""
     try:
-        from rasterio.errors import NotGeoreferencedWarning, RasterioError
-        from rasterio.io import MemoryFile
-    except ImportError:  # such a tile can still be plain RGB, which is read without it
+        descriptions = band_descriptions(raw)
+    except RecipeError:  # no rasterio: such a tile can still be plain RGB, which is read without it
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            with MemoryFile(raw) as file, file.open() as image:
-                descriptions = list(image.descriptions)
-        except RasterioError:
-            return None
-    return canonical_bands(descriptions) if all(descriptions) else None
+    return canonical_bands([text for text in descriptions if text]) if all(descriptions) else None

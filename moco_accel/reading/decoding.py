@@ -19,28 +19,36 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch import Tensor
 
+from moco_accel.reading.file_headers import (
+    BIG_TIFF,
+    MAX_ENCODED_BYTES,
+    MAX_TILE_PIXELS,
+    TIFF,
+    TIFF_BITS,
+    TIFF_FORMAT,
+    TIFF_PHOTOMETRIC,
+    TIFF_SAMPLES,
+    DamagedTile,
+    check_jpeg2000,
+    check_scans,
+    check_size,
+    tiff_tags,
+)
 from moco_accel.recipe_text import RecipeError
 from moco_accel.tile_facts import Pixels
 
-MAX_TILE_PIXELS = 1 << 26
-"""In each band, 8192 x 8192."""
-MAX_TILE_VALUES = 1 << 28
-"""In all bands together."""
+__all__ = ["MAX_TILE_PIXELS", "STORED_TYPES", "DamagedTile", "band_descriptions", "decode_raster", "nodata_tag"]
+
+_CACHE_MB = 64  # of GDAL's blocks, else a twentieth of the machine
+_PIXELS_AT_ONCE = 1 << 20
 STORED_TYPES = ("uint8", "uint16", "int16", "float32")
 
 JPEG, PNG, NPY = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 """What such files begin with."""
-_TIFF, _BIG_TIFF = (b"II*\0", b"MM\0*"), (b"II+\0", b"MM\0+")
 _JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xffO\xffQ")  # in its box, and bare
 _CONVERTED = {"P": "RGB", "PA": "RGBA", "1": "L", "CMYK": "RGB", "YCbCr": "RGB"}  # what stands for colours
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES, _TIFF_FORMAT = 258, 262, 277, 339
-
-
-class DamagedTile(Exception):  # noqa: N818 - it says what the tile is
-    """A tile that cannot be used; the message is the reason: one line, lower case."""
 
 
 def decode_raster(raw: bytes, bands: int | None = None) -> Tensor:
@@ -55,7 +63,7 @@ def decode_raster(raw: bytes, bands: int | None = None) -> Tensor:
     except (DamagedTile, RecipeError, MemoryError):
         raise
     except Exception as error:  # whatever a decoder makes of bytes that it was not made for
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DamagedTile(f"cannot be decoded ({reason})") from None
     if pixels.dtype.name not in STORED_TYPES:
         raise DamagedTile(f"holds {pixels.dtype.name}; {', '.join(STORED_TYPES)} can be read")
@@ -63,39 +71,31 @@ def decode_raster(raw: bytes, bands: int | None = None) -> Tensor:
 
 
 def _decode(raw: bytes, bands: int | None) -> Pixels:
+    if len(raw) > MAX_ENCODED_BYTES:
+        raise DamagedTile(f"has {len(raw)} bytes; at most {MAX_ENCODED_BYTES} are read")
     if raw.startswith(JPEG):
         return _jpeg(raw)
     if raw.startswith(PNG):
         is_deep_colour = raw[24:25] == b"\x10" and raw[25:26] != b"\0"
         return _by_rasterio(raw, "PNG") if is_deep_colour else _by_pillow(raw, "PNG")
-    if raw.startswith(_TIFF):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tags, by Pillow; what damages a tile is raised
-            return _by_pillow(raw, "TIFF") if _is_plain_tiff(raw) else _by_rasterio(raw, "GTiff")
-    if raw.startswith(_BIG_TIFF):
-        return _by_rasterio(raw, "GTiff")
+    if raw.startswith(TIFF + BIG_TIFF):
+        is_plain = _is_plain(tiff_tags(raw)) and raw.startswith(TIFF)
+        return _by_pillow(raw, "TIFF") if is_plain else _by_rasterio(raw, "GTiff")
     if raw.startswith(_JPEG2000):
+        check_jpeg2000(raw)
         return _by_rasterio(raw, "JP2OpenJPEG")
     if raw.startswith(NPY):
         return _from_npy(raw, bands)
     raise DamagedTile(f"is not JPEG, PNG, TIFF, JPEG 2000 or .npy (starts with {raw[:8]!r})")
 
 
-def _check_size(height: int, width: int, bands: int) -> None:
-    if not (height > 0 and width > 0 and bands > 0):
-        raise DamagedTile(f"holds no pixels ({bands} x {height} x {width})")
-    if height * width > MAX_TILE_PIXELS:
-        raise DamagedTile(f"has {height} x {width} pixels; at most {MAX_TILE_PIXELS} are read")
-    if height * width * bands > MAX_TILE_VALUES:
-        raise DamagedTile(f"has {bands} bands of {height} x {width} pixels; at most {MAX_TILE_VALUES} values are read")
-
-
 def _jpeg(raw: bytes) -> Pixels:
     """Pillow's pixels in half the time. What libjpeg warns of may be no damage: there Pillow decides."""
     height, width, colours, _ = simplejpeg.decode_jpeg_header(raw)
+    check_size(height, width, 3)
+    check_scans(raw, height, width)
     if colours not in ("Gray", "YCbCr", "RGB"):
         return _by_pillow(raw, "JPEG")
-    _check_size(height, width, 1 if colours == "Gray" else 3)
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(raw, "GRAY" if colours == "Gray" else "RGB")
     except ValueError:
@@ -104,21 +104,36 @@ def _jpeg(raw: bytes) -> Pixels:
 
 
 def _by_pillow(raw: bytes, picture_format: str) -> Pixels:
-    with Image.open(io.BytesIO(raw), formats=[picture_format]) as image:
-        _check_size(image.height, image.width, len(image.getbands()))
-        pixels = np.array(image.convert(_CONVERTED[image.mode]) if image.mode in _CONVERTED else image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tags and chunks: what damages a tile is raised
+        with Image.open(io.BytesIO(raw), formats=[picture_format]) as image:
+            check_size(image.height, image.width, len(image.getbands()))
+            pixels = _as_array(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _is_plain_tiff(raw: bytes) -> bool:
-    """8-bit grey or RGB, which Pillow gives back as stored. Reads the tags alone: Pillow logs what it can't open."""
-    tags = ImageFileDirectory_v2(raw[:8])
-    file = io.BytesIO(raw)
-    file.seek(tags.next)
-    tags.load(file)
-    samples, bits = tags.get(_TIFF_SAMPLES, 1), tags.get(_TIFF_BITS, (1,))
-    unsigned = set(tags.get(_TIFF_FORMAT, (1,))) == {1}
-    return set(bits) == {8} and unsigned and (samples, tags.get(_TIFF_PHOTOMETRIC)) in {(1, 1), (3, 2)}
+def _as_array(image: Image.Image) -> Pixels:
+    """[height, width] or [height, width, bands]. By rows: all at once, Pillow would hold a large image four times."""
+    if image.height == 1 or image.height * image.width <= _PIXELS_AT_ONCE:
+        return np.array(image.convert(_CONVERTED[image.mode]) if image.mode in _CONVERTED else image)
+    step = max(1, _PIXELS_AT_ONCE // image.width)
+    starts = range(0, image.height, step)
+    parts = (image.crop((0, top, image.width, min(top + step, image.height))) for top in starts)
+    first = _as_array(next(parts))
+    pixels = np.empty((image.height, *first.shape[1:]), first.dtype)
+    pixels[:step] = first
+    for top, part in zip(starts[1:], parts, strict=True):
+        pixels[top : top + step] = _as_array(part)
+    return pixels
+
+
+def _is_plain(tags: dict[int, tuple[int, ...]]) -> bool:
+    """8-bit grey or RGB, which Pillow gives back as stored."""
+    samples, photometric = tags.get(TIFF_SAMPLES, (1,)), tags.get(TIFF_PHOTOMETRIC, ())
+    is_unsigned = set(tags.get(TIFF_FORMAT, (1,))) == {1}
+    return (
+        set(tags.get(TIFF_BITS, (1,))) == {8} and is_unsigned and (samples, photometric) in {((1,), (1,)), ((3,), (2,))}
+    )
 
 
 def nodata_tag(raw: bytes) -> float | None:
@@ -126,15 +141,21 @@ def nodata_tag(raw: bytes) -> float | None:
 
     Raises RecipeError where rasterio is needed and missing.
     """
-    if not raw.startswith(_TIFF + _BIG_TIFF):
+    if not raw.startswith(TIFF + BIG_TIFF):
         return None
     with _opened(raw, "GTiff") as image:
         return None if image.nodata is None or math.isnan(image.nodata) else float(image.nodata)
 
 
+def band_descriptions(raw: bytes) -> list[str | None]:
+    """What a TIFF or a JPEG 2000 calls its bands. Raises RecipeError where rasterio is needed and missing."""
+    with _opened(raw, "JP2OpenJPEG" if raw.startswith(_JPEG2000) else "GTiff") as image:
+        return list(image.descriptions)
+
+
 def _by_rasterio(raw: bytes, driver: str) -> Pixels:
     with _opened(raw, driver) as image:
-        _check_size(image.height, image.width, image.count)
+        check_size(image.height, image.width, image.count, max(np.dtype(name).itemsize for name in image.dtypes))
         return image.read()  # type: ignore[no-any-return]
 
 
@@ -150,7 +171,9 @@ def _opened(raw: bytes, driver: str) -> Iterator[Any]:
         ) from None
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what fails is raised; odd tags are no news, tile by tile
     # it would else look for files beside the tile, and report errors of its threads on the terminal
-    alone = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO", GDAL_NUM_THREADS=1)
+    alone = rasterio.Env(
+        GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO", GDAL_NUM_THREADS=1, GDAL_CACHEMAX=_CACHE_MB
+    )
     with warnings.catch_warnings(), alone, MemoryFile(raw) as file:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with file.open(driver=driver) as image:
@@ -163,14 +186,17 @@ def _from_npy(raw: bytes, known_bands: int | None) -> Pixels:
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in read_header:
         raise DamagedTile(f"is .npy of version {version[0]}.{version[1]}; 1.0 and 2.0 can be read")
-    shape, fortran_order, dtype = read_header[version](file)
+    try:
+        shape, fortran_order, dtype = read_header[version](file)
+    except MemoryError:  # what Python's parser says of thousands of signs or brackets
+        raise DamagedTile("cannot be decoded (its header is no description of an array)") from None
     if len(shape) not in (2, 3):
         raise DamagedTile(f"is an array of shape {list(shape)}; [height, width] and those with bands can be read")
     whole = shape if len(shape) == 3 else (1, *shape)
     ends = whole[0], whole[2]
     bands_first = len(shape) == 2 or (whole[0] == known_bands if known_bands in ends else whole[0] <= whole[2])
     bands, height, width = whole if bands_first else (whole[2], *whole[:2])
-    _check_size(height, width, bands)
+    check_size(height, width, bands, dtype.itemsize)
     if dtype.name not in STORED_TYPES:
         raise DamagedTile(f"holds {dtype.name}; {', '.join(STORED_TYPES)} can be read")
     count = int(np.prod(whole))

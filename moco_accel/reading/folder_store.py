@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from moco_accel.bands import canonical_band
 from moco_accel.order import Reading
+from moco_accel.reading.file_headers import read_file
 from moco_accel.reading.packed_names import PackedNames
 from moco_accel.reading.stores import IMAGES
 from moco_accel.recipe_text import RecipeError
@@ -82,8 +83,8 @@ class FolderStore:
 
     def _read(self, place: int) -> bytes | None:
         try:
-            return None if place < 0 else (self._root / self._files[place]).read_bytes()
-        except OSError:  # gone or unreadable since: this tile's damage, as if it were missing
+            return None if place < 0 else read_file(self._root / self._files[place])
+        except FileNotFoundError:  # gone since: this tile's damage
             return None
 
 

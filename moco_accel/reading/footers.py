@@ -13,10 +13,15 @@ import fsspec  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moco_accel.reading.arrow_files import one_line
 from moco_accel.recipe_text import RecipeError
 
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.parquet$")
 _THREADS = 16  # over a network
+_MOST_ROWS = 1 << 30
+_MOST_GROUP_ROWS = 1 << 22
+_MOST_GROUP_BYTES = 1 << 32
+_SMALL_GROUP_BYTES, _MOST_SHRUNK = 1 << 28, 16
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Footer:
 @contextmanager
 def opened(path: str, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
     if "://" not in path:
-        with pq.ParquetFile(path, metadata=metadata) as file:
+        with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
             yield file
         return
     # each request goes over a network: ranges are brought together, and nothing is read ahead of them
@@ -46,15 +51,31 @@ def read_footers(paths: list[str], source: str, field: str) -> list[Footer]:
             with opened(path) as file:
                 groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
                 sizes = [group.total_byte_size for group in groups]
-                return Footer(file.schema_arrow, [group.num_rows for group in groups], sizes)
-        except (pa.ArrowInvalid, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise RecipeError(f"{field}={source!r}: {path} is not a whole parquet file ({reason})") from None
+                footer = Footer(file.schema_arrow, [group.num_rows for group in groups], sizes)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise RecipeError(f"{field}={source!r}: {path} is not a whole parquet file ({one_line(error)})") from None
+        if reason := _absurd(footer, path):
+            raise RecipeError(f"{field}={source!r}: {path} {reason}; build it anew")
+        return footer
 
     if all("://" not in path for path in paths):
         return [read(path) for path in paths]
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(read, paths))
+
+
+def _absurd(footer: Footer, path: str) -> str | None:
+    """What makes a footer a lie or a bomb: tiles are compressed already, and shrink little once more."""
+    if min(footer.group_rows + footer.group_bytes, default=0) < 0 or sum(footer.group_rows) > _MOST_ROWS:
+        return f"says that it has {sum(footer.group_rows)} tiles, of {sum(footer.group_bytes)} bytes"
+    if max(footer.group_rows, default=0) > _MOST_GROUP_ROWS:
+        return f"has a row group of {max(footer.group_rows)} tiles; {_MOST_GROUP_ROWS} are most"
+    largest = max(footer.group_bytes, default=0)
+    if largest > _MOST_GROUP_BYTES:
+        return f"has a row group of {largest >> 20} MiB; {_MOST_GROUP_BYTES >> 20} MiB are most"
+    if "://" not in path and largest > max(_SMALL_GROUP_BYTES, _MOST_SHRUNK * Path(path).stat().st_size):
+        return f"has a row group that unpacks to {largest >> 20} MiB, over {_MOST_SHRUNK} times the file"
+    return None
 
 
 def check_whole_set(paths: list[str], source: str, field: str) -> None:

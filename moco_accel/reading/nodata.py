@@ -6,7 +6,8 @@ import torch
 
 from moco_accel.reading.decoding import nodata_tag
 from moco_accel.reading.stores import Store
-from moco_accel.reading.tile_columns import TileColumns, first_bytes
+from moco_accel.reading.tile_bytes import first_bytes
+from moco_accel.reading.tile_columns import TileColumns
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
 

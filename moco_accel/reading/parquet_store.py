@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moco_accel.order import Reading
+from moco_accel.reading.arrow_files import features_of, one_line
 from moco_accel.reading.arrow_store import array_row_bytes, prepare_parquet
 from moco_accel.reading.decoding import DamagedTile
 from moco_accel.reading.footers import Footer, check_whole_set, opened, read_footers
+from moco_accel.reading.parquet_pages import why_absurd
 from moco_accel.reading.source_facts import facts_of_shards
 from moco_accel.reading.stores import Store
 from moco_accel.recipe_text import RecipeError
@@ -65,7 +66,7 @@ class ParquetStore:
                     f"{field}={source!r}: its shards do not go together ({path} and {paths[0]} have other columns); "
                     f"build them anew"
                 )
-        self.features = dict(datasets.Features.from_arrow_schema(footers[0].schema))
+        self.features = features_of(footers[0].schema, source, field)
         self.shard_sizes = [sum(footer.group_rows) for footer in footers]
         self._rows = np.array([rows for footer in footers for rows in footer.group_rows])
         self._ends = self._rows.cumsum()
@@ -86,6 +87,8 @@ class ParquetStore:
         group = int(np.searchsorted(self._ends, index, side="right"))
         table = self._group(group, tuple(columns))
         row = index - int(self._ends[group - 1] if group else 0)
+        if row >= len(table):
+            raise DamagedTile(f"lies in a row group of {len(table)} tiles, which says that it has more")
         return [table.column(name)[row] for name in columns]
 
     def at_random(self) -> Store:
@@ -97,8 +100,14 @@ class ParquetStore:
     def column(self, name: str) -> list[Any]:
         values: list[Any] = []
         for path in self._paths:
-            with opened(path) as file:
-                values += file.read(columns=[name]).column(name).to_pylist()
+            try:
+                with opened(path) as file:
+                    values += file.read(columns=[name]).column(name).to_pylist()
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise RecipeError(
+                    f"{self._field}={self._source!r}: column {name!r} of {path} cannot be read ({one_line(error)}); "
+                    "build it anew"
+                ) from None
         return values
 
     def where(self, index: int) -> str:
@@ -149,11 +158,15 @@ class ParquetStore:
         shard = int(np.searchsorted(self._first_group, group, side="right")) - 1
         number = group - int(self._first_group[shard])
         self._make_room(self._group_bytes(columns)[group])
+        if "://" not in self._paths[shard]:
+            reason = why_absurd(self._paths[shard], self._footer(shard).row_group(number), columns)
+            if reason:
+                raise DamagedTile(f"lies in a row group that {reason}")
         # opened for each row group: a reader that stays open keeps the last one's scratch, as large as itself
         try:
             with opened(self._paths[shard], self._footer(shard)) as file:
                 table = file.read_row_group(number, columns=list(columns), use_threads=False)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise _unreadable(self._paths[shard], error) from None
         self._groups[key] = table
         self._held_bytes += table.nbytes
@@ -185,7 +198,7 @@ def tiles_within(room: float, rows: npt.NDArray[np.int64], sizes: Sizes) -> int:
 
 def _unreadable(path: str, error: Exception) -> Exception:
     """A file here stays as it is: its tiles are damaged. A network comes back: the run stops, and can be resumed."""
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     if "://" not in path:
         return DamagedTile(f"lies in a row group that cannot be read ({reason})")
     return RecipeError(f"data.source: {path} cannot be read ({reason}); --resume goes on once it can")

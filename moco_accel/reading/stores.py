@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,7 +70,7 @@ _NOTHING = "holds no tiles: no parquet, arrow or tar shards, and no images"
 
 
 def _how_to_build(source: str) -> str:
-    return f"make some: moco-data build YOUR_IMAGES {source if '*' not in source else 'data/tiles'}"
+    return f"make some: moco-data build YOUR_IMAGES {shlex.quote(source) if '*' not in source else 'data/tiles'}"
 
 
 def _local(source: str, field: str) -> tuple[Path, list[Path]] | None:
@@ -81,14 +82,30 @@ def _local(source: str, field: str) -> tuple[Path, list[Path]] | None:
         return (path.parent, [path]) if _is_known(path) else None
     folder, files = matching_files(source)
     known = [file for file in files if _is_known(file)]
+    for place in {file.parent for file in known} or _searched(source):
+        _refuse_half_built(place, source, field)
     return (folder, known) if known else None
 
 
-def matching_files(source: str) -> tuple[Path, list[Path]]:
-    """The folder that a glob begins with, and the files it finds; what exists as it is written is no wildcard."""
+def _split_glob(source: str) -> tuple[Path, str]:
+    """The folder that a glob begins with, and the rest; what exists as it is written is no wildcard."""
     parts = Path(source).parts
     literal = max(place for place in range(len(parts) + 1) if Path(*parts[:place]).exists())
-    folder, pattern = Path(*parts[:literal]), "/".join(parts[literal:])
+    return Path(*parts[:literal]), "/".join(parts[literal:])
+
+
+def _searched(source: str) -> set[Path]:
+    """The folders that a glob looks for files in."""
+    folder, pattern = _split_glob(source)
+    if not glob.has_magic(pattern):
+        return set()
+    inside = pattern.rpartition("/")[0]
+    return set(folder.glob(inside)) if inside else {folder}
+
+
+def matching_files(source: str) -> tuple[Path, list[Path]]:
+    """The folder that a glob begins with, and the files it finds."""
+    folder, pattern = _split_glob(source)
     if not glob.has_magic(pattern):
         return folder, []
     return folder, sorted(file for file in folder.glob(pattern) if file.is_file() and not _is_hidden(file, folder))
@@ -114,16 +131,16 @@ def _is_known(file: Path) -> bool:
     return bool(known) and not file.name.startswith(".")
 
 
-def _is_half_built(folder: Path) -> bool:
-    """A folder that moco-data build has not finished, nor finished before."""
-    return (folder / _BUILDING).is_dir() and not (folder / FACTS_FILE).is_file()
-
-
-def _shards_in(folder: Path, source: str, field: str) -> list[Path]:
-    if _is_half_built(folder):
+def _refuse_half_built(folder: Path, source: str, field: str) -> None:
+    """Raises RecipeError for a folder that moco-data build has not finished, nor finished before."""
+    if (folder / _BUILDING).is_dir() and not (folder / FACTS_FILE).is_file():
         raise RecipeError(
             f"{field}={source!r} holds an unfinished build; the same moco-data build command goes on with it"
         )
+
+
+def _shards_in(folder: Path, source: str, field: str) -> list[Path]:
+    _refuse_half_built(folder, source, field)
     files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     kinds = sorted({file.suffix.lower() for file in files} & set(SHARDS))
     if len(kinds) > 1:

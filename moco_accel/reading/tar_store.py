@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from moco_accel.bands import canonical_band
 from moco_accel.order import Reading
 from moco_accel.reading.decoding import DamagedTile
+from moco_accel.reading.file_headers import MAX_ENCODED_BYTES
 from moco_accel.reading.packed_names import PackedNames
 from moco_accel.reading.stores import IMAGES
 from moco_accel.recipe_text import RecipeError
@@ -25,6 +26,10 @@ from moco_accel.tile_facts import TileFacts, read_facts
 
 _LABELS = ("cls", "json", "txt")  # where a tile's label is looked for, in this order
 _BAND = re.compile(r"B\d+A?")
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_MOST_LABEL_BYTES = 1 << 16
+_MOST_COLUMNS = 256
+_MOST_HEADER_BYTES = 1 << 20  # of a long name, or of what PAX says of a member
 _SAME = {"jpeg": "jpg", "tiff": "tif"}
 _KEY, _LABEL = "__key__", "label"
 _ABSENT = (-1, 0, 0)
@@ -66,7 +71,10 @@ class TarStore:
         if name == _KEY:
             return [self._keys[index] for index in range(len(self))]
         if name == _LABEL:
-            return [self._label(index, self._label_column) for index in range(len(self))]
+            labels = [self._label(index, self._label_column) for index in range(len(self))]
+            if self.features[_LABEL].dtype == "string":
+                return [None if label is None else str(label) for label in labels]
+            return [label if isinstance(label, int) else None for label in labels]
         return [self._read(index, name) for index in range(len(self))]
 
     def where(self, index: int) -> str:
@@ -80,6 +88,8 @@ class TarStore:
         shard, offset, size = self._index[index, self._column_numbers[column]].tolist()
         if shard < 0:
             return None
+        if size > MAX_ENCODED_BYTES:
+            raise DamagedTile(f"has {size} bytes; at most {MAX_ENCODED_BYTES} are read")
         # opened for each tile, as a loose file would be: one kept open per shard is more than a process may have
         try:
             with Path(self._paths[shard]).open("rb", buffering=0) as file:
@@ -88,15 +98,17 @@ class TarStore:
             raise DamagedTile(f"cannot be read ({error.strerror})") from None
 
     def _label(self, index: int, column: str) -> int | str | None:
+        if self._index[index, self._column_numbers[column], 2] > _MOST_LABEL_BYTES:
+            return None
         raw = self._read(index, column)
         if raw is None:
             return None
         text = raw.decode(errors="replace").strip()
         if column != "json":
-            return int(text) if text.lstrip("-").isdigit() else text
+            return int(text) if _NUMBER.fullmatch(text) else text
         try:
             label = json.loads(text).get(_LABEL)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             return None
         return label if isinstance(label, int | str) else None
 
@@ -107,6 +119,11 @@ def open_tar(files: list[Path], source: str, field: str) -> TarStore:
     for shard, file in enumerate(files):
         members.append(_members(file, shard, source, field))
     columns = list(dict.fromkeys(column for shard in members for tile in shard.values() for column in tile))
+    if len(columns) > _MOST_COLUMNS:
+        raise RecipeError(
+            f"{field}={source!r}: its tiles have {len(columns)} kinds of images ({columns[0]}, {columns[1]}, …); one "
+            f"per tile works, or one per band, and {_MOST_COLUMNS} are most"
+        )
     sizes = [len(shard) for shard in members]
     if not sum(sizes) or not any(map(_is_image, columns)):
         raise RecipeError(f"{field}={source!r} holds tar shards without images ({', '.join(IMAGES)}); others work")
@@ -122,18 +139,33 @@ def _members(file: Path, shard: int, source: str, field: str) -> dict[str, dict[
     """Place of each member by tile and column, of tiles that have an image."""
     tiles: dict[str, dict[str, tuple[int, int, int]]] = {}
     try:
-        with tarfile.open(file, "r:") as tar:
+        with file.open("rb") as opened, tarfile.open(fileobj=_Headers(opened), mode="r:") as tar:  # type: ignore[call-overload]
             while (member := tar.next()) is not None:
+                if member.size < 0 or tar.offset <= member.offset:  # type: ignore[attr-defined] # a size below 0: it would go round in circles
+                    raise tarfile.ReadError("a member before its own header")
                 tar.members = []  # type: ignore[attr-defined] # it would keep all of them
                 folder, slash, name = member.name.rpartition("/")
                 stem, _, rest = name.partition(".")
-                if member.isreg() and stem:
-                    place = (shard, member.offset_data, member.size)
-                    tiles.setdefault(folder + slash + stem, {})[_column(rest.lower())] = place
-    except tarfile.TarError as error:
+                column = _column(rest.lower())
+                if stem and member.isreg() and not member.issparse() and (_is_image(column) or column in _LABELS):
+                    tiles.setdefault(folder + slash + stem, {})[column] = (shard, member.offset_data, member.size)
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         hint = f"gunzip < {file} > {file.with_suffix('')}-plain.tar makes one that is" if _is_gzip(file) else str(error)
         raise RecipeError(f"{field}={source!r}: {file} is not a whole, uncompressed tar ({hint})") from None
     return {key: tile for key, tile in tiles.items() if any(map(_is_image, tile))}
+
+
+class _Headers:
+    """A tar as `tarfile` reads it, but for headers of any length: it would take in all of one at once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.tell, self.seek = file.tell, file.seek
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
 
 
 def _column(rest: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -17,13 +16,16 @@ from torch.nn.functional import interpolate
 
 from moco_accel.bands import canonical_band, select_bands
 from moco_accel.reading.decoding import STORED_TYPES, DamagedTile, decode_raster
+from moco_accel.reading.file_headers import MAX_TILE_BYTES
 from moco_accel.reading.stores import Store
+from moco_accel.reading.tile_bytes import first_bytes
 from moco_accel.recipe_text import RecipeError
 from moco_accel.recipe_tiles import Data
 
 _NUMBERED = re.compile(r"B\d+A?")
 PAIR = "_pair"  # moco-data build --pair-with writes image and image_pair
 _BINARY = ("binary", "large_binary")
+_MOST_TRIED = 100  # columns
 _ROWS_LOOKED_AT = 20  # for one that has a value
 _KINDS = f"Image, bytes or Array3D of {', '.join(STORED_TYPES)}"
 
@@ -55,7 +57,7 @@ def find_columns(store: Store, data: Data, num_bands: int | None, source: str) -
     encoded = [name for name in candidates if not isinstance(store.features[name], datasets.Array3D)]
     if chosen := _band_columns(encoded, candidates, data, source):
         return TileColumns(tuple(chosen.values()), tuple(chosen))
-    if len(candidates) > 1:
+    if 1 < len(candidates) <= _MOST_TRIED:
         candidates = [name for name in candidates if _decodes(store, name)]
     if len(candidates) != 1:
         raise RecipeError(
@@ -115,20 +117,6 @@ def read_columns(store: Store, columns: TileColumns, index: int) -> Tensor:
         decode_raster(first_bytes(value, f"{name} "), 1) for value, name in zip(values, columns.names, strict=True)
     ]
     return _stack(layers, columns.names)
-
-
-def first_bytes(value: Any, what: str) -> bytes:
-    """The encoded bytes in an arrow scalar, wherever `datasets` put them. Raises DamagedTile."""
-    raw = value if value is None or isinstance(value, bytes) else value.as_py()
-    if isinstance(raw, dict):
-        try:
-            raw = raw["bytes"] if raw["bytes"] is not None or raw["path"] is None else Path(raw["path"]).read_bytes()
-        except OSError as error:
-            raise DamagedTile(f"{what}cannot be read ({error.strerror}: {value.as_py()['path']})") from None
-    if raw is None:
-        raise DamagedTile(f"{what}is missing")
-    assert isinstance(raw, bytes)
-    return raw
 
 
 def _of_imagery(store: Store) -> list[str]:
@@ -195,12 +183,22 @@ def _array(value: Any, columns: TileColumns) -> Tensor:
     if not value.is_valid:
         raise DamagedTile("is missing")
     assert columns.array_shape is not None
+    try:
+        return _reshaped(value, columns, columns.array_shape)
+    except (pa.ArrowException, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DamagedTile(f"is no array of {list(columns.array_shape)} as its column says ({reason})") from None
+
+
+def _reshaped(value: Any, columns: TileColumns, shape: tuple[int | None, ...]) -> Tensor:
     rows = value.value if isinstance(value, pa.ExtensionScalar) else value  # `datasets` unwraps some
     flat = rows.values.flatten(recursive=True)
     if flat.null_count:
         raise DamagedTile(f"has {flat.null_count} values that are missing")
+    if flat.nbytes > MAX_TILE_BYTES:
+        raise DamagedTile(f"has {flat.nbytes} bytes; at most {MAX_TILE_BYTES} are read")
     array = torch.from_numpy(np.array(flat.to_numpy(zero_copy_only=False)))
-    array = array.reshape(-1, *(size or -1 for size in columns.array_shape[1:]))
+    array = array.reshape(-1, *(size or -1 for size in shape[1:]))
     return array.permute(2, 0, 1) if columns.bands_last else array
 
 
