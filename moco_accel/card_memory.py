@@ -12,13 +12,10 @@ import torch
 
 from moco_accel.agreement import Agreement
 from moco_accel.collectives import rank as own_rank
-from moco_accel.recipe import RESNET_NAMES, Planned
+from moco_accel.recipe import ASSUMED_SHARES, Planned, family
 from moco_accel.recipe_text import RecipeError
 
 MIB = 1 << 20
-MARGINS = {"ViT": 0.05, "ResNet": 0.10}
-"""By how much the planner says that its peaks may be off."""
-
 _STEPS_TO_THE_PEAK = 2  # the first one makes the optimizer's state, the second has it from its beginning
 
 Say = Callable[[str], None]
@@ -32,7 +29,7 @@ class PlannedMemory:
     ) -> None:
         self._agreement, self._device, self._say = agreement, device, say
         self._planned = planned.peak_reserved_mib if planned else None
-        self._margin = MARGINS["ResNet" if encoder in RESNET_NAMES else "ViT"]
+        self._margin = ASSUMED_SHARES[family(encoder)]
         self._steps, self._is_watched = 0, device.type == "cuda"
 
     def check(self) -> None:

@@ -100,7 +100,7 @@ def is_lost_connection(error: BaseException) -> bool:
     """Whether it is another process's end, and none of this one's own doing."""
     if isinstance(error, OthersFailed | dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and type(error) is RuntimeError and bool(_CONNECTION.search(str(error)))
+    return type(error) is RuntimeError and bool(_CONNECTION.search(str(error)))
 
 
 def lost_worker(error: BaseException, reading: list[tuple[int, int]], killed_for_memory: bool) -> str | None:

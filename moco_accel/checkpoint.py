@@ -29,7 +29,7 @@ from moco_accel.manifest import (
 )
 from moco_accel.moco import MoCo, build_moco
 from moco_accel.optimizer_state import optimizer_layout, optimizer_tensors, restore_optimizer
-from moco_accel.recipe import Recipe, load_recipe, save_recipe
+from moco_accel.recipe import Recipe, load_recipe, recipe_yaml
 from moco_accel.recipe_text import MAX_RECIPE_BYTES, RecipeError, explain
 from moco_accel.recipe_tiles import Section
 from moco_accel.tensor_files import Layout, layout_bytes, layout_of, read_layout, read_tensors, tensor_chunks
@@ -88,9 +88,8 @@ def write_checkpoint(
             (RANDOM, {_RANDOM: random_states}),
         ):
             manifest[name] = write_hashed(partial / name, tensor_chunks(tensors))
-        save_recipe(recipe, partial / RECIPE)
-        for name, content in ((STATE, json.dumps(state.model_dump())), (RECIPE, (partial / RECIPE).read_text("utf-8"))):
-            manifest[name] = write_hashed(partial / name, [content.encode()])
+        for name, content in ((STATE, json.dumps(state.model_dump()).encode()), (RECIPE, recipe_yaml(recipe))):
+            manifest[name] = write_hashed(partial / name, [content])
         write_manifest(partial, manifest)
         if final.exists():  # a damaged one
             final.replace(final.with_suffix(".removed"))

@@ -14,6 +14,7 @@ from torch import Tensor
 from moco_accel.agreement import Agreement, meet_through
 from moco_accel.card_memory import PlannedMemory
 from moco_accel.checkpoint import Checkpoint
+from moco_accel.collectives import rank
 from moco_accel.console import console
 from moco_accel.damage import DamageLog
 from moco_accel.data import open_training_tiles, step_views
@@ -33,7 +34,6 @@ from moco_accel.step import build_accelerator, prepare, train_step
 from moco_accel.stopping import StoppedBySignal, StopRequest, end_workers
 from moco_accel.watching import Watch
 
-_RESOLVED = "resolved: every field of this run"
 _STOP, _TOO_MANY_DAMAGED, _SAVE = 1, 2, 4  # what a process may have to say before a step
 
 
@@ -71,7 +71,7 @@ def _train(
         _say(f"{escape(str(run))} is done: {found.state.step} steps of {total_steps}; nothing is left to resume")
         return
 
-    damage = DamageLog(recipe, len(tiles), run, resumed=found is not None, first=_rank() == 0)
+    damage = DamageLog(recipe, len(tiles), run, resumed=found is not None, first=rank() == 0)
     accelerator = build_accelerator(recipe, cpu=not torch.cuda.is_available())
     planned = recipe.planned if recipe.batch.micro_batch_size == micro_batch_asked else None
     memory = PlannedMemory(planned, recipe.encoder.name, agreement, accelerator.device, _say)
@@ -81,18 +81,26 @@ def _train(
     model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
     saver = Saver(run, accelerator, agreement, moco, optimizer, micro_batch_asked, len(tiles), tiles.reading, stop)
     first_step, skipped_steps = saver.restore(found, allow_recipe_change, _say)
-    first = accelerator.is_main_process
-    by_first(agreement, first, lambda: save_recipe(recipe, run / "recipe.yaml", _RESOLVED))
+
+    def write_down(recipe: Recipe) -> None:
+        comment = "resolved: every field of this run"
+        by_first(agreement, accelerator.is_main_process, lambda: save_recipe(recipe, run / "recipe.yaml", comment))
 
     def note_halved(smaller: Recipe, lacking: list[int]) -> None:
         say_halved(smaller, lacking)
         memory.forget()
-        by_first(agreement, first, lambda: save_recipe(smaller, run / "recipe.yaml", _RESOLVED))
+        write_down(smaller)
 
+    write_down(recipe)
     healer = Healer(recipe, moco, optimizer, agreement, note_halved)
 
     views = step_views(tiles, recipe, accelerator.device, accelerator.process_index, first_step, damage)
     monitor = Monitor(recipe, run, len(tiles), first_step, total_steps, accelerator, damage, skipped_steps)
+
+    def save(steps_done: int) -> None:
+        stop_if_not_finite(total(moco), "the sum of all parameters", steps_done - 1, saver.last)
+        saver.save(healer.recipe, steps_done, monitor.skipped_steps)
+
     try:
         with monitor:
             for step in range(first_step, total_steps):
@@ -103,8 +111,7 @@ def _train(
                 if told & _TOO_MANY_DAMAGED:
                     raise RecipeError(damage.explain())
                 if told and step > saver.saved_step:
-                    stop_if_not_finite(total(moco), "the sum of all parameters", step, saver.last)
-                    saver.save(healer.recipe, step, monitor.skipped_steps)
+                    save(step)
                 if told & _STOP:
                     raise StoppedBySignal
                 assert view_pair is not None
@@ -118,8 +125,7 @@ def _train(
                 memory.after_step()
                 watch.step_done()
                 if step + 1 == total_steps or (step + 1) % recipe.run.checkpoint_every_steps == 0:
-                    stop_if_not_finite(total(moco), "the sum of all parameters", step, saver.last)
-                    saver.save(healer.recipe, step + 1, monitor.skipped_steps)
+                    save(step + 1)
     except StoppedBySignal:
         say_stopped(stop, saver.saved_step)
     finally:
@@ -127,13 +133,8 @@ def _train(
         end_workers()
 
 
-def _rank() -> int:
-    """This process's, before there is a process group to ask."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def _say(line: str) -> None:
-    if _rank() == 0:
+    if rank() == 0:
         console.print(line, soft_wrap=True)
 
 

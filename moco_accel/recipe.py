@@ -195,6 +195,16 @@ class Recipe(Section):
         return [low] * self.encoder.bands, [high] * self.encoder.bands
 
 
+ASSUMED_SHARES = {"ViT": 0.05, "ResNet": 0.10}
+"""By how much a peak may be off, as long as too few were measured on GPUs. Cautious guesses: a ResNet's convolutions
+have workspaces that cuDNN chooses as it runs and no trace sees."""
+
+
+def family(encoder: str) -> str:
+    """How the planner tells encoders apart: `ViT` or `ResNet`."""
+    return "ResNet" if encoder in RESNET_NAMES else "ViT"
+
+
 def recipe_from_dict(fields: object) -> Recipe:
     """Validate plain data. Raises RecipeError (one line) on the first thing that is wrong."""
     if not isinstance(fields, dict):
@@ -212,9 +222,14 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     return recipe_from_dict(set_fields(parse_yaml(Path(path)), overrides or []))
 
 
-def save_recipe(recipe: Recipe, path: str | Path, comment: str = "") -> None:
-    """Write `recipe` as YAML, every field spelled out, under a `# comment` of one or more lines."""
+def recipe_yaml(recipe: Recipe, comment: str = "") -> bytes:
+    """`recipe` with every field spelled out, under a `# comment` of one or more lines."""
     fields = recipe.model_dump(exclude={"planned"} if recipe.planned is None else None)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     # a path in the comment may hold bytes that are no UTF-8
-    Path(path).write_text(dump_yaml(fields, comment), encoding="utf-8", errors="backslashreplace")
+    return dump_yaml(fields, comment).encode("utf-8", errors="backslashreplace")
+
+
+def save_recipe(recipe: Recipe, path: str | Path, comment: str = "") -> None:
+    """Write `recipe_yaml` to `path`, whose folder is made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(recipe_yaml(recipe, comment))

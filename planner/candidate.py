@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from pydantic import BaseModel, ConfigDict
 
-from moco_accel.recipe import RESNET_NAMES, Batch, Planned, Recipe
+from moco_accel.recipe import Batch, Planned, Recipe
 from planner.devices import MIB
 
 CATEGORIES = (
@@ -15,13 +15,6 @@ CATEGORIES = (
 )  # fmt: skip
 
 FEW_TILES = 8  # below this many at once a GPU idles, so that recomputing activations can pay
-ASSUMED_SHARES = {"ViT": 0.05, "ResNet": 0.10}
-"""By how much a peak may be off, as long as too few were measured on GPUs. Cautious guesses: a ResNet's convolutions
-have workspaces that cuDNN chooses as it runs and no trace sees."""
-
-
-def family(encoder: str) -> str:
-    return "ResNet" if encoder in RESNET_NAMES else "ViT"
 
 
 class Finding(BaseModel):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moco_accel.recipe import ASSUMED_SHARES, family
 from moco_accel.recipe_text import RecipeError
-from planner.candidate import ASSUMED_SHARES, family
 from planner.devices import Card
 
 Rows = Sequence[Mapping[str, Any]]

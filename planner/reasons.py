@@ -6,8 +6,8 @@ from importlib.metadata import version
 
 from rich.markup import escape
 
-from moco_accel.recipe import RESNET_NAMES, VIT_NAMES, Recipe
-from planner.candidate import FEW_TILES, Candidate, Changes, family
+from moco_accel.recipe import RESNET_NAMES, VIT_NAMES, Recipe, family
+from planner.candidate import FEW_TILES, Candidate, Changes
 from planner.devices import GIB, MIB, UTILISATION, Card, smallest_card_with
 from planner.evidence import Rows, evidence, standing
 from planner.report import gib, mib

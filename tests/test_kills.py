@@ -13,7 +13,7 @@ import pytest
 from killed_runs import PHASES, KilledRuns, Outcome, draw_case
 from run_differences import logs, rows_of
 from saved_runs import SavedRun
-from trainer_processes import Trainer, quick_recipe
+from trainer_processes import Trainer, start_quick
 
 from moco_accel.run_folder import newest_whole
 
@@ -63,16 +63,9 @@ def test_the_cases_are_what_they_claim() -> None:
 
 def kill_one(tmp_path: Path, tiles: Path, start: str, victim: str, when: str) -> None:
     """One process of a run that a real launcher started; all others follow it."""
-    every = {"checkpoint_every_steps": 2} if when == "save" else {}
-    trainer = Trainer(start, tmp_path / "run", quick_recipe(tmp_path, tiles, 2 if start == "torchrun" else 1, **every))
-    checkpoints = tmp_path / "run" / "checkpoints"
+    trainer = start_quick(tmp_path, tiles, start, when)
     try:
-        if when == "first batch":
-            trainer.wait_for(lambda: (tmp_path / "run" / "recipe.yaml").exists())
-        elif when == "step":
-            trainer.wait_for(lambda: trainer.rows() >= 2)
-        else:
-            trainer.wait_for(lambda: any(checkpoints.glob("*.partial")))
+        trainer.wait_for_phase(when)
         ranks = trainer.ranks()
         pids = {"launcher": trainer.process.pid, "first rank": ranks[0], "last rank": ranks[-1]}
         if victim == "loader worker":

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from trainer_processes import ENVIRONMENT, ROOT, Trainer, logged_steps, quick_recipe
+from trainer_processes import ENVIRONMENT, ROOT, Trainer, logged_steps, quick_recipe, start_quick
 
 from moco_accel.run_folder import newest_whole
 
@@ -26,18 +26,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def stop_one(tmp_path: Path, tiles: Path, start: str, number: signal.Signals, target: str, phase: str) -> None:
     """Start, wait for the phase, send the signal; hold what is left against what was logged."""
-    processes = 2 if start == "torchrun" else 1
-    every = {"checkpoint_every_steps": 2} if phase == "save" else {}
-    trainer = Trainer(start, tmp_path / "run", quick_recipe(tmp_path, tiles, processes, **every))
-    checkpoints = tmp_path / "run" / "checkpoints"
+    trainer = start_quick(tmp_path, tiles, start, phase)
     try:
-        if phase == "first batch":
-            trainer.wait_for(lambda: (tmp_path / "run" / "recipe.yaml").exists())
-        elif phase == "step":
-            trainer.wait_for(lambda: trainer.rows() >= 2)
+        trainer.wait_for_phase(phase)
+        if phase == "step":
             time.sleep(random.Random(str(tmp_path)).uniform(0, 0.3))
-        else:
-            trainer.wait_for(lambda: any(checkpoints.glob("*.partial")))
         if target == "group":
             trainer.signal_all(number)
         else:

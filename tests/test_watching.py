@@ -19,12 +19,11 @@ from watched_processes import Case
 
 from moco_accel import causes, heartbeats
 from moco_accel.agreement import Agreement, OthersFailed
-from moco_accel.card_memory import MARGINS, PlannedMemory, compared, holders, too_small
+from moco_accel.card_memory import PlannedMemory, compared, holders, too_small
 from moco_accel.causes import allowed_seconds, stalled
 from moco_accel.heartbeats import Beat, Link
-from moco_accel.recipe import Planned
+from moco_accel.recipe import ASSUMED_SHARES, Planned
 from moco_accel.recipe_text import RecipeError
-from planner.candidate import ASSUMED_SHARES
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for what is left of a process")
 STALL_SECONDS = 8.0
@@ -148,7 +147,7 @@ def test_a_plan_against_the_card_in_words() -> None:
         "game 4500 MiB",
         "firefox 300 MiB",
     ]
-    assert MARGINS == ASSUMED_SHARES
+    assert ASSUMED_SHARES == {"ViT": 0.05, "ResNet": 0.10}
 
 
 class Memory:
@@ -283,13 +282,17 @@ def check_end(case: Case, own: str, others: str, end: dict[str, Any]) -> None:
         assert said.index(own) < said.index(lines[0])
 
 
+def check_ends(expected: Any, tiles: Path, folder: Path) -> None:
+    ends = let_happen([case for case, _, _ in expected], tiles, folder)
+    for (case, own, others), end in zip(expected, ends, strict=True):
+        print(case, end["seconds"])
+        check_end(case, own, others, end)
+
+
 @linux
 @pytest.mark.timeout(300)
 def test_whatever_happens_to_a_rank_all_end_and_say_it(tiles_folder: Path, tmp_path: Path) -> None:
-    ends = let_happen([case for case, _, _ in ENDS], tiles_folder, tmp_path)
-    for (case, own, others), end in zip(ENDS, ends, strict=True):
-        print(case, end["seconds"])
-        check_end(case, own, others, end)
+    check_ends(ENDS, tiles_folder, tmp_path)
 
 
 @linux
@@ -297,11 +300,7 @@ def test_whatever_happens_to_a_rank_all_end_and_say_it(tiles_folder: Path, tmp_p
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("first", range(0, len(MORE_ENDS), 6))
 def test_whatever_more_happens_to_a_rank_all_end_and_say_it(first: int, tiles_folder: Path, tmp_path: Path) -> None:
-    some = MORE_ENDS[first : first + 6]
-    ends = let_happen([case for case, _, _ in some], tiles_folder, tmp_path)
-    for (case, own, others), end in zip(some, ends, strict=True):
-        print(case, end["seconds"])
-        check_end(case, own, others, end)
+    check_ends(MORE_ENDS[first : first + 6], tiles_folder, tmp_path)
 
 
 @linux

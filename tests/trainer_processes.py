@@ -41,6 +41,12 @@ def quick_recipe(folder: Path, tiles: Path, processes: int = 1, **run: int) -> P
     return folder / f"quick{processes}.yaml"
 
 
+def start_quick(folder: Path, tiles: Path, start: str, phase: str) -> Trainer:
+    """Of `quick_recipe`, in folder/run; on two processes under torchrun. It saves often where the phase is `save`."""
+    every = {"checkpoint_every_steps": 2} if phase == "save" else {}
+    return Trainer(start, folder / "run", quick_recipe(folder, tiles, 2 if start == "torchrun" else 1, **every))
+
+
 class Trainer:
     """A trainer with its launcher and loader workers."""
 
@@ -65,6 +71,15 @@ class Trainer:
             assert time.monotonic() < deadline, self.said()[-3000:]
             assert self.process.poll() is None, self.said()[-3000:]
             time.sleep(0.002)
+
+    def wait_for_phase(self, phase: str) -> None:
+        """`first batch`, `step`, or `save`, for which it has to save often."""
+        happened = {
+            "first batch": lambda: (self.run / "recipe.yaml").exists(),
+            "step": lambda: self.rows() >= 2,
+            "save": lambda: any((self.run / "checkpoints").glob("*.partial")),
+        }
+        self.wait_for(happened[phase])
 
     def ranks(self) -> list[int]:
         """The trainers: neither launchers nor loader workers."""

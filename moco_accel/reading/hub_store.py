@@ -5,6 +5,7 @@ from __future__ import annotations
 import datasets
 import fsspec  # type: ignore[import-untyped]
 
+from moco_accel.reading.arrow_files import one_line
 from moco_accel.reading.arrow_store import ArrowStore
 from moco_accel.reading.parquet_store import open_parquet
 from moco_accel.reading.stores import Store
@@ -30,7 +31,7 @@ def open_hub(name: str, split: str, data: Data, field: str) -> Store:
             f"data.split={split!r} is not a split of {name!r}; data.split=train works most often"
         ) from None
     except Exception as error:  # of the network, the hub, a dataset's own making: all are the user's to see in one line
-        raise RecipeError(f"{field}={name!r} cannot be had from the hub ({_one_line(error)})") from None
+        raise RecipeError(f"{field}={name!r} cannot be had from the hub ({one_line(error)})") from None
     if not data.streaming:
         return ArrowStore(dataset, [name], [len(dataset)], None)
     if other := next((file for file in files if not str(file).endswith(".parquet")), None):
@@ -48,7 +49,7 @@ def _look_up(name: str, field: str) -> None:
         huggingface_hub.HfApi().dataset_info(name, timeout=_SECONDS)
     except Exception as error:  # as above
         raise RecipeError(
-            f"{field}={name!r} is no path here, and the hub can't be asked for it or has none ({_one_line(error)}); "
+            f"{field}={name!r} is no path here, and the hub can't be asked for it or has none ({one_line(error)}); "
             f"moco-data build YOUR_IMAGES {name} makes tiles there, HF_HUB_OFFLINE=1 uses an earlier download"
         ) from None
 
@@ -59,14 +60,10 @@ def parquet_addresses(source: str, field: str) -> list[str]:
         filesystem, pattern = fsspec.core.url_to_fs(source)
         names = sorted(str(name) for name in filesystem.glob(pattern)) if "*" in pattern else [pattern]
     except Exception as error:  # each file system has errors of its own
-        raise RecipeError(f"{field}={source!r} cannot be listed ({_one_line(error)})") from None
+        raise RecipeError(f"{field}={source!r} cannot be listed ({one_line(error)})") from None
     addresses = [filesystem.unstrip_protocol(name) for name in names if name.endswith(".parquet")]
     if not addresses:
         raise RecipeError(
             f"{field}={source!r} finds no .parquet files; e.g. {source.partition('*')[0].rstrip('/')}/*.parquet"
         )
     return addresses
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
