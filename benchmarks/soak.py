@@ -1,7 +1,7 @@
 """Hours of steps of a small encoder on two processes, all killed every few minutes, beside a run left in peace.
 
-Rows: one for each life of the killed run and each tenth of the other (resident memory of ranks and loader workers,
-tiles per second), and a last one: growth of memory and change of speed over the run, and whether both ended alike.
+Rows: one for each life of the killed run and each tenth of the other (resident memory of the ranks, processor time for
+a tile, tiles per second), and a last one: how these changed over the run, and whether both ended alike.
 Memory of the killed run is compared between lives at the same age: just before each kill.
 
     python benchmarks/soak.py --minutes 120 --kill-every 5 >> benchmarks/results/soak.jsonl
@@ -17,13 +17,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import datasets
 import numpy as np
+import psutil
 import typer
 from PIL import Image
 
@@ -35,7 +36,7 @@ from trainer_processes import Trainer
 from moco_accel.checkpoint import MODEL, OPTIMIZER
 from moco_accel.recipe import save_recipe
 
-TILES, BATCH, LOG_EVERY = 3200, 32, 5
+TILES, BATCH, LOG_EVERY, PROCESSES = 3200, 32, 5, 2
 STEPS_AN_EPOCH = TILES // BATCH
 SAMPLE_SECONDS = 1.0
 LATE_SHARE = 0.2  # of a life: what is left when caches have filled
@@ -54,7 +55,7 @@ def write_recipe(folder: Path, epochs: int, save_every: float) -> Path:
         encoder={"name": "vit_tiny_patch8", "image_size": 32},
         moco={"queue_size": 64},
         batch={"global_batch_size": BATCH, "micro_batch_size": BATCH // 2, "accumulation_steps": 1},
-        hardware={"num_devices": 2},
+        hardware={"num_devices": PROCESSES},
         schedule={"epochs": epochs},
         data={"source": str(folder / "tiles"), "num_workers": 1},
         run={"log_every_steps": LOG_EVERY, "checkpoint_every_steps": 100_000, "checkpoint_every_minutes": save_every},
@@ -68,35 +69,52 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(row) for row in file.read_text().splitlines() if row.endswith("}")] if file.is_file() else []
 
 
-def resident_mib(trainer: Trainer) -> float:
-    """Of the ranks: all pages that are theirs, those shared with loader workers too."""
-    return sum(_resident(pid) for pid in trainer.ranks())
+class Sample(NamedTuple):
+    """Of the ranks: all pages that are theirs, those shared with loader workers too; and what they have done."""
+
+    resident_mib: float
+    processor_seconds: float
+    rows: int
 
 
-def _resident(pid: int) -> float:
+def sample(trainer: Trainer) -> Sample | None:
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) / 1024
-    except (OSError, StopIteration):
-        return 0.0
+        found = [psutil.Process(pid) for pid in trainer.ranks()]
+        resident = sum(process.memory_info().rss for process in found) / 2**20
+        seconds = sum(sum(process.cpu_times()[:2]) for process in found)
+    except psutil.NoSuchProcess:
+        return None
+    return Sample(resident, seconds, trainer.rows()) if len(found) == PROCESSES else None
 
 
-def live(run: Path, recipe: Path, seconds: float, resume: bool) -> tuple[list[float], bool]:
-    """Train until done, or kill all of it after so many `seconds` of steps; memory once a second, and whether done."""
-    trainer, sizes, begun = Trainer("torchrun", run, recipe, *["--resume"][: int(resume)]), [], float("inf")
-    before = len(rows(run))
+def live(run: Path, recipe: Path, seconds: float, resume: bool) -> tuple[list[Sample], bool]:
+    """Train until done, or kill all of it after so many `seconds` of steps; a sample a second, and whether done."""
+    trainer, samples, begun = Trainer("torchrun", run, recipe, *["--resume"][: int(resume)]), [], float("inf")
+    before = trainer.rows()
     try:
         while trainer.process.poll() is None and time.monotonic() < begun + seconds:
             time.sleep(SAMPLE_SECONDS)
-            if begun == float("inf") and len(rows(run)) != before and rows(run):
+            if begun == float("inf") and trainer.rows() not in (0, before):
                 begun = time.monotonic()
-            if begun < float("inf") and (size := resident_mib(trainer)):
-                sizes.append(size)
+            if begun < float("inf") and (found := sample(trainer)):
+                samples.append(found)
         done = trainer.process.poll() == 0
         assert done or trainer.process.poll() is None, trainer.said()[-3000:]
     finally:
         trainer.kill()
-    return sizes, done
+    return samples, done
+
+
+def figures(samples: list[Sample], logged: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Processor time for a tile says what the code costs; tiles per second also what else the machine does."""
+    tiles = (samples[-1].rows - samples[0].rows) * LOG_EVERY * BATCH if samples else 0
+    spent = samples[-1].processor_seconds - samples[0].processor_seconds if samples else 0.0
+    speeds = [row["tiles_per_second"] for row in logged]
+    return {
+        "resident_mib": round(statistics.mean(each.resident_mib for each in samples), 1) if len(samples) > 4 else None,
+        "processor_ms_per_tile": round(1000 * spent / tiles, 3) if tiles > 0 else None,
+        "tiles_per_second": round(statistics.median(speeds), 1) if len(speeds) > 2 else None,
+    }
 
 
 def measure_rate(folder: Path) -> float:
@@ -106,43 +124,27 @@ def measure_rate(folder: Path) -> float:
     return statistics.median(row["tiles_per_second"] for row in rows(run)[1:]) / BATCH
 
 
-def speed(found: list[dict[str, Any]]) -> float:
-    return round(statistics.median(row["tiles_per_second"] for row in found), 1)
-
-
-def in_peace(folder: Path, recipe: Path, parts: int = 10) -> Iterator[dict[str, Any]]:
-    sizes, done = live(folder / "peace", recipe, float("inf"), resume=False)
+def in_peace(folder: Path, recipe: Path, parts: int = 10) -> list[dict[str, Any]]:
+    samples, done = live(folder / "peace", recipe, float("inf"), resume=False)
     assert done
     found = rows(folder / "peace")[1:-1]
-    for part in range(parts):
-        memory, speeds = (
-            [some[i] for i in range(len(some)) if i * parts // len(some) == part] for some in (sizes, found)
-        )
-        yield {
-            "kind": "in peace",
-            "part": part,
-            "resident_mib": round(statistics.mean(memory), 1),
-            "tiles_per_second": speed(speeds),
-        }
+    split = [
+        [some[len(some) * part // parts : len(some) * (part + 1) // parts] for some in (samples, found)]
+        for part in range(parts)
+    ]
+    return [say({"kind": "in peace", "part": part} | figures(*some)) for part, some in enumerate(split)]
 
 
-def killed(folder: Path, recipe: Path, seconds: float) -> Iterator[dict[str, Any]]:
-    done, life = False, 0
+def killed(folder: Path, recipe: Path, seconds: float) -> list[dict[str, Any]]:
+    done, lives = False, []
     while not done:
         before = rows(folder / "killed")
-        sizes, done = live(folder / "killed", recipe, seconds, resume=life > 0)
+        samples, done = live(folder / "killed", recipe, seconds, resume=bool(lives))
         found = rows(folder / "killed")
-        new = [row for row in found if row not in before][1:]
-        late = sizes[int(len(sizes) * (1 - LATE_SHARE)) :]
-        yield {
-            "kind": "killed",
-            "life": life,
-            "ended_by_kill": not done,
-            "last_step": found[-1]["step"] if found else None,
-            "resident_mib": round(statistics.mean(late), 1) if len(sizes) >= 5 else None,
-            "tiles_per_second": speed(new) if len(new) >= 3 else None,
-        }
-        life += 1
+        late = samples[int(len(samples) * (1 - LATE_SHARE)) :]
+        row = {"kind": "killed", "life": len(lives), "ended_by_kill": not done, "last_step": found[-1]["step"]}
+        lives.append(say(row | figures(late, [row for row in found if row not in before][1:])))
+    return lives
 
 
 def digest(run: Path, steps: int) -> str:
@@ -151,7 +153,8 @@ def digest(run: Path, steps: int) -> str:
 
 
 def say(row: dict[str, Any]) -> dict[str, Any]:
-    print(json.dumps(row | {"load": round(os.getloadavg()[0], 1)}), flush=True)
+    sys.stdout.write(json.dumps(row | {"load": round(os.getloadavg()[0], 1)}) + "\n")
+    sys.stdout.flush()
     return row
 
 
@@ -169,11 +172,14 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tiles(folder / "tiles")
-        epochs = max(2, round(measure_rate(folder) * minutes * 60 / STEPS_AN_EPOCH))
+        # Both train at once, each at half the speed.
+        epochs = max(2, round(measure_rate(folder) / 2 * minutes * 60 / STEPS_AN_EPOCH))
         recipe, steps = write_recipe(folder, epochs, kill_every / 4), epochs * STEPS_AN_EPOCH
-        lives = [say(row) for row in killed(folder, recipe, kill_every * 60)]
-        parts = [say(row) for row in in_peace(folder, recipe)]
+        with ThreadPoolExecutor() as pool:
+            peace = pool.submit(in_peace, folder, recipe)
+            lives, parts = killed(folder, recipe, kill_every * 60), peace.result()
         ended = [row for row in lives if row["ended_by_kill"]]
+        names = ("resident_mib", "processor_ms_per_tile", "tiles_per_second")
         say(
             {
                 "kind": "summary",
@@ -182,10 +188,8 @@ def main(
                 "steps": steps,
                 "kills": len(ended),
                 "equal": digest(folder / "killed", steps) == digest(folder / "peace", steps),
-                "memory_change_percent": change(parts[1:], "resident_mib"),
-                "memory_change_percent_between_lives": change(ended, "resident_mib"),
-                "speed_change_percent": change(parts[1:], "tiles_per_second"),
-                "speed_change_percent_between_lives": change(ended, "tiles_per_second"),
+                "change_percent": {name: change(parts[1:], name) for name in names},
+                "change_percent_between_lives": {name: change(ended, name) for name in names},
                 "seconds": round(time.monotonic() - began),
                 "versions": {name: version(name) for name in ("torch", "accelerate")},
                 "python": platform.python_version(),
