@@ -7,6 +7,7 @@ GPU's queue is not waited for. Who is not well says so at the next such meeting,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from moco_accel.phases import waiting
+from moco_accel.recipe_text import RecipeError
 
 WELL, OUT_OF_MEMORY, FAILED = 0, 1, 2
 
@@ -24,17 +26,13 @@ class OthersOutOfMemory(Exception):  # noqa: N818 - it says what happened
     """Another process ran out of memory: this step is void on all of them."""
 
 
-class OthersFailed(Exception):  # noqa: N818 - it says what happened
-    """Another process met an error of its own, which it tells."""
-
-
 class Agreement:
     """What all processes of a run tell each other in lockstep. Make it on all of them at once; alone, it is local."""
 
     def __init__(self, timeout: timedelta = _TIMEOUT) -> None:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if several else None
-        self._size = dist.get_world_size() if several else 1
+        self._size, self._is_first = dist.get_world_size() if several else 1, not several or dist.get_rank() == 0
 
     def worst(self, word: int) -> int:
         """The largest of all processes' words."""
@@ -55,12 +53,23 @@ class Agreement:
         return [int(each) for each in words]
 
     def meet(self) -> None:
-        """Say that this process is well. Raises OthersOutOfMemory or OthersFailed, on all that are well alike."""
-        worst = self.worst(WELL)
-        if worst == OUT_OF_MEMORY:
+        """Say that this process is well. Raises OthersOutOfMemory, on all that are well alike."""
+        if self.worst(WELL) == OUT_OF_MEMORY:
             raise OthersOutOfMemory
-        if worst == FAILED:
-            raise OthersFailed
+
+    def by_first(self, work: Callable[[], object]) -> None:
+        """Let the first process do what one alone may. If it fails, all raise: it its error, the others RecipeError."""
+        error: Exception | None = None
+        try:
+            if self._is_first:
+                work()
+        except Exception as found:
+            error = found
+        failed = self.worst(WELL if error is None else FAILED) == FAILED
+        if error is not None:
+            raise error
+        if failed:
+            raise RecipeError("the first process could not write; its own error says why")
 
 
 _agreement: Agreement | None = None

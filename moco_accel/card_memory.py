@@ -28,7 +28,7 @@ class PlannedMemory:
         self, planned: Planned | None, encoder: str, agreement: Agreement, device: torch.device, say: Say
     ) -> None:
         self._agreement, self._device, self._say = agreement, device, say
-        self._planned = planned.peak_reserved_mib if planned else None
+        self.planned_mib = planned.peak_reserved_mib if planned else None
         self._margin = ASSUMED_SHARES[family(encoder)]
         self._steps, self._is_watched = 0, device.type == "cuda"
 
@@ -36,38 +36,38 @@ class PlannedMemory:
         """Before the networks are built. Raises RecipeError, on all processes, where the plan cannot fit a card."""
         if not self._is_watched:
             return
-        if self._planned is None:
+        if self.planned_mib is None:
             self._say("nothing was planned for this card; moco-plan --recipe says whether it fits")
             return
         free, total = (size // MIB for size in torch.cuda.mem_get_info(self._device))
         frees, totals = self._agreement.all(free), self._agreement.all(total)
         rank = min(range(len(frees)), key=frees.__getitem__)
-        if frees[rank] < self._planned:
+        if frees[rank] < self.planned_mib:
             others = others_on_card(self._device) if own_rank() == rank else []
-            raise RecipeError(too_small(self._planned, rank, frees[rank], totals[rank], others))
-        if frees[rank] < self._planned * (1 + self._margin):
+            raise RecipeError(too_small(self.planned_mib, rank, frees[rank], totals[rank], others))
+        if frees[rank] < self.planned_mib * (1 + self._margin):
             self._say(
-                f"[yellow]rank {rank}'s card has {frees[rank]} MiB free for a planned peak of {self._planned} MiB, "
+                f"[yellow]rank {rank}'s card has {frees[rank]} MiB free for a planned peak of {self.planned_mib} MiB, "
                 f"which may be off by {self._margin:.0%}: it may not fit, and then runs in smaller micro-batches[/]"
             )
 
     def after_step(self) -> None:
         """Says once how peak and plan compare, and warns where a peak is higher than the planner thinks possible."""
-        if not self._is_watched or self._planned is None:
+        if not self._is_watched or self.planned_mib is None:
             return
         self._steps += 1
         measured = torch.cuda.max_memory_reserved(self._device) // MIB
         if self._steps == _STEPS_TO_THE_PEAK:
             highest = max(self._agreement.all(measured))
-            self._say(compared(self._planned, highest, self._margin))
-            self._is_watched = highest <= self._planned * (1 + self._margin)
-        elif self._steps > _STEPS_TO_THE_PEAK and measured > self._planned * (1 + self._margin):
-            self._say(compared(self._planned, measured, self._margin))
+            self._say(compared(self.planned_mib, highest, self._margin))
+            self._is_watched = highest <= self.planned_mib * (1 + self._margin)
+        elif self._steps > _STEPS_TO_THE_PEAK and measured > self.planned_mib * (1 + self._margin):
+            self._say(compared(self.planned_mib, measured, self._margin))
             self._is_watched = False
 
     def forget(self) -> None:
         """The micro-batch is another one than was planned."""
-        self._is_watched = False
+        self._is_watched, self.planned_mib = False, None
 
 
 def too_small(planned: int, rank: int, free: int, total: int, others: list[str]) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from moco_accel.agreement import OthersFailed
 from moco_accel.heartbeats import Beat
 from moco_accel.phases import CHECKPOINT, DATA, EVALUATION, START
 
@@ -98,7 +97,7 @@ def in_words(error: BaseException) -> str:
 
 def is_lost_connection(error: BaseException) -> bool:
     """Whether it is another process's end, and none of this one's own doing."""
-    if isinstance(error, OthersFailed | dist.DistError):
+    if isinstance(error, dist.DistError):
         return True
     return type(error) is RuntimeError and bool(_CONNECTION.search(str(error)))
 

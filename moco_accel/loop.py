@@ -14,10 +14,11 @@ from torch import Tensor
 from moco_accel.agreement import Agreement, meet_through
 from moco_accel.card_memory import PlannedMemory
 from moco_accel.checkpoint import Checkpoint
-from moco_accel.collectives import rank
+from moco_accel.collectives import rank, world_size
 from moco_accel.console import console
 from moco_accel.damage import DamageLog
 from moco_accel.data import open_training_tiles, step_views
+from moco_accel.folder_lock import FolderLock
 from moco_accel.healing import Healer, in_words
 from moco_accel.moco import MoCo, build_moco
 from moco_accel.monitor import Monitor
@@ -29,7 +30,7 @@ from moco_accel.recipe_text import RecipeError
 from moco_accel.resolve import resolve
 from moco_accel.resume_rules import continued
 from moco_accel.run_folder import newest_whole, refuse_used_folder
-from moco_accel.saving import Saver, by_first
+from moco_accel.saving import Saver
 from moco_accel.step import build_accelerator, prepare, train_step
 from moco_accel.stopping import StoppedBySignal, StopRequest, end_workers
 from moco_accel.watching import Watch
@@ -40,10 +41,12 @@ _STOP, _TOO_MANY_DAMAGED, _SAVE = 1, 2, 4  # what a process may have to say befo
 def run_training(recipe: Recipe, run: Path, resume: bool, stop: StopRequest, allow_recipe_change: bool = False) -> None:
     """Train, or go on training, in the folder `run`. Raises RecipeError for what the user can mend."""
     check_machine(recipe)
-    processes = PartialState(cpu=not torch.cuda.is_available())  # they meet before one can fail alone
-    agreement = Agreement()
-    meet_through(agreement)
-    with Watch(agreement, processes.process_index, processes.num_processes, recipe.run.stall_seconds) as watch:
+    with stop.while_nothing_is_begun():
+        processes = PartialState(cpu=not torch.cuda.is_available())  # they meet before one can fail alone
+        agreement = Agreement()
+        meet_through(agreement)
+        watch = Watch(agreement, processes.process_index, processes.num_processes, recipe.run.stall_seconds)
+    with watch, FolderLock(run, agreement):
         _train(recipe, run, resume, stop, allow_recipe_change, agreement, watch)
     processes.destroy_process_group()
 
@@ -84,7 +87,7 @@ def _train(
 
     def write_down(recipe: Recipe) -> None:
         comment = "resolved: every field of this run"
-        by_first(agreement, accelerator.is_main_process, lambda: save_recipe(recipe, run / "recipe.yaml", comment))
+        agreement.by_first(lambda: save_recipe(recipe, run / "recipe.yaml", comment))
 
     def note_halved(smaller: Recipe, lacking: list[int]) -> None:
         say_halved(smaller, lacking)
@@ -95,10 +98,12 @@ def _train(
     healer = Healer(recipe, moco, optimizer, agreement, note_halved)
 
     views = step_views(tiles, recipe, accelerator.device, accelerator.process_index, first_step, damage)
-    monitor = Monitor(recipe, run, len(tiles), first_step, total_steps, accelerator, damage, skipped_steps)
+    monitor = Monitor(
+        recipe, run, len(tiles), first_step, total_steps, accelerator, agreement, damage, memory, skipped_steps
+    )
 
     def save(steps_done: int) -> None:
-        stop_if_not_finite(total(moco), "the sum of all parameters", steps_done - 1, saver.last)
+        stop_if_not_finite(agreement, total(moco), "the sum of all parameters", steps_done - 1, saver.last)
         saver.save(healer.recipe, steps_done, monitor.skipped_steps)
 
     try:
@@ -120,7 +125,7 @@ def _train(
                 set_lr(optimizer, lr)
                 result = train_step(accelerator, model, optimizer, view_pair, recipe, momentum_coefficient, healer)
                 del view_pair  # a single micro-batch's pixels would wait beside the next one's
-                stop_if_not_finite(result.loss, "the loss", step, saver.last)
+                stop_if_not_finite(agreement, result.loss, "the loss", step, saver.last)
                 monitor.after_step(step, epoch, lr, momentum_coefficient, result, waited)
                 memory.after_step()
                 watch.step_done()
@@ -205,12 +210,14 @@ def total(moco: MoCo) -> Tensor:
     return torch.stack([p.detach().sum(dtype=torch.float64) for p in moco.parameters()]).sum()
 
 
-def stop_if_not_finite(value: Tensor, what: str, step: int, last: Path | None) -> None:
-    """Raises RecipeError at the first NaN or infinity, before it reaches a checkpoint."""
-    if torch.isfinite(value):
+def stop_if_not_finite(agreement: Agreement, value: Tensor, what: str, step: int, last: Path | None) -> None:
+    """Raises RecipeError on all processes at the first NaN or infinity on any, before it reaches a checkpoint."""
+    failing = [rank for rank, word in enumerate(agreement.all(int(not torch.isfinite(value)))) if word]
+    if not failing:
         return
     kept = f"{last} is the last good checkpoint" if last else "no checkpoint yet"
+    where = f" on rank {failing[0]}" if world_size() > 1 else ""
     raise RecipeError(
-        f"{what} is {value.item()} at step {step}; {kept}. What helps: a lower optimizer.base_lr, "
-        "encoder.freeze_patch_projection=true, memory.mixed_precision=bf16 in place of fp16"
+        f"{what} is {'not finite' if where else value.item()}{where} at step {step}; {kept}. What helps: "
+        "a lower optimizer.base_lr, encoder.freeze_patch_projection=true, memory.mixed_precision=bf16 in place of fp16"
     )

@@ -13,11 +13,14 @@ from accelerate import Accelerator
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from moco_accel.agreement import Agreement
 from moco_accel.atomic_files import write_atomically
+from moco_accel.card_memory import PlannedMemory
 from moco_accel.console import console
 from moco_accel.damage import DamageLog
 from moco_accel.phases import waiting
 from moco_accel.recipe import Recipe
+from moco_accel.recipe_text import RecipeError
 from moco_accel.step import StepResult
 
 MIB = 1 << 20
@@ -36,10 +39,13 @@ class Monitor:
         first_step: int,
         total_steps: int,
         accelerator: Accelerator,
+        agreement: Agreement,
         damage: DamageLog,
+        memory: PlannedMemory,
         skipped_steps: int = 0,
     ) -> None:
         self._recipe, self._run, self._accelerator, self._damage = recipe, run, accelerator, damage
+        self._agreement, self._memory = agreement, memory
         self._first_step, self._total_steps, self._tile_count = first_step, total_steps, tile_count
         self._window_start, self._window_step, self._waited = time.perf_counter(), first_step, 0.0
         self._started, self.skipped_steps, self._collapsed_steps = self._window_start, skipped_steps, 0
@@ -97,13 +103,21 @@ class Monitor:
             "skipped_steps": self.skipped_steps,
             "damaged_tiles": len(self._damage),
             "peak_memory_mib": _peak_memory_mib(),
-            "planned_memory_mib": self._recipe.planned.peak_reserved_mib if self._recipe.planned else None,
+            "planned_memory_mib": self._memory.planned_mib,
         }
         self._window_start, self._window_step, self._waited = now, step + 1, 0.0
-        if self._accelerator.is_main_process:
-            with (self._run / "metrics.jsonl").open("a") as metrics:
+        self._agreement.by_first(lambda: self._write(row))
+
+    def _write(self, row: dict[str, float | int | None]) -> None:
+        path = self._run / "metrics.jsonl"
+        try:
+            with path.open("a") as metrics:
                 metrics.write(json.dumps(row) + "\n")
-            self._show(row)
+        except OSError as error:
+            raise RecipeError(
+                f"{path} cannot be written ({error.strerror}). Room on that disk, then --resume"
+            ) from None
+        self._show(row)
 
     def _show(self, row: dict[str, float | int | None]) -> None:
         status = (

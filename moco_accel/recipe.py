@@ -46,7 +46,10 @@ Mib = Annotated[int, Field(ge=-(1 << 40), le=1 << 40)]
 
 
 class Encoder(Section):
+    """`weights`: a file, folder or hub id of pretrained weights that both sides start from; null: a random start."""
+
     name: str
+    weights: str | None = None
     image_size: int = Field(224, ge=8, le=2048)
     bands: int = Field(3, ge=1, le=64)
     freeze_patch_projection: bool = True
@@ -104,16 +107,25 @@ class Hardware(Section):
 
 
 class Evaluation(Section):
-    """Labelled shards on which frozen features are judged; `null` sources mean none."""
+    """Labelled shards on which frozen features are judged; `null` sources mean none.
+
+    In training: after every `every_epochs` epochs (null: never), as far as it takes no more than `max_time_share` of
+    the run's time, and after the last.
+    """
 
     train_source: str | None = None
     test_source: str | None = None
     label_column: str = "label"
+    every_epochs: int | None = Field(1, ge=1, le=1_000_000)
+    max_time_share: float = Field(0.05, gt=0, le=1)
     neighbours: int = Field(20, ge=1, le=_LARGEST)
     temperature: float = Field(0.07, ge=1e-3, le=1e3)
 
 
 class Run(Section):
+    """`trackers`: where the figures go beside metrics.jsonl, through Accelerate."""
+
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
     seed: int = Field(0, ge=0, lt=1 << 32)
     log_every_steps: int = Field(10, ge=1, le=_MOST_STEPS)
     checkpoint_every_steps: int = Field(200, ge=1, le=_MOST_STEPS)

@@ -39,8 +39,6 @@ def checkpoint_folders(run: Path) -> list[Path]:
 
 def refuse_used_folder(run: Path) -> None:
     """Raises RecipeError where a new run cannot begin."""
-    if run.exists() and not run.is_dir():
-        raise RecipeError(f"--output-dir={run} is a file; a run needs a folder, e.g. --output-dir {run}_run")
     if checkpoint_folders(run) or (run / "latest").exists():
         raise RecipeError(f"--output-dir={run} already holds a run; --resume goes on with it, or name a new folder")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from moco_accel.agreement import FAILED, WELL, Agreement
+from moco_accel.agreement import Agreement
 from moco_accel.atomic_files import sync
 from moco_accel.checkpoint import Checkpoint, Scaler, State, load_checkpoint, write_checkpoint
 from moco_accel.damage import DAMAGE_FILE
@@ -72,7 +72,7 @@ class Saver:
             scaler.load_state_dict(scaler.state_dict() | saved)
         say_versions(state.versions, say)
         self._restore_random_states(states, say)
-        by_first(self._agreement, self._accelerator.is_main_process, lambda: self._tidy(checkpoint.folder))
+        self._agreement.by_first(lambda: self._tidy(checkpoint.folder))
         self._note_saved(state.step)
         return state.step, state.skipped_steps
 
@@ -97,7 +97,7 @@ class Saver:
             scaler=self._scaler(),
             versions=versions(),
         )
-        by_first(self._agreement, self._accelerator.is_main_process, lambda: self._write(recipe, step, state, states))
+        self._agreement.by_first(lambda: self._write(recipe, step, state, states))
         self._note_saved(step)
 
     def _tidy(self, newest: Path) -> None:
@@ -161,21 +161,6 @@ class Saver:
             restore_random_states(states[self._accelerator.process_index])
         except ValueError as error:
             say(f"random states are not restored ({error}); nothing in training draws from them")
-
-
-def by_first(agreement: Agreement, first: bool, work: Callable[[], object]) -> None:
-    """Let the first process do what one alone may do. If it fails, all raise: it its error, the others RecipeError."""
-    error: Exception | None = None
-    try:
-        if first:
-            work()
-    except Exception as found:
-        error = found
-    failed = agreement.worst(WELL if error is None else FAILED) == FAILED
-    if error is not None:
-        raise error
-    if failed:
-        raise RecipeError("the first process could not write; its own error says why")
 
 
 def _checksum(reading: Reading) -> str:

@@ -15,6 +15,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +26,7 @@ _LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun")
 _LAUNCHER_MODULES = ("accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
 _ONE_PRESS_SECONDS = 2.0  # a launcher passes Ctrl-C on to processes that have had it from the terminal
 _INTERRUPTED = 130
+_LOOK_SECONDS = 0.5
 _SIGNAL_ON_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of prctl
 
 
@@ -39,7 +42,9 @@ class StopRequest:
         """What a second Ctrl-C would lose; the loop keeps it up to date."""
         self._signal: str | None = None
         self._since, self._parent = 0.0, os.getppid()
-        self._launched = launcher(self._parent) is not None
+        by_torchrun, by_parent = "TORCHELASTIC_RUN_ID" in os.environ, launcher(self._parent) is not None
+        self._launched = by_torchrun or by_parent
+        self._orphaned = by_torchrun and not by_parent and self._parent == 1  # it died while this process was started
         self.resume_command = resume_command()  # while the launcher is there to be asked
         self._before: dict[signal.Signals, Any] = {}
 
@@ -64,9 +69,26 @@ class StopRequest:
             signal.signal(number, signal.SIG_IGN if self._signal else handler)
         os.close(self._write)  # which ends the listener
 
+    @contextmanager
+    def while_nothing_is_begun(self) -> Iterator[None]:
+        """Within, end at once when told to, or when the launcher is gone: processes look for each other for long."""
+        begun = threading.Event()
+
+        def end_if_wanted() -> None:
+            while not begun.wait(_LOOK_SECONDS):
+                if self.wanted:
+                    _say(f"stopped by {self.reason}, before anything was begun")
+                    os._exit(0)
+
+        threading.Thread(target=end_if_wanted, daemon=True).start()
+        try:
+            yield
+        finally:
+            begun.set()
+
     @property
     def wanted(self) -> bool:
-        return self._signal is not None or (self._launched and os.getppid() != self._parent)
+        return self._signal is not None or self._orphaned or (self._launched and os.getppid() != self._parent)
 
     @property
     def reason(self) -> str:

@@ -140,6 +140,7 @@ def be_rank(wanted: Launch, rank: int, port: int) -> NoReturn:
         os.dup2(handle, target)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(wanted.processes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    os.environ["TORCHELASTIC_RUN_ID"] = "killed"
     sys.argv = ["moco_accel/train.py", *wanted.arguments]
     kill = {"phase": "", **(wanted.kill or {})}
     mine = kill.pop("rank", 0) == rank

@@ -17,7 +17,7 @@ RANKS = [
     {"recipe_text", "bands", "recipe_tiles", "recipe_rules", "recipe"},
     {"atomic_files", "console", "tile_facts", "band_counter", "order", "drawing", "view_parameters"}
     | {"collectives", "encoders", "loss", "photometric", "stopping", "manifest", "tensor_files", "random_states"}
-    | {"agreement", "phases", "heartbeats", "causes", "watching", "whereabouts", "card_memory"},
+    | {"agreement", "phases", "heartbeats", "causes", "watching", "whereabouts", "card_memory", "folder_lock"},
     {"reading", "moco", "augment", "optim"},
     {"step", "tile_statistics", "damage", "optimizer_state", "checkpoint", "run_folder"},
     {"data", "resolve", "monitor", "evaluation", "neighbours", "verify_networks"},

@@ -18,7 +18,7 @@ from trainer_processes import ENVIRONMENT, Trainer, quick_recipe
 from watched_processes import Case
 
 from moco_accel import causes, heartbeats
-from moco_accel.agreement import Agreement, OthersFailed
+from moco_accel.agreement import Agreement
 from moco_accel.card_memory import PlannedMemory, compared, holders, too_small
 from moco_accel.causes import allowed_seconds, stalled
 from moco_accel.heartbeats import Beat, Link
@@ -80,7 +80,6 @@ def test_errors_that_are_another_process_end() -> None:
     gloo = RuntimeError("[/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1")
     assert causes.is_lost_connection(gloo)
     assert causes.is_lost_connection(torch.distributed.DistBackendError("NCCL error: remote process exited"))
-    assert causes.is_lost_connection(OthersFailed())
     for own in (RuntimeError("shapes do not match"), ValueError("gloo"), torch.OutOfMemoryError("CUDA out of memory")):
         assert not causes.is_lost_connection(own)
 
