@@ -24,6 +24,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     sync(path.parent)
 
 
+def drop_rows_from(path: Path, step: int) -> None:
+    """Rows of JSON with a `step` of this or later: of what a killed run did past its checkpoint, and will do again."""
+    rows = path.read_text().splitlines() if path.is_file() and step else []
+    whole = [row for row in rows if row.endswith("}") and json.loads(row)["step"] < step]
+    write_atomically(path, "".join(row + "\n" for row in whole))
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -128,6 +128,18 @@ def step_views(
             return
         first, second = zip(*whole, strict=True)
         yield AugmentedView(first, recipe, device), AugmentedView(second, recipe, device)
+
+
+def sample_views(
+    tiles: Tiles, recipe: Recipe, device: torch.device, indices: Sequence[int], size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both views of the tiles at `indices`, `size` at a time, augmented as in epoch 0: the same on every call."""
+    two_views = TwoViews(tiles, recipe)
+    for start in range(0, len(indices), size):
+        views = _collate([two_views[0, index] for index in indices[start : start + size]]).views
+        if views is None:  # so many damaged tiles in a row that training stops, too
+            return
+        yield AugmentedView([views[0]], recipe, device)[0], AugmentedView([views[1]], recipe, device)[0]
 
 
 def _announced(loader: DataLoader[TwoCrops], two_views: TwoViews) -> Iterator[MicroBatch]:

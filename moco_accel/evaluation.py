@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from moco_accel.augment import to_pixels
+from moco_accel.phases import tick
 from moco_accel.reading.decoding import DamagedTile
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
@@ -31,8 +33,11 @@ def extract_features(
     grey: bool = False,
     batch_size: int = 256,
     on_progress: Callable[[int], None] | None = None,
+    indices: Sequence[int] | None = None,
 ) -> Tensor:
-    """Features float32 [N, D] of all tiles, on the CPU; `encoder` must be on `device` and keeps its train mode.
+    """Features float32 [N, D] of all tiles, or of those at `indices`; on the CPU.
+
+    `encoder` must be on `device` and keeps its train mode.
 
     Each tile is scaled to [0, 1] as in training, made grey if asked (all bands become its luma), resized to
     `encoder.image_size`, and normalised. `on_progress(n)` hears of every n tiles done. Raises RecipeError when one is
@@ -40,19 +45,26 @@ def extract_features(
     """
     size = recipe.encoder.image_size
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in recipe.normalisation)
+    features: list[Tensor] = []
+    with in_eval_mode(encoder):
+        for some in torch.tensor(range(len(tiles)) if indices is None else indices).split(batch_size):
+            pixels = torch.stack([_resized(read_pixels(tiles, index, recipe), size, grey) for index in some.tolist()])
+            features.append(encoder(((pixels - mean) / std).to(device)).float().cpu())
+            tick()
+            if on_progress:
+                on_progress(len(some))
+    return torch.cat(features)
+
+
+@contextmanager
+def in_eval_mode(encoder: nn.Module) -> Iterator[None]:
+    """BatchNorm by its running statistics; afterwards as before."""
     was_training = encoder.training
     encoder.eval()
-    features: list[Tensor] = []
     try:
-        for start in range(0, len(tiles), batch_size):
-            indices = range(start, min(start + batch_size, len(tiles)))
-            pixels = torch.stack([_resized(read_pixels(tiles, index, recipe), size, grey) for index in indices])
-            features.append(encoder(((pixels - mean) / std).to(device)).float().cpu())
-            if on_progress:
-                on_progress(len(indices))
+        yield
     finally:
         encoder.train(was_training)
-    return torch.cat(features)
 
 
 def read_pixels(tiles: Tiles, index: int, recipe: Recipe) -> Tensor:

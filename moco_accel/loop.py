@@ -11,6 +11,7 @@ from accelerate import PartialState
 from rich.markup import escape
 from torch import Tensor
 
+from moco_accel import tracking
 from moco_accel.agreement import Agreement, meet_through
 from moco_accel.card_memory import PlannedMemory
 from moco_accel.checkpoint import Checkpoint
@@ -18,6 +19,7 @@ from moco_accel.collectives import rank, world_size
 from moco_accel.console import console
 from moco_accel.damage import DamageLog
 from moco_accel.data import open_training_tiles, step_views
+from moco_accel.examination import Examiner
 from moco_accel.folder_lock import FolderLock
 from moco_accel.healing import Healer, in_words
 from moco_accel.moco import MoCo, build_moco
@@ -29,7 +31,7 @@ from moco_accel.recipe import Recipe, save_recipe
 from moco_accel.recipe_text import RecipeError
 from moco_accel.resolve import resolve
 from moco_accel.resume_rules import continued
-from moco_accel.run_folder import newest_whole, refuse_used_folder
+from moco_accel.run_folder import checkpoint_folder, mark_best, newest_whole, refuse_used_folder
 from moco_accel.saving import Saver
 from moco_accel.step import build_accelerator, prepare, train_step
 from moco_accel.stopping import StoppedBySignal, StopRequest, end_workers
@@ -41,6 +43,7 @@ _STOP, _TOO_MANY_DAMAGED, _SAVE = 1, 2, 4  # what a process may have to say befo
 def run_training(recipe: Recipe, run: Path, resume: bool, stop: StopRequest, allow_recipe_change: bool = False) -> None:
     """Train, or go on training, in the folder `run`. Raises RecipeError for what the user can mend."""
     check_machine(recipe)
+    tracking.check_trackers(recipe)
     with stop.while_nothing_is_begun():
         processes = PartialState(cpu=not torch.cuda.is_available())  # they meet before one can fail alone
         agreement = Agreement()
@@ -75,7 +78,7 @@ def _train(
         return
 
     damage = DamageLog(recipe, len(tiles), run, resumed=found is not None, first=rank() == 0)
-    accelerator = build_accelerator(recipe, cpu=not torch.cuda.is_available())
+    accelerator = build_accelerator(recipe, not torch.cuda.is_available(), str(run / tracking.FOLDER))
     planned = recipe.planned if recipe.batch.micro_batch_size == micro_batch_asked else None
     memory = PlannedMemory(planned, recipe.encoder.name, agreement, accelerator.device, _say)
     memory.check()
@@ -102,9 +105,21 @@ def _train(
         recipe, run, len(tiles), first_step, total_steps, accelerator, agreement, damage, memory, skipped_steps
     )
 
+    examiner = Examiner(recipe, run, tiles, accelerator, agreement, first_step, total_steps)
+    tracking.start_trackers(accelerator, agreement, recipe, run, first_step)
+
     def save(steps_done: int) -> None:
         stop_if_not_finite(agreement, total(moco), "the sum of all parameters", steps_done - 1, saver.last)
         saver.save(healer.recipe, steps_done, monitor.skipped_steps)
+
+    def examine(what: int, steps_done: int) -> None:
+        figures = examiner.examine(moco.encoder, what, steps_done)
+        monitor.examined(figures, figures["seconds"])
+        if examiner.is_best(figures):
+            if saver.saved_step != steps_done:
+                save(steps_done)
+            best = checkpoint_folder(run, steps_done)
+            agreement.by_first(lambda: mark_best(run, best, figures["knn_top1"]))
 
     try:
         with monitor:
@@ -131,11 +146,14 @@ def _train(
                 watch.step_done()
                 if step + 1 == total_steps or (step + 1) % recipe.run.checkpoint_every_steps == 0:
                     save(step + 1)
+                if what := examiner.due(step + 1):
+                    examine(what, step + 1)
     except StoppedBySignal:
         say_stopped(stop, saver.saved_step)
     finally:
         views.close()
         end_workers()
+        tracking.finish_trackers(accelerator)
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, summary.json, and a live line on the console. The main process alone writes."""
+"""What a run tells: metrics.jsonl, summary.json, trackers, and the console. The main process alone writes."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ import resource
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from moco_accel.agreement import Agreement
-from moco_accel.atomic_files import write_atomically
+from moco_accel.atomic_files import drop_rows_from, write_atomically
 from moco_accel.card_memory import PlannedMemory
 from moco_accel.console import console
 from moco_accel.damage import DamageLog
 from moco_accel.phases import waiting
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
+from moco_accel.run_health import COLLAPSE_STEPS, COLLAPSED_STD, STYLES, verdict
 from moco_accel.step import StepResult
+from moco_accel.tracking import track
+from moco_accel.training_console import Shown, TrainingConsole
 
 MIB = 1 << 20
-_COLLAPSED_STD = 0.02  # of 1 for evenly spread features
-_COLLAPSE_STEPS = 100  # so many in a row are no accident of one batch
+Row = dict[str, Any]
 
 
 class Monitor:
@@ -49,30 +51,31 @@ class Monitor:
         self._first_step, self._total_steps, self._tile_count = first_step, total_steps, tile_count
         self._window_start, self._window_step, self._waited = time.perf_counter(), first_step, 0.0
         self._started, self.skipped_steps, self._collapsed_steps = self._window_start, skipped_steps, 0
-        self._progress = Progress(
-            TextColumn("[bold]training[/]"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
-            console=console,
-            disable=not (accelerator.is_main_process and console.is_terminal),
+        on_gpu = accelerator.device.type == "cuda"
+        self._shown = Shown(
+            recipe,
+            str(run),
+            total_steps,
+            first_step,
+            first_step,
+            card_mib=torch.cuda.get_device_properties(accelerator.device).total_memory // MIB if on_gpu else None,
+            on_gpu=on_gpu,
         )
-        self._bar = self._progress.add_task("", total=total_steps, completed=first_step, status="")
+        self._console = TrainingConsole(self._shown)
 
     def __enter__(self) -> Monitor:
         if self._accelerator.is_main_process:
             self._run.mkdir(parents=True, exist_ok=True)
-            self._drop_rows_after(self._first_step)
+            drop_rows_from(self._run / "metrics.jsonl", self._first_step)
             self._print_start()
-        self._progress.start()
+            self._console.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        self._progress.stop()
-        if kind is None and self._accelerator.is_main_process:
+        if not self._accelerator.is_main_process:
+            return
+        self._console.__exit__()
+        if kind is None:
             self._finish()
 
     def after_step(
@@ -82,7 +85,7 @@ class Monitor:
         self._waited += waited
         self.skipped_steps += result.skipped
         self._watch_collapse(step, result.feature_std.item())
-        self._progress.update(self._bar, completed=step + 1)
+        self._shown.steps_done, self._shown.elapsed_seconds = step + 1, time.perf_counter() - self._started
         if not (
             step == self._first_step or step + 1 == self._total_steps or step % self._recipe.run.log_every_steps == 0
         ):
@@ -93,6 +96,7 @@ class Monitor:
         seconds, steps = now - self._window_start, step + 1 - self._window_step
         row = {
             "step": step,
+            "total_steps": self._total_steps,
             "epoch": round(epoch, 4),
             "loss": loss,
             "lr": lr,
@@ -104,11 +108,22 @@ class Monitor:
             "damaged_tiles": len(self._damage),
             "peak_memory_mib": _peak_memory_mib(),
             "planned_memory_mib": self._memory.planned_mib,
+            "card_memory_mib": self._shown.card_mib,
+            "seconds": round(now - self._started, 1),
         }
         self._window_start, self._window_step, self._waited = now, step + 1, 0.0
         self._agreement.by_first(lambda: self._write(row))
 
-    def _write(self, row: dict[str, float | int | None]) -> None:
+    def examined(self, figures: Row, seconds: float) -> None:
+        """Take in an evaluation, which took `seconds` of the time between two rows of the log."""
+        self._window_start += seconds
+        self._shown.examined = {**(self._shown.examined or {}), **figures}
+        if self._accelerator.is_main_process:
+            track(self._accelerator, figures, "evaluation/")
+            self._console.say_examined(figures)
+            self._judge()
+
+    def _write(self, row: Row) -> None:
         path = self._run / "metrics.jsonl"
         try:
             with path.open("a") as metrics:
@@ -117,25 +132,24 @@ class Monitor:
             raise RecipeError(
                 f"{path} cannot be written ({error.strerror}). Room on that disk, then --resume"
             ) from None
-        self._show(row)
+        track(self._accelerator, row)
+        self._shown.row = row
+        self._console.say_row(row)
+        self._judge()
 
-    def _show(self, row: dict[str, float | int | None]) -> None:
-        status = (
-            f"loss [bold]{row['loss']:.3f}[/] (chance {self._recipe.chance_loss:.2f})  lr {row['lr']:.2e}  "
-            f"m {row['momentum_coefficient']:.4f}  {row['tiles_per_second']:.0f} tiles/s  "
-            f"std {row['feature_std']:.2f}  {_memory_text(row)}"
-            + (f"  [yellow]{row['skipped_steps']} steps skipped (fp16 overflow)[/]" if row["skipped_steps"] else "")
-            + (f"  [yellow]{row['damaged_tiles']} damaged tiles replaced[/]" if row["damaged_tiles"] else "")
-        )
-        self._progress.update(self._bar, status=status)
-        if not console.is_terminal:
-            console.print(f"step {row['step']}/{self._total_steps}  {status}", soft_wrap=True)
+    def _judge(self) -> None:
+        """Says it, where there is no panel to show it, when a run is not well, or well again."""
+        assert self._shown.row is not None
+        before, found = self._shown.verdict, verdict(self._recipe, self._shown.row, self._shown.examined)
+        self._shown.verdict = found
+        if found.level != before.level and not console.is_terminal:
+            console.print(f"[{STYLES[found.level]}]{escape(found.text)}[/]", soft_wrap=True)
 
     def _watch_collapse(self, step: int, spread: float) -> None:
-        self._collapsed_steps = self._collapsed_steps + 1 if spread < _COLLAPSED_STD else 0
-        if self._collapsed_steps == _COLLAPSE_STEPS and self._accelerator.is_main_process:
+        self._collapsed_steps = self._collapsed_steps + 1 if spread < COLLAPSED_STD else 0
+        if self._collapsed_steps == COLLAPSE_STEPS and self._accelerator.is_main_process:
             console.print(
-                f"[bold red]COLLAPSED:[/] for {_COLLAPSE_STEPS} steps, to step {step}, all features have been one "
+                f"[bold red]COLLAPSED:[/] for {COLLAPSE_STEPS} steps, to step {step}, all features have been one "
                 f"point (standard deviation {spread:.4f}; spread features have 1). The run learns nothing. What helps: "
                 "a lower optimizer.base_lr, a longer schedule.warmup_epochs, tiles that differ from each other",
                 soft_wrap=True,
@@ -164,13 +178,6 @@ class Monitor:
         if self._first_step:
             console.print(f"resumed after step {self._first_step}")
 
-    def _drop_rows_after(self, first_step: int) -> None:
-        """A killed run may have logged steps that its checkpoint does not hold; they will be done again."""
-        metrics = self._run / "metrics.jsonl"
-        rows = metrics.read_text().splitlines() if metrics.is_file() and first_step else []
-        whole = [row for row in rows if row.endswith("}") and json.loads(row)["step"] < first_step]
-        write_atomically(metrics, "".join(row + "\n" for row in whole))
-
     def _finish(self) -> None:
         rows = [json.loads(row) for row in (self._run / "metrics.jsonl").read_text().splitlines()]
         rates = sorted(row["tiles_per_second"] for row in rows)
@@ -198,9 +205,3 @@ def _peak_memory_mib() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved() // MIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-def _memory_text(row: dict[str, float | int | None]) -> str:
-    kind = "VRAM" if torch.cuda.is_available() else "RAM"
-    plan = row["planned_memory_mib"]
-    return f"{kind} {row['peak_memory_mib']} MiB" + (f" (plan {plan})" if plan else "")

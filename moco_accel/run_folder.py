@@ -100,6 +100,14 @@ def mark_best(run: Path, checkpoint: Path, accuracy: float) -> None:
     write_atomically(run / "best", f"{checkpoint.name} {accuracy:.6f}\n")
 
 
+def best_accuracy(run: Path) -> float:
+    """kNN accuracy of the checkpoint that RUN/best names; -1 where it names none."""
+    try:
+        return float(read_ordinary(run / "best", _MAX_POINTER_BYTES).split()[1])
+    except (OSError, ValueError, IndexError):
+        return -1.0
+
+
 def remove_old(run: Path, keep: int) -> None:
     """All checkpoints but the newest `keep` and the best; and what an earlier process left half written."""
     best = _read_pointer(run / "best")

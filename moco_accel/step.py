@@ -44,10 +44,18 @@ class Contrast:
     keys: Tensor
 
 
-def build_accelerator(recipe: Recipe, cpu: bool = False) -> Accelerator:
-    """The Accelerator every run and every trace uses. Accumulation is the step's own, so Accelerate's stays at 1."""
-    precision = recipe.memory.mixed_precision
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[AutocastKwargs(cache_enabled=False)])
+def build_accelerator(recipe: Recipe, cpu: bool = False, trackers_folder: str | None = None) -> Accelerator:
+    """The Accelerator every run and every trace uses. Accumulation is the step's own, so Accelerate's stays at 1.
+
+    A run names a folder for what `run.trackers` keep on this machine.
+    """
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=recipe.memory.mixed_precision,
+        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
+        log_with=list(recipe.run.trackers) if trackers_folder is not None else None,
+        project_dir=trackers_folder,
+    )
     # ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment beats the constructor; backward() divides by it
     accelerator.gradient_accumulation_steps = 1
     return accelerator

@@ -235,7 +235,6 @@ MORE_ENDS: list[tuple[Case, str, str]] = [
     (Case("crash"), "Fatal Python error: Segmentation fault", "rank 1 (process"),
     (Case("error", rank=0), "ValueError: as a test has it", "rank 0 failed (ValueError"),
     (Case("error", "model", size=3), "ValueError: as a test has it", "rank 1 failed (ValueError"),
-    (Case("error", "save", rank=0), "ValueError: as a test has it", "rank 0 failed (ValueError"),
     (Case("stop", rank=0), "", "has stalled: no word for"),
     (Case("stop", size=3, workers=1), "", "has stalled: no word for"),
     (Case("lock"), "in lock_for_ever", "has stalled: no word for"),
@@ -318,4 +317,6 @@ def test_under_a_launcher_too(number: signal.Signals, rank: int, tiles_folder: P
     said = trainer.said()
     before_the_launcher = said.partition("torch/distributed/elastic")[0]
     assert f"error on rank {1 - rank}: rank {rank} (process " in before_the_launcher
-    assert "Traceback" not in before_the_launcher
+    # a thread of multiprocessing's that was stopped in the midst of handing on a tile may show one
+    traces = before_the_launcher.split("Traceback")[1:]
+    assert all("resource_sharer" in trace for trace in traces), before_the_launcher
