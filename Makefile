@@ -19,22 +19,25 @@ $(VENV)/installed: pyproject.toml
 
 demo: env  ## real tiles, plan, training and evaluation, in minutes, on a CPU
 	@rm -rf $(RUN)
-	@printf '\n1/5  Real satellite tiles: NASA Blue Marble, labelled by MODIS land cover\n\n'
+	@printf '\n1/6  Real satellite tiles: NASA Blue Marble, labelled by MODIS land cover\n\n'
 	@$(BIN)/moco-data demo $(RUN)/tiles
-	@printf '\n2/5  What fits: this machine, then two GPUs of 8 GB\n\n'
+	@printf '\n2/6  What fits: this machine, then two GPUs of 8 GB\n\n'
 	@$(BIN)/moco-plan
 	@$(BIN)/moco-plan --gpus 2 --vram 8
-	@printf '\n3/5  Pretraining, without a label\n\n'
+	@printf '\n3/6  Pretraining, without a label\n\n'
 	@$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml --num_cpu_threads_per_process $$(nproc 2>/dev/null || sysctl -n hw.ncpu) \
 		moco_accel/train.py --recipe recipes/cpu_demo.yaml --output-dir $(RUN)
-	@printf '\n4/5  Frozen features on places never seen, beside random initialisation and plain colour\n\n'
+	@printf '\n4/6  Frozen features on places never seen, beside random initialisation and plain colour\n\n'
 	@$(BIN)/moco-eval $(RUN)
-	@printf '\n5/5  Your own imagery and GPUs\n\n'
+	@printf '\n5/6  The run looked back on, and its encoder for other libraries\n\n'
+	@$(BIN)/moco-report $(RUN)
+	@$(BIN)/moco-export $(RUN) $(RUN)/backbone --format timm
+	@printf '\n6/6  Your own imagery and GPUs\n\n'
 	@printf '  moco-data build YOUR_IMAGES data/tiles --tile-size 224\n'
 	@printf '  moco-plan --gpus 2 --vram 8\n'
 	@printf '  accelerate launch --config_file accelerate_configs/dual_gpu.yaml \\\n'
 	@printf '      moco_accel/train.py --recipe recipes/dual8gb.yaml --set data.source=data/tiles\n\n'
-	@printf '  The demo is in $(RUN): look at neighbours.png, summary.json, metrics.jsonl.\n'
+	@printf '  The demo is in $(RUN): look at curves.png, neighbours.png, map.png, backbone/README.md.\n'
 
 test: env  ## every test that takes seconds
 	@$(PYTEST) -m "not slow"

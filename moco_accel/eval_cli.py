@@ -3,65 +3,111 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from moco_accel.console import console, progress_bar, user_errors
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
 
 if TYPE_CHECKING:
-    from moco_accel.judgement import Judgement, LabelledTiles
+    from moco_accel.judgement import Judgement
+    from moco_accel.labelled_pool import Pool
+    from moco_accel.splits import Split
+    from moco_accel.splits_text import SplitRule
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+DEFAULT_SEEDS = 3
+
+
+class ProbeName(str, Enum):
+    logistic = "logistic"
+    sgd = "sgd"
+    none = "none"
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Folder of a run, or of one checkpoint.")],
-    train_source: Annotated[str | None, typer.Option(help="Labelled shards to vote (default: the recipe's).")] = None,
+    train_source: Annotated[
+        str | None, typer.Option(help="Labelled shards to learn from (default: the recipe's).")
+    ] = None,
     test_source: Annotated[str | None, typer.Option(help="Labelled shards to test (default: the recipe's).")] = None,
+    data: Annotated[str | None, typer.Option(help="Labelled shards of both sides, told apart by --split.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Of --data: column:NAME, folder, block:DEGREES, block:ROWSxCOLS or random; --split block:5"),
+    ] = None,
+    test_share: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Share of tiles to test, of blocks or at random.")
+    ] = 0.2,
+    label_column: Annotated[str | None, typer.Option(help="Column of classes (default: the recipe's).")] = None,
+    neighbours: Annotated[
+        int | None, typer.Option(min=1, max=1 << 24, help="That vote in kNN (default: the recipe's); --neighbours 20")
+    ] = None,
+    probe: Annotated[
+        ProbeName, typer.Option(help="Linear classifier: logistic regression, the paper's schedule (sgd), or none.")
+    ] = ProbeName.logistic,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Draws of split and probe (default: 3, or 1 without any).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, alone, to stdout.")] = False,
 ) -> None:
-    """Judge a pretrained encoder by k nearest neighbours of its frozen features, in colour and on grey tiles.
+    """Judge a pretrained encoder by its frozen features: k nearest neighbours and a linear probe.
 
     Beside it stand the same encoder at random initialisation and the tiles' mean colour. The figures go into
-    RUN/summary.json, the nearest neighbours of some test tiles into RUN/neighbours.png.
+    RUN/summary.json; neighbours.png, confusion.png and map.png lie beside it. docs/evaluation.md says what they mean.
 
     Example: moco-eval runs/demo --train-source data/demo/train --test-source data/demo/test
     """
     with user_errors():
+        rule = _check_options(data, split, train_source, test_source)
         with console.status("loading the encoder"):
             import torch
 
-            from moco_accel.judgement import PASSES, draw_judgement, judge, open_labelled
+            from moco_accel import judgement as judging
+            from moco_accel.eval_report import details, figures, preprocessing
             from moco_accel.run_folder import load_encoder
 
             recipe, encoder, run_folder = load_encoder(run)
-            recipe = _with_sources(recipe, train_source, test_source)
-            tiles = open_labelled(recipe)
+            changes = {"train_source": train_source, "test_source": test_source}
+            recipe = _with_options(recipe, changes | {"label_column": label_column, "neighbours": neighbours})
+            seeds = _how_many_seeds(seeds, probe is not ProbeName.none or (rule is not None and rule.is_drawn))
+            pool, splits = _open(recipe, data, rule, test_share, seeds)
+        console.print(escape(preprocessing(recipe, pool.bands)), soft_wrap=True)
         with progress_bar() as progress:
-            task = progress.add_task("features", total=PASSES * len(tiles))
+            task = progress.add_task("features", total=judging.PASSES * len(pool))
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            judgement = judge(
+            extracted = judging.extract_all(
                 recipe,
                 encoder,
-                tiles,
+                pool,
                 device,
-                on_progress=lambda what, count: progress.update(task, advance=count, description=what),
+                lambda what, count: progress.update(task, advance=count, description=what),
             )
-        figures = _figures(recipe, tiles, judgement)
-        merge_summary(run_folder / "summary.json", figures)
-        draw_judgement(run_folder / "neighbours.png", recipe, tiles, judgement)
-        _print_table(recipe, tiles, judgement.accuracies)
-        wrote = f"wrote {run_folder / 'summary.json'} and {run_folder / 'neighbours.png'}"
-        console.print(escape(wrote), soft_wrap=True)
+            probes = progress.add_task("probes", total=0 if probe is ProbeName.none else 3 * seeds)
+            judgement = judging.judge_splits(
+                recipe, extracted, pool, splits, probe.value, seeds, lambda: progress.advance(probes)
+            )
+        told = {
+            "data": data or [recipe.evaluation.train_source, recipe.evaluation.test_source],
+            "split": rule.text if rule else "given",
+            "seeds": seeds,
+            "probe": probe.value,
+        }
+        found = figures(recipe, judgement, told)
+        merge_summary(run_folder / "summary.json", found)
+        with console.status("drawing"):
+            _draw(run_folder, recipe, judgement)
+        _say(recipe, judgement, told)
+        pictures = ", ".join(("neighbours.png", "confusion.png", "map.png"))
+        console.print(escape(f"wrote {run_folder / 'summary.json'}, {pictures}"), soft_wrap=True)
         if as_json:
-            typer.echo(json.dumps(figures, indent=2))
+            typer.echo(json.dumps(found | details(recipe, judgement), indent=2))
 
 
 def main() -> None:
@@ -74,61 +120,103 @@ def main() -> None:
 def merge_summary(path: Path, figures: dict[str, Any]) -> None:
     """Put `figures` into a summary.json, keeping what else it holds; atomic. Raises RecipeError when it is no JSON."""
     from moco_accel.atomic_files import write_atomically
+    from moco_accel.eval_report import stale
 
     try:
         before = json.loads(path.read_text()) if path.exists() else {}
     except ValueError:
         raise RecipeError(f"{path} is not JSON; move it away and run moco-eval again") from None
-    write_atomically(path, json.dumps({**before, **figures}, indent=2) + "\n")
+    kept = {name: value for name, value in before.items() if not stale(name)}
+    write_atomically(path, json.dumps({**kept, **figures}, indent=2) + "\n")
 
 
-def verdict(accuracies: dict[str, float]) -> str:
-    """One sentence: which baselines pretraining beats, and which it does not."""
-    contests = {
-        "random initialisation in colour": ("knn_top1", "knn_top1_random_init"),
-        "the mean colour": ("knn_top1", "knn_top1_mean_colour"),
-        "random initialisation on grey tiles": ("knn_top1_grey", "knn_top1_grey_random_init"),
-    }
-    lost = [name for name, (ours, theirs) in contests.items() if accuracies[ours] <= accuracies[theirs]]
-    if lost:
-        return f"Pretraining did not beat {' or '.join(lost)}."
-    return f"Pretraining beats {', '.join(list(contests)[:-1])} and {list(contests)[-1]}."
+def _check_options(
+    data: str | None, split: str | None, train_source: str | None, test_source: str | None
+) -> SplitRule | None:
+    """What `--split` says. Raises RecipeError when options are wrong, or do not go together."""
+    from moco_accel.splits_text import parse_split
+
+    rule = None if split is None else parse_split(split)
+    if rule is not None and data is None:
+        raise RecipeError(f"--split={split!r} splits --data, which is absent; --data data/labelled works")
+    if rule is None and data is not None:
+        raise RecipeError(f"--data={data!r} needs --split, to tell training from test tiles; --split block:5 works")
+    for option, source in (("--train-source", train_source), ("--test-source", test_source)):
+        if data is not None and source is not None:
+            raise RecipeError(f"{option}={source!r} and --data={data!r} both name tiles; one of the two works")
+    return rule
 
 
-def _with_sources(recipe: Recipe, train_source: str | None, test_source: str | None) -> Recipe:
-    given = {"train_source": train_source, "test_source": test_source}
-    update = {name: source for name, source in given.items() if source is not None}
+def _how_many_seeds(asked: int | None, is_drawn: bool) -> int:
+    if is_drawn:
+        return asked or DEFAULT_SEEDS
+    if asked is not None and asked > 1:
+        console.print(f"--seeds={asked}: nothing is drawn here, one seed says it all", soft_wrap=True)
+    return 1
+
+
+def _with_options(recipe: Recipe, given: dict[str, Any]) -> Recipe:
+    update = {name: value for name, value in given.items() if value is not None}
     return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=update)})
 
 
-def _figures(recipe: Recipe, tiles: LabelledTiles, judgement: Judgement) -> dict[str, Any]:
-    rounded = {name: round(share, 4) for name, share in judgement.accuracies.items()}
-    counts = {"train_tiles": len(tiles.train), "test_tiles": len(tiles.test), "classes": len(tiles.names)}
-    return {
-        **rounded,
-        **{f"knn_{name}": count for name, count in counts.items()},
-        "knn_neighbours": recipe.evaluation.neighbours,
-    }
+def _open(
+    recipe: Recipe, data: str | None, rule: SplitRule | None, share: float, seeds: int
+) -> tuple[Pool, list[Split]]:
+    from moco_accel.split_sources import drawn_splits, given_split
+
+    if data is None or rule is None:
+        pool, split = given_split(recipe)
+        return pool, [split]
+    return drawn_splits(recipe, data, rule, share, seeds, lambda line: console.print(escape(line), soft_wrap=True))
 
 
-def _print_table(recipe: Recipe, tiles: LabelledTiles, accuracies: dict[str, float]) -> None:
+def _draw(run_folder: Path, recipe: Recipe, judgement: Judgement) -> None:
+    from moco_accel.eval_pictures import draw_confusion, draw_map
+    from moco_accel.judgement import draw_judgement
+
+    draw_judgement(run_folder / "neighbours.png", recipe, judgement)
+    probe, how = ("linear", "linear probe") if ("linear", "") in judgement.scores else ("knn", "kNN")
+    of_first = judgement.scores[probe, ""][0]
+    title = f"{recipe.encoder.name}, {how}: accuracy {of_first.top1:.1%}, balanced {of_first.balanced:.1%}"
+    draw_confusion(run_folder / "confusion.png", of_first.confusion, judgement.pool.names, title)
+    panels = [("pretrained", judgement.pretrained[1]), ("random initialisation", judgement.random_init[1])]
+    labels = judgement.pool.labels[judgement.splits[0].test]
+    draw_map(run_folder / "map.png", panels, labels, judgement.pool.names)
+
+
+def _say(recipe: Recipe, judgement: Judgement, told: dict[str, Any]) -> None:
+    from moco_accel.eval_report import accuracies_by_seed, table, verdict
     from moco_accel.imagery.bluemarble import CLASSES, WEAKNESSES
 
-    counts = f"{len(tiles.train):,} training and {len(tiles.test):,} test tiles, {len(tiles.names)} classes"
-    table = Table(title=f"kNN-{recipe.evaluation.neighbours} accuracy", caption=counts)
-    table.add_column("features")
-    for column in ("in colour", "on grey tiles"):
-        table.add_column(column, justify="right")
-    rows = {f"{recipe.encoder.name}, pretrained": "", f"{recipe.encoder.name}, random": "_random_init"}
-    for name, suffix in rows.items():
-        colour, grey = accuracies[f"knn_top1{suffix}"], accuracies[f"knn_top1_grey{suffix}"]
-        table.add_row(escape(name), f"{colour:.1%}", f"{grey:.1%}", style="" if suffix else "bold")
-    table.add_row("mean colour", f"{accuracies['knn_top1_mean_colour']:.1%}", "–")
-    console.print(table)
-    sentence = verdict(accuracies)
+    plural = f"mean ± standard deviation of {told['seeds']} seeds" if told["seeds"] > 1 else "one seed"
+    console.print(table(recipe, judgement, f"split: {told['split']}; {plural}"))
+    sentence = verdict(judgement.accuracies, accuracies_by_seed(judgement))
     console.print(f"[{'green' if sentence.startswith('Pretraining beats') else 'yellow'}]{sentence}[/]", soft_wrap=True)
-    if tiles.names == list(CLASSES):
+    for line in _warnings(judgement, told):
+        console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
+    if judgement.pool.names == list(CLASSES):
         console.print(f"Mind the weaknesses of this data: {WEAKNESSES}.", style="dim", soft_wrap=True)
+
+
+def _warnings(judgement: Judgement, told: dict[str, Any]) -> list[str]:
+    from moco_accel.linear_probe import MOST_ITERATIONS
+
+    lines, copies, split = [], judgement.copies, judgement.splits[0]
+    if told["split"] == "random":
+        lines.append(
+            "A random split puts neighbouring tiles on both sides: figures are too high; --split block:5 is fairer."
+        )
+    if copies.exact or copies.near:
+        lines.append(
+            f"{copies.exact + copies.near:,} of {copies.tested:,} test tiles ({copies.share:.1%}) are in training too: "
+            f"{copies.exact:,} with the same pixels, {copies.near:,} nearly; this flatters kNN most."
+        )
+    if split.left_out:
+        lines.append(f"{split.left_out:,} tiles are on neither side of the split.")
+    if judgement.cut_off:
+        lines.append(f"{judgement.cut_off} linear probes were cut off at {MOST_ITERATIONS:,} iterations, unconverged.")
+    return lines
 
 
 if __name__ == "__main__":

@@ -118,14 +118,22 @@ def knn_accuracy(
         raise ValueError(
             f"kNN wants tiles on both sides: {len(train_labels)} to learn from, {len(test_labels)} to test"
         )
-    correct = 0
-    nearest = _nearest(train_features, test_features, neighbours, metric)
-    for (closeness, indices), truth in zip(nearest, torch.split(test_labels, _QUERIES_AT_ONCE), strict=True):
+    predicted = knn_predictions(
+        train_features, train_labels, test_features, neighbours, temperature, num_classes, metric
+    )
+    return int((predicted == test_labels).sum()) / len(test_labels)
+
+
+def knn_predictions(
+    train: Tensor, labels: Tensor, test: Tensor, neighbours: int, temperature: float, num_classes: int, metric: Metric
+) -> Tensor:
+    """Class numbers int64 [M] that the nearest of `train` [N, D] vote for `test` [M, D], as `knn_accuracy` counts."""
+    predicted = []
+    for closeness, indices in _nearest(train, test, neighbours, metric):
         weights = (closeness / temperature).exp() if metric == "cosine" else torch.ones_like(closeness)
         votes = torch.zeros(len(indices), num_classes, dtype=weights.dtype)
-        votes.scatter_add_(1, train_labels[indices], weights)
-        correct += int((votes.argmax(dim=1) == truth).sum())
-    return correct / len(test_labels)
+        predicted.append(votes.scatter_add_(1, labels[indices], weights).argmax(dim=1))
+    return torch.cat(predicted)
 
 
 def nearest_neighbours(

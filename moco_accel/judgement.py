@@ -1,24 +1,33 @@
-"""A pretrained encoder's kNN accuracies beside those of the same encoder at random and of the mean colour."""
+"""What a pretrained encoder's features are worth, beside the same encoder at random and the mean colour."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from moco_accel.encoders import build_encoder
-from moco_accel.evaluation import extract_features, knn_accuracy, mean_colour_features, nearest_neighbours
+from moco_accel.eval_scores import Score, figures_of, score
+from moco_accel.evaluation import Metric, extract_features, knn_predictions, nearest_neighbours, read_pixels
+from moco_accel.labelled_pool import Pool
+from moco_accel.linear_probe import Probe, predict_linearly
+from moco_accel.near_copies import Copies, Looks, checksum, find_copies, thumbnail
 from moco_accel.neighbours import NUM_NEIGHBOURS, Panel, choose_queries, draw_neighbours
 from moco_accel.reading.stores import files_of, open_store
 from moco_accel.reading.tiles import Tiles, tiles_in
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
+from moco_accel.splits import Split
 from moco_accel.tile_facts import FACTS_FILE
 
-PASSES = 4  # over all tiles: two encoders, in colour and grey
+PASSES = 5  # over all tiles: two encoders, in colour and grey, and the mean colours
+MEAN_COLOUR = "_mean_colour"
+
+Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
@@ -37,11 +46,32 @@ class LabelledTiles:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Accuracies in [0, 1] by their key in summary.json, and the colour features (train, test) they came from."""
+    """Figures by their key in summary.json (accuracies in [0, 1]), and what they came from.
+
+    `scores` has one score per seed, by (probe, features); `splits` one split per seed. `features` [N, D] are of all
+    tiles of `pool`, by the suffix of their key. `strengths` are the probes' C, `cut_off` counts those not converged.
+    """
 
     accuracies: dict[str, float]
-    pretrained: tuple[Tensor, Tensor]
-    random_init: tuple[Tensor, Tensor]
+    scores: dict[tuple[str, str], list[Score]]
+    pool: Pool
+    splits: list[Split]
+    features: dict[str, Tensor]
+    copies: Copies
+    strengths: list[float]
+    cut_off: int
+
+    @property
+    def pretrained(self) -> tuple[Tensor, Tensor]:
+        return self._sides("")
+
+    @property
+    def random_init(self) -> tuple[Tensor, Tensor]:
+        return self._sides("_random_init")
+
+    def _sides(self, name: str) -> tuple[Tensor, Tensor]:
+        """Training and test side of the first split."""
+        return self.features[name][self.splits[0].train], self.features[name][self.splits[0].test]
 
 
 def open_labelled(recipe: Recipe) -> LabelledTiles:
@@ -54,7 +84,7 @@ def open_labelled(recipe: Recipe) -> LabelledTiles:
                 f"evaluation.{field}=null: there is nothing to judge on; --train-source data/demo/train --test-source "
                 f"data/demo/test works after moco-data demo data/demo"
             )
-        sides.append(_open_side(source, recipe, f"evaluation.{field}"))
+        sides.append(open_side(source, recipe, f"evaluation.{field}"))
     _check_apart(str(evaluation.train_source), str(evaluation.test_source))
     column = evaluation.label_column
     labels, names = zip(*(side.labels(column) for side in sides), strict=True)
@@ -78,7 +108,7 @@ def _check_apart(train: str, test: str) -> None:
         )
 
 
-def _open_side(source: str, recipe: Recipe, field: str) -> Tiles:
+def open_side(source: str, recipe: Recipe, field: str) -> Tiles:
     """Labelled tiles, read as those of the run: from its image column where there is such a one, else the only one."""
     store = open_store(source, recipe.data, field)
     column = recipe.data.image_column if recipe.data.image_column in store.features else None
@@ -87,34 +117,102 @@ def _open_side(source: str, recipe: Recipe, field: str) -> Tiles:
     return tiles_in(store, source, data, recipe.encoder.bands, field)
 
 
+def fixed_split(tiles: LabelledTiles) -> tuple[Pool, Split]:
+    """Both sides under one numbering, training tiles first, and which is which."""
+    labels = torch.cat([tiles.train_labels, tiles.test_labels])
+    indices = torch.arange(len(tiles))
+    pool = Pool((tiles.train, tiles.test), labels, tiles.names)
+    return pool, Split(indices[: len(tiles.train)], indices[len(tiles.train) :])
+
+
 def judge(
     recipe: Recipe,
     encoder: nn.Module,
     tiles: LabelledTiles,
     device: torch.device | str,
-    on_progress: Callable[[str, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Judgement:
     """kNN accuracies of `encoder`, of the recipe's encoder at random initialisation, and of the mean colour.
 
-    The mean colour votes by Euclidean distance and without weights, its stronger form: cosine drops the brightness.
     `on_progress(what, n)` hears of every n tiles done; there are PASSES × len(tiles).
     """
-    encoders = {"": encoder.to(device), "_random_init": random_encoder(recipe).to(device)}
-    accuracies: dict[str, float] = {}
-    colour: dict[str, tuple[Tensor, Tensor]] = {}
-    for grey in (False, True):
-        for suffix, network in encoders.items():
+    pool, split = fixed_split(tiles)
+    return judge_splits(recipe, extract_all(recipe, encoder, pool, device, on_progress), pool, [split])
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Features [N, D] of a pool by the suffix of their key, and what its tiles look like."""
+
+    features: dict[str, Tensor]
+    looks: Looks
+
+
+def extract_all(
+    recipe: Recipe, encoder: nn.Module, pool: Pool, device: torch.device | str, on_progress: Progress | None = None
+) -> Extracted:
+    """Features of `encoder` and of the random one, in colour and grey, and the mean colours: once, for all splits."""
+
+    def heard(what: str) -> Callable[[int], None]:
+        return lambda count: on_progress(what, count) if on_progress else None
+
+    tiles = cast(Tiles, pool)
+    features: dict[str, Tensor] = {}
+    for suffix, network in {"": encoder.to(device), "_random_init": random_encoder(recipe).to(device)}.items():
+        for grey in (False, True):
             what = f"{'random' if suffix else 'pretrained'}, {'grey' if grey else 'colour'}"
-            features = _features(recipe, network, tiles, device, grey, what, on_progress)
-            accuracies[f"knn_top1{'_grey' if grey else ''}{suffix}"] = _knn(recipe, tiles, features)
-            if not grey:
-                colour[suffix] = features
-    means = mean_colour_features(tiles.train, recipe), mean_colour_features(tiles.test, recipe)
-    neighbours, classes = recipe.evaluation.neighbours, len(tiles.names)
-    accuracies["knn_top1_mean_colour"] = knn_accuracy(
-        means[0], tiles.train_labels, means[1], tiles.test_labels, neighbours, num_classes=classes, metric="euclidean"
-    )
-    return Judgement(accuracies, colour[""], colour["_random_init"])
+            features[f"{'_grey' if grey else ''}{suffix}"] = extract_features(
+                network, tiles, recipe, device, grey, on_progress=heard(what)
+            )
+    checksums, thumbnails, means, done = [], [], [], heard("mean colour")
+    for index in range(len(pool)):
+        pixels = read_pixels(tiles, index, recipe)
+        checksums.append(checksum(pixels))
+        thumbnails.append(thumbnail(pixels))
+        means.append(pixels.mean(dim=(1, 2)))
+        done(1)
+    return Extracted(features | {MEAN_COLOUR: torch.stack(means)}, Looks(checksums, torch.stack(thumbnails)))
+
+
+def judge_splits(
+    recipe: Recipe,
+    extracted: Extracted,
+    pool: Pool,
+    splits: Sequence[Split],
+    probe: Probe = "none",
+    seeds: int = 1,
+    on_probe: Callable[[], None] | None = None,
+) -> Judgement:
+    """kNN and, unless `probe` is none, a linear probe of all features on every split; a single split serves all seeds.
+
+    The mean colour votes by Euclidean distance and without weights, its stronger form: cosine drops the brightness.
+    `on_probe()` hears of every linear probe done; there are 3 per seed.
+    """
+    scores: dict[tuple[str, str], list[Score]] = {}
+    strengths, cut_off = [], 0
+    for seed in range(max(seeds, len(splits))):
+        split = splits[seed % len(splits)]
+        labels, truth = pool.labels[split.train], pool.labels[split.test]
+        for name, features in extracted.features.items():
+            train, test = features[split.train], features[split.test]
+            if seed < len(splits):
+                predicted = _vote(recipe, train, labels, test, len(pool.names), name)
+                scores.setdefault(("knn", name), []).append(score(truth, predicted, len(pool.names)))
+            if probe != "none" and "_grey" not in name:
+                answers = predict_linearly(train, labels, test, probe, seed)
+                scores.setdefault(("linear", name), []).append(score(truth, answers.predicted, len(pool.names)))
+                strengths += [answers.strength] if name == "" and answers.strength is not None else []
+                cut_off += not answers.converged
+                if on_probe:
+                    on_probe()
+    copies = find_copies(extracted.looks, splits[0].train, splits[0].test)
+    return Judgement(figures_of(scores), scores, pool, list(splits), extracted.features, copies, strengths, cut_off)
+
+
+def _vote(recipe: Recipe, train: Tensor, labels: Tensor, test: Tensor, num_classes: int, name: str) -> Tensor:
+    evaluation = recipe.evaluation
+    metric: Metric = "euclidean" if name == MEAN_COLOUR else "cosine"
+    return knn_predictions(train, labels, test, evaluation.neighbours, evaluation.temperature, num_classes, metric)
 
 
 def random_encoder(recipe: Recipe) -> nn.Module:
@@ -124,12 +222,12 @@ def random_encoder(recipe: Recipe) -> nn.Module:
         return build_encoder(recipe.encoder)
 
 
-def draw_judgement(path: Path, recipe: Recipe, tiles: LabelledTiles, judgement: Judgement) -> None:
+def draw_judgement(path: Path, recipe: Recipe, judgement: Judgement) -> None:
     """Write neighbours.png: test tiles, and the training tiles nearest to them before and after pretraining."""
-    train_labels, test_labels = tiles.train_labels.tolist(), tiles.test_labels.tolist()
-    queries = choose_queries(test_labels)
+    pool, split = judgement.pool, judgement.splits[0]
+    queries = choose_queries(pool.labels[split.test].tolist())
     panels = [
-        Panel(heading, nearest_neighbours(train, test[queries], NUM_NEIGHBOURS))
+        Panel(heading, split.train[nearest_neighbours(train, test[queries], NUM_NEIGHBOURS)])
         for heading, (train, test) in (
             ("nearest training tiles, pretrained", judgement.pretrained),
             ("at random initialisation", judgement.random_init),
@@ -137,50 +235,9 @@ def draw_judgement(path: Path, recipe: Recipe, tiles: LabelledTiles, judgement: 
     ]
     shares = judgement.accuracies
     caption = (
-        f"{recipe.encoder.name}: kNN-{recipe.evaluation.neighbours} accuracy on {len(tiles.test):,} test tiles: "
+        f"{recipe.encoder.name}: kNN-{recipe.evaluation.neighbours} accuracy on {len(split.test):,} test tiles: "
         f"pretrained {shares['knn_top1']:.1%}, random initialisation {shares['knn_top1_random_init']:.1%}, "
         f"mean colour {shares['knn_top1_mean_colour']:.1%}"
     )
-    draw_neighbours(
-        path,
-        tiles.train,
-        tiles.test,
-        (train_labels, test_labels),
-        tiles.names,
-        queries,
-        panels,
-        caption,
-    )
-
-
-def _features(
-    recipe: Recipe,
-    encoder: nn.Module,
-    tiles: LabelledTiles,
-    device: torch.device | str,
-    grey: bool,
-    what: str,
-    on_progress: Callable[[str, int], None] | None,
-) -> tuple[Tensor, Tensor]:
-    def progress(count: int) -> None:
-        if on_progress:
-            on_progress(what, count)
-
-    train, test = (
-        extract_features(encoder, side, recipe, device, grey, on_progress=progress)
-        for side in (tiles.train, tiles.test)
-    )
-    return train, test
-
-
-def _knn(recipe: Recipe, tiles: LabelledTiles, features: tuple[Tensor, Tensor]) -> float:
-    evaluation = recipe.evaluation
-    return knn_accuracy(
-        features[0],
-        tiles.train_labels,
-        features[1],
-        tiles.test_labels,
-        evaluation.neighbours,
-        evaluation.temperature,
-        num_classes=len(tiles.names),
-    )
+    tiles, labels = cast(Tiles, pool), pool.labels.tolist()
+    draw_neighbours(path, tiles, tiles, (labels, labels), pool.names, split.test[queries].tolist(), panels, caption)

@@ -36,6 +36,7 @@ from moco_accel.saving import Saver
 from moco_accel.step import build_accelerator, prepare, train_step
 from moco_accel.stopping import StoppedBySignal, StopRequest, end_workers
 from moco_accel.watching import Watch
+from moco_accel.weights import load_weights
 
 _STOP, _TOO_MANY_DAMAGED, _SAVE = 1, 2, 4  # what a process may have to say before a step
 
@@ -84,6 +85,8 @@ def _train(
     memory.check()
     seed_all(recipe.run.seed)
     moco = build_moco(recipe)
+    if found is None:
+        load_weights(moco, recipe, _say)
     model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
     saver = Saver(run, accelerator, agreement, moco, optimizer, micro_batch_asked, len(tiles), tiles.reading, stop)
     first_step, skipped_steps = saver.restore(found, allow_recipe_change, _say)

@@ -125,13 +125,13 @@ class Evaluation(Section):
 class Run(Section):
     """`trackers`: where the figures go beside metrics.jsonl, through Accelerate."""
 
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
     seed: int = Field(0, ge=0, lt=1 << 32)
     log_every_steps: int = Field(10, ge=1, le=_MOST_STEPS)
     checkpoint_every_steps: int = Field(200, ge=1, le=_MOST_STEPS)
     checkpoint_every_minutes: float | None = Field(30, gt=0, le=_MOST_STEPS)
     keep_checkpoints: int = Field(2, ge=1, le=_MOST_STEPS)
     stall_seconds: float | None = Field(90, ge=5, le=_MOST_STEPS)
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
 
 
 class Planned(Section):

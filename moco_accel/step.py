@@ -53,7 +53,7 @@ def build_accelerator(recipe: Recipe, cpu: bool = False, trackers_folder: str | 
         cpu=cpu,
         mixed_precision=recipe.memory.mixed_precision,
         kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
-        log_with=list(recipe.run.trackers) if trackers_folder is not None else None,
+        log_with=list(recipe.run.trackers) or None if trackers_folder is not None else None,
         project_dir=trackers_folder,
     )
     # ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment beats the constructor; backward() divides by it

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from moco_accel.checkpoint import State, write_checkpoint
 from moco_accel.encoders import build_encoder
-from moco_accel.eval_cli import app, merge_summary, verdict
+from moco_accel.eval_cli import app, merge_summary
+from moco_accel.eval_report import verdict
 from moco_accel.imagery.shard_writer import write_shards
 from moco_accel.judgement import draw_judgement, judge, open_labelled, random_encoder
 from moco_accel.moco import build_moco
@@ -61,29 +62,43 @@ def test_command_line(labelled_run):
     assert "evaluation.test_source=null" in missing.stderr
     result = CliRunner().invoke(app, [run, "--test-source", str(labelled_run / "test"), "--json"])
     assert result.exit_code == 0, result.stderr
-    figures = json.loads(result.stdout)
+    printed = json.loads(result.stdout)
+    assert printed["confusion"]["knn"][0][0] + printed["confusion"]["knn"][0][1] == 6  # dark test tiles
+    assert printed["classes"] == CLASSES
+    assert printed["per_seed"]["linear_top1_mean_colour"] == [1, 1, 1]
+    assert printed["preprocessing"]["low"] == [0, 0, 0]
+    details = {"classes", "confusion", "per_seed", "preprocessing"}
+    figures = {name: value for name, value in printed.items() if name not in details}
+    encoders, baselines = ("", "_random_init"), ("", "_random_init", "_mean_colour")
+    metrics = ("top1", "balanced")
     assert set(figures) == {
-        "knn_top1",
-        "knn_top1_random_init",
-        "knn_top1_mean_colour",
-        "knn_top1_grey",
-        "knn_top1_grey_random_init",
-        "knn_train_tiles",
-        "knn_test_tiles",
-        "knn_classes",
-        "knn_neighbours",
+        *(f"knn_{metric}{name}" for metric in metrics for name in baselines),
+        *(f"knn_{metric}_grey{name}" for metric in metrics for name in encoders),
+        *(f"linear_{metric}{name}{what}" for metric in metrics for name in baselines for what in ("", "_sd")),
+        *(f"knn_{name}" for name in ("train_tiles", "test_tiles", "classes", "neighbours")),
+        *(f"evaluation_{name}" for name in ("data", "split", "seeds", "probe", "left_out_tiles")),
+        *(f"evaluation_{kind}_copies" for kind in ("exact", "near")),
+        "linear_strengths",
     }
     assert (figures["knn_train_tiles"], figures["knn_test_tiles"], figures["knn_classes"]) == (24, 12, 2)
-    assert figures["knn_top1_mean_colour"] == 1
+    assert figures["knn_top1_mean_colour"] == figures["linear_top1_mean_colour"] == 1
+    assert (figures["evaluation_split"], figures["evaluation_seeds"]) == ("given", 3)
     assert json.loads((labelled_run / "run/summary.json").read_text()) == {"steps": 1, **figures}
-    assert (labelled_run / "run/neighbours.png").is_file()
+    for name in ("neighbours", "confusion", "map"):
+        with Image.open(labelled_run / f"run/{name}.png") as picture:
+            assert min(picture.size) > 300
+    assert "stored 0 to 255 → 0 to 1, less mean 0.485/0.456/0.406" in result.stderr
     assert "Pretraining did not beat" in result.stderr  # nothing beats a mean colour that is always right
     assert "plate carrée" not in result.stderr  # that is the demo's weakness, not this data's
     (labelled_run / "r [").mkdir()
     odd = (labelled_run / "run").rename(labelled_run / "r [" / "b]")  # rich would read [/b] as markup
-    again = CliRunner().invoke(app, [str(odd), "--test-source", str(labelled_run / "test")])
+    again = CliRunner().invoke(app, [str(odd), "--test-source", str(labelled_run / "test"), "--probe", "none"])
     assert again.exit_code == 0, again.stderr
-    assert f"wrote {odd}/summary.json and {odd}/neighbours.png\n" in again.stderr
+    assert f"wrote {odd}/summary.json, neighbours.png, confusion.png, map.png\n" in again.stderr
+    summary = json.loads((odd / "summary.json").read_text())
+    assert summary["knn_top1"] == figures["knn_top1"]
+    assert not [name for name in summary if name.startswith("linear_")]  # those of the call before are gone
+    assert summary["evaluation_seeds"] == 1
     nowhere = CliRunner().invoke(app, [str(labelled_run / "nowhere")])
     assert nowhere.exit_code == 2
     assert "Example: moco-eval" in CliRunner().invoke(app, ["--help"]).stdout
@@ -172,7 +187,7 @@ def test_thirteen_bands_from_end_to_end(tmp_path):
     judgement = judge(recipe, build_encoder(recipe.encoder), labelled, "cpu")
     assert judgement.accuracies["knn_top1_mean_colour"] == 1
     assert judgement.pretrained[0].shape == (24, 512)
-    draw_judgement(tmp_path / "neighbours.png", recipe, labelled, judgement)
+    draw_judgement(tmp_path / "neighbours.png", recipe, judgement)
     query = choose_queries([1, 0] * 6)[0]
     stored = open_tiles(str(tmp_path / "test"), recipe.data.model_copy(update={"image_column": "msi"}), 13)[query]
     with Image.open(tmp_path / "neighbours.png") as picture:
@@ -234,6 +249,13 @@ def test_the_verdict_is_plain():
         "Pretraining beats random initialisation in colour, the mean colour and random initialisation on grey tiles."
     )
     assert verdict(won | {"knn_top1_mean_colour": 0.8}) == "Pretraining did not beat the mean colour."
+    linear = {"linear_top1": 0.8, "linear_top1_random_init": 0.76, "linear_top1_mean_colour": 0.7}
+    seeds = {"linear_top1": [0.7, 0.9], "linear_top1_random_init": [0.7, 0.82]}  # leads 0 and 0.08: 0.04 ± 0.057
+    seeds["linear_top1_mean_colour"] = [0.61, 0.79]  # leads 0.09 and 0.11: 0.1 ± 0.014, though the seeds differ by 0.2
+    assert verdict(linear, seeds) == (
+        "Pretraining beats the mean colour under a linear probe. "
+        "Its lead over random initialisation under a linear probe is within one standard deviation."
+    )
 
 
 def test_tiles_that_would_vote_for_themselves_are_refused(tmp_path):

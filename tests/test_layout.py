@@ -17,14 +17,19 @@ RANKS = [
     {"recipe_text", "bands", "recipe_tiles", "recipe_rules", "recipe"},
     {"atomic_files", "console", "tile_facts", "band_counter", "order", "drawing", "view_parameters"}
     | {"collectives", "encoders", "loss", "photometric", "stopping", "manifest", "tensor_files", "random_states"}
+    | {"weight_names", "weight_facts", "weight_files"}
     | {"agreement", "phases", "heartbeats", "causes", "watching", "whereabouts", "card_memory", "folder_lock"},
     {"reading", "moco", "augment", "optim"},
     {"step", "tile_statistics", "damage", "optimizer_state", "checkpoint", "run_folder"},
-    {"data", "resolve", "monitor", "evaluation", "neighbours", "verify_networks"},
-    {"resume_rules", "saving", "healing"},
-    {"loop", "judgement", "verify"},
-    {"train", "eval_cli", "verify_cli", "looking"},
-    {"imagery"},
+    {"tracking", "run_health", "feature_health", "run_rows", "training_console", "curves"},
+    {"data", "resolve", "monitor", "evaluation", "neighbours", "verify_networks"}
+    | {"labelled_pool", "splits", "splits_text", "linear_probe", "eval_scores", "near_copies", "eval_pictures"},
+    {"resume_rules", "saving", "healing", "weights"},
+    {"judgement", "split_sources", "eval_report"},
+    {"examination"},
+    {"loop", "verify"},
+    {"train", "eval_cli", "verify_cli", "report_cli", "looking"},
+    {"imagery", "export"},
 ]
 
 
@@ -67,10 +72,11 @@ def test_the_step_touches_no_disk_yaml_console_or_command_line() -> None:
 
 def test_no_pickle() -> None:
     banned = ("pickle", "torch.load(", "torch.save(", "joblib", "shelve", "marshal")
+    written = {"for_torchgeo.py": "torch.save("}  # of a plain dictionary of tensors, as torch hub wants; never read
     for path in [*MODULES, *(ROOT / "planner").glob("*.py")]:
         found = [
             word
-            for word in banned
+            for word in set(banned) - {written.get(path.name)}
             if word in path.read_text().replace("no pickle", "").replace("allow_pickle=False", "")
         ]
         assert not found, f"{path.name}: {found}"

@@ -1,0 +1,154 @@
+"""What is exported: a checkpoint's encoder, the recipe it was trained by, and how its pixels are made."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from moco_accel.atomic_files import read_ordinary, strict_json
+from moco_accel.bands import name_bands
+from moco_accel.checkpoint import Checkpoint, check_checkpoint, load_encoder_from
+from moco_accel.console import console
+from moco_accel.encoders import feature_dim
+from moco_accel.manifest import MANIFEST, DamagedError
+from moco_accel.recipe import Recipe, family
+from moco_accel.recipe_text import RecipeError
+from moco_accel.run_folder import newest_whole
+
+Which = Literal["latest", "best"]
+PREPROCESSING = "preprocessing.json"
+_MAX_SUMMARY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`encoder` is the query side's, in eval mode; `figures` are those of RUN/summary.json, where there is one."""
+
+    recipe: Recipe
+    encoder: nn.Module
+    step: int
+    tile_count: int
+    figures: dict[str, Any]
+
+    @property
+    def family(self) -> str:
+        return family(self.recipe.encoder.name)
+
+    @property
+    def feature_dim(self) -> int:
+        return feature_dim(self.recipe.encoder.name)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(bands, height, width) of one tile."""
+        config = self.recipe.encoder
+        return config.bands, config.image_size, config.image_size
+
+    @property
+    def epochs(self) -> float:
+        """Done by this checkpoint."""
+        return self.step / max(1, self.tile_count // self.recipe.batch.global_batch_size)
+
+    @property
+    def vit(self) -> Any:
+        """transformers' config of a ViT: its sizes."""
+        vit: Any = self.encoder.vit
+        return vit.config
+
+    @property
+    def blocks(self) -> list[int]:
+        """Of a ResNet's four stages."""
+        return [len(self.encoder.get_submodule(f"layer{stage}")) for stage in (1, 2, 3, 4)]  # type: ignore[arg-type]
+
+
+def find_trained(path: Path, which: Which) -> Trained:
+    """The encoder of a run, its newest or best checkpoint, or of one checkpoint's folder. Raises RecipeError."""
+    if (path / MANIFEST).exists():
+        checkpoint, run = _checked(path), path.resolve().parent.parent
+    else:
+        checkpoint, run = _newest(path) if which == "latest" else _checked(_best(path)), path
+    encoder = load_encoder_from(checkpoint).eval().requires_grad_(False)
+    state = checkpoint.state
+    return Trained(checkpoint.recipe, encoder, state.step, state.tile_count, _figures(run / "summary.json"))
+
+
+def preprocessing(recipe: Recipe) -> dict[str, Any]:
+    """From stored values to what the encoder takes: pixel = clip((stored - low) / (high - low), 0, 1)."""
+    low, high = recipe.stored_range
+    mean, std = recipe.normalisation
+    size = recipe.encoder.image_size
+    return {
+        "made_by": "moco-accel",
+        "encoder": recipe.encoder.name,
+        "bands": name_bands(recipe.data.bands, recipe.encoder.bands),
+        "band_names_known": recipe.data.bands is not None,
+        "low": low,
+        "high": high,
+        "nodata": recipe.data.nodata,
+        "nodata_in": "all bands" if recipe.data.scaling == "uint8" else "any band",
+        "image_size": size,
+        "interpolation": "bilinear, antialiased, of pixels in [0, 1], to image_size x image_size",
+        "mean": mean,
+        "std": std,
+        "steps": [
+            "pixel = clip((stored - low) / (high - low), 0, 1), band by band",
+            "where all bands, or any band, as nodata_in says, are nodata: pixel = mean, in every band",
+            "resize to image_size x image_size",
+            "normalised = (pixel - mean) / std, band by band",
+        ],
+    }
+
+
+def random_pixels(trained: Trained, count: int = 3) -> Tensor:
+    """Normalised pixels, the same each time, to compare two encoders on."""
+    return torch.randn(count, *trained.input_shape, generator=torch.Generator().manual_seed(0))
+
+
+def plain_json(content: Any) -> str:
+    """As people read it: a list of numbers in one line."""
+    return _IN_LISTS.sub(lambda found: " ".join(found[0].split()), json.dumps(content, indent=2)) + "\n"
+
+
+_IN_LISTS = re.compile(r"\[[^\[\]{}]*\]")
+
+
+def _newest(run: Path) -> Checkpoint:
+    found = newest_whole(run, lambda line: console.print(line, soft_wrap=True))
+    if found is None:
+        raise RecipeError(f"{run} holds no checkpoint; train one with --output-dir {run}")
+    return found
+
+
+def _best(run: Path) -> Path:
+    """The folder that RUN/best names."""
+    try:
+        name = read_ordinary(run / "best", 256).decode().split()[0]
+    except (OSError, ValueError, IndexError):
+        raise RecipeError(f"--which=best: {run}/best names no checkpoint; --which latest works") from None
+    folder = run / "checkpoints" / Path(name).name
+    if not (folder / MANIFEST).exists():
+        raise RecipeError(f"--which=best: {run}/best names {name!r}, which is not there; --which latest works")
+    return folder
+
+
+def _checked(folder: Path) -> Checkpoint:
+    try:
+        return check_checkpoint(folder)
+    except DamagedError as reason:
+        raise RecipeError(f"{folder} is damaged: {reason}; its run's folder in its place takes a whole one") from None
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = strict_json(read_ordinary(path, _MAX_SUMMARY_BYTES), path.name)
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}; move it away, or run moco-eval again") from None
+    return found if isinstance(found, dict) else {}
