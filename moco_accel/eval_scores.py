@@ -18,7 +18,7 @@ class Score:
     @property
     def top1(self) -> float:
         """Share of tiles whose class was predicted."""
-        return float(self.confusion.trace() / self.confusion.sum())
+        return int(self.confusion.trace()) / int(self.confusion.sum())
 
     @property
     def balanced(self) -> float:

@@ -23,8 +23,8 @@ from moco_accel.phases import EVALUATION, enter, tick, waiting
 from moco_accel.reading.tiles import Tiles
 from moco_accel.recipe import Recipe
 from moco_accel.run_folder import best_accuracy
+from moco_accel.run_rows import EVALUATIONS
 
-EVALUATIONS = "evaluations.jsonl"
 _BASELINES = "baselines.json"
 _SAMPLE = 1024  # tiles on which features are looked at without labels
 _AT_ONCE = 256

@@ -10,6 +10,8 @@ from typing import Any
 from moco_accel.recipe import Recipe, load_recipe
 from moco_accel.recipe_text import RecipeError
 
+EVALUATIONS = "evaluations.jsonl"
+
 Rows = list[dict[str, Any]]
 
 
@@ -32,15 +34,15 @@ def read_logged(run: Path) -> Logged:
     """Raises RecipeError for a folder that is no run's, and for one that has logged nothing yet."""
     if not (run / "recipe.yaml").is_file():
         raise RecipeError(f"RUN={str(run)!r} is no run's folder: no recipe.yaml; runs/demo works after make demo")
-    rows = _rows(run / "metrics.jsonl")
+    rows = read_rows(run / "metrics.jsonl")
     if not rows:
         raise RecipeError(f"{run / 'metrics.jsonl'} holds no step yet; moco-report works once the run has done one")
     if "total_steps" not in rows[-1]:
         raise RecipeError(f"{run / 'metrics.jsonl'} is an older moco-accel's, which logged less; a new run's works")
-    return Logged(run, load_recipe(run / "recipe.yaml"), rows, _rows(run / "evaluations.jsonl"))
+    return Logged(run, load_recipe(run / "recipe.yaml"), rows, read_rows(run / EVALUATIONS))
 
 
-def _rows(path: Path) -> Rows:
+def read_rows(path: Path) -> Rows:
     """All whole rows: the last one may be being written. Raises RecipeError."""
     try:
         lines = path.read_text().splitlines() if path.is_file() else []

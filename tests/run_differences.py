@@ -33,7 +33,7 @@ def differences(run: Path, whole: Path, steps: int) -> list[str]:
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
     """All that is no matter of time, memory, or of when another process's damaged tiles were heard of."""
-    timed = {"tiles_per_second", "data_wait_share", "peak_memory_mib", "damaged_tiles"}
+    timed = {"tiles_per_second", "data_wait_share", "peak_memory_mib", "damaged_tiles", "seconds"}
     rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 

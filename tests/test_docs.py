@@ -45,7 +45,8 @@ NOT_RUN = {
     "S2A_MSIL1C": "no product of Sentinel-2 lies here; test_build_bands.py makes one",
     "blanchon/": "needs the hub",
     "--pair-with": "test_build_labels_pairs.py runs it",
-    "USER/NAME": "needs the hub; test_export_push.py runs it against a server of its own",
+    "--push-to-hub": "needs the hub; test_export_hub.py runs it against a server of its own",
+    "--split": "wants places or words for each tile; test_eval_splits.py runs each",
 }
 
 

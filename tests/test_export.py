@@ -137,6 +137,14 @@ def test_card_has_the_measured_figures_beside_their_baselines(tmp_path: Path) ->
     assert "| the same encoder before training | 50.0% |" in card
     assert "| mean colour of a tile | 60.0% |" in card
     assert "Nothing was measured" not in card
+    assert "which may be of another of its checkpoints" in card
+    own = {"step": find_trained(run, "latest").step, **figures, "knn_top1": 0.75}
+    rows = [own | {"step": own["step"] + 1, "knn_top1": 0.9}, own]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    exported(find_trained(run, "latest"), tmp_path / "again", "torchvision")
+    card = (tmp_path / "again/README.md").read_text()
+    assert "| this encoder | 75.0% |" in card
+    assert "of these weights, after " in card
 
 
 def test_a_wrong_export_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

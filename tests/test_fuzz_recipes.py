@@ -112,7 +112,9 @@ def test_odd_options_end_in_one_line(
         if ended.value.code == 2:
             *before, last = said.splitlines()
             assert last.startswith("error: "), said
-            assert all(line in ("", "looking for scenes in no imagery") for line in before), said
+            assert all(
+                line in ("", "looking for scenes in no imagery", "looking for scenes in .") for line in before
+            ), said
 
     check()
 

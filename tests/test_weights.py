@@ -74,7 +74,6 @@ def test_exports_come_back_to_the_bit_on_both_sides(name: str, bands: int, tmp_p
         assert said[0].startswith("encoder.weights: both sides begin with ")
 
 
-@pytest.mark.filterwarnings("ignore:.*no supported trackers:UserWarning")
 def test_a_run_begins_with_these_weights(
     tmp_path: Path, tiles_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,7 +28,7 @@ def model_card(trained: Trained, format_name: str, loading: str, worst: float | 
         f"## Loading it\n\n```python\n{loading}```\n\n`pixels` are normalised, as below. {_compared(worst)}\n",
         _pixels(trained),
         _training(trained),
-        _measured(trained.figures),
+        _measured(trained),
         "## What differs from the paper\n\n" + "".join(f"- {line}\n" for line in differences(recipe)),
         "Made with moco-accel, an independent implementation of MoCo v3 "
         "(Chen, Xie, He, arXiv 2104.02057). The licence of these weights is for whoever publishes them to say; that of "
@@ -103,7 +103,9 @@ def _pixels(trained: Trained) -> str:
 def _training(trained: Trained) -> str:
     recipe, batch = trained.recipe, trained.recipe.batch
     hardware = recipe.hardware
-    card = hardware.gpu or (f"GPU of {hardware.vram_gib:g} GiB" if hardware.vram_gib else "no GPU named")
+    card = hardware.gpu or (
+        f"GPU of {hardware.vram_gib:g} GiB" if hardware.vram_gib else "device, which the recipe does not name"
+    )
     rows = {
         "tiles": f"{trained.tile_count:,} of `{recipe.data.source}`",
         "training": f"{trained.epochs:.4g} of {recipe.schedule.epochs} epochs, {trained.step:,} steps",
@@ -118,7 +120,8 @@ def _training(trained: Trained) -> str:
     return f"## Training\n\n| | |\n|---|---|\n{table}"
 
 
-def _measured(figures: dict[str, Any]) -> str:
+def _measured(trained: Trained) -> str:
+    figures = trained.figures
     rows = {label: figures[key] for key, label in _ROWS.items() if isinstance(figures.get(key), int | float)}
     if "knn_top1" not in figures:
         return "## Measured\n\nNothing was measured of these features; `moco-eval` does on labelled tiles.\n"
@@ -127,7 +130,9 @@ def _measured(figures: dict[str, Any]) -> str:
     if all(isinstance(count, int) for count in counts):
         how = f"{counts[0]} {how[2:]}; {counts[1]:,} training and {counts[2]:,} test tiles, {counts[3]} classes"
     table = "".join(f"| {label} | {value:.1%} |\n" for label, value in rows.items())
-    return (
-        f"## Measured\n\nTop-1 accuracy by {how}, as `moco-eval` last wrote into the run's summary.json.\n\n"
-        f"| features | accuracy |\n|---|---|\n{table}"
+    whose = (
+        f"of these weights, after {trained.epochs:.4g} epochs"
+        if trained.are_its_own
+        else "as last written into the run's summary.json, which may be of another of its checkpoints"
     )
+    return f"## Measured\n\nTop-1 accuracy by {how}, {whose}.\n\n| features | accuracy |\n|---|---|\n{table}"

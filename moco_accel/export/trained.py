@@ -20,6 +20,7 @@ from moco_accel.manifest import MANIFEST, DamagedError
 from moco_accel.recipe import Recipe, family
 from moco_accel.recipe_text import RecipeError
 from moco_accel.run_folder import newest_whole
+from moco_accel.run_rows import EVALUATIONS, read_rows
 
 Which = Literal["latest", "best"]
 PREPROCESSING = "preprocessing.json"
@@ -28,13 +29,17 @@ _MAX_SUMMARY_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Trained:
-    """`encoder` is the query side's, in eval mode; `figures` are those of RUN/summary.json, where there is one."""
+    """`encoder` is the query side's, in eval mode; `figures` are what was measured.
+
+    `are_its_own`: of this very checkpoint, by RUN/evaluations.jsonl; else RUN/summary.json's, of the run.
+    """
 
     recipe: Recipe
     encoder: nn.Module
     step: int
     tile_count: int
     figures: dict[str, Any]
+    are_its_own: bool
 
     @property
     def family(self) -> str:
@@ -75,7 +80,7 @@ def find_trained(path: Path, which: Which) -> Trained:
         checkpoint, run = _newest(path) if which == "latest" else _checked(_best(path)), path
     encoder = load_encoder_from(checkpoint).eval().requires_grad_(False)
     state = checkpoint.state
-    return Trained(checkpoint.recipe, encoder, state.step, state.tile_count, _figures(run / "summary.json"))
+    return Trained(checkpoint.recipe, encoder, state.step, state.tile_count, *_figures(run, state.step))
 
 
 def preprocessing(recipe: Recipe) -> dict[str, Any]:
@@ -144,7 +149,12 @@ def _checked(folder: Path) -> Checkpoint:
         raise RecipeError(f"{folder} is damaged: {reason}; its run's folder in its place takes a whole one") from None
 
 
-def _figures(path: Path) -> dict[str, Any]:
+def _figures(run: Path, step: int) -> tuple[dict[str, Any], bool]:
+    own = [row for row in read_rows(run / EVALUATIONS) if row.get("step") == step and "knn_top1" in row]
+    return (own[-1], True) if own else (_summary(run / "summary.json"), False)
+
+
+def _summary(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
