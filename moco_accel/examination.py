@@ -23,7 +23,7 @@ from moco_accel.phases import EVALUATION, enter, tick, waiting
 from moco_accel.reading.tiles import Tiles
 from moco_accel.recipe import Recipe
 from moco_accel.run_folder import best_accuracy
-from moco_accel.run_rows import EVALUATIONS
+from moco_accel.run_rows import EVALUATIONS, read_rows
 
 _BASELINES = "baselines.json"
 _SAMPLE = 1024  # tiles on which features are looked at without labels
@@ -59,11 +59,12 @@ class Examiner:
         self._labelled = open_labelled(recipe) if wanted and has_labels else None
         self._best = best_accuracy(run)
         agreement.by_first(lambda: drop_rows_from(run / EVALUATIONS, first_step + 1 if first_step else 0))
+        self._examined = {row["step"] for row in read_rows(run / EVALUATIONS)}
 
     def due(self, steps_done: int) -> int:
         """ALL after as many epochs as asked, HEALTH every 100 steps, NOTHING above its share of time; ALL at last."""
         every = self._recipe.evaluation.every_epochs
-        if every is None:
+        if every is None or steps_done in self._examined:
             return NOTHING
         is_last = steps_done == self._total_steps
         if is_last or steps_done % (every * (self._total_steps // self._recipe.schedule.epochs)) == 0:

@@ -126,6 +126,8 @@ def _train(
 
     try:
         with monitor:
+            if first_step and (what := examiner.due(first_step)):  # a kill came between a save and its evaluation
+                examine(what, first_step)
             for step in range(first_step, total_steps):
                 waited_from = time.perf_counter()
                 view_pair = next(views)

@@ -139,7 +139,8 @@ class Monitor:
 
     def _judge(self) -> None:
         """Says it, where there is no panel to show it, when a run is not well, or well again."""
-        assert self._shown.row is not None
+        if self._shown.row is None:  # resumed, and no step done yet
+            return
         before, found = self._shown.verdict, verdict(self._recipe, self._shown.row, self._shown.examined)
         self._shown.verdict = found
         if found.level != before.level and not console.is_terminal:

@@ -141,6 +141,18 @@ def test_a_resumed_run_goes_on_with_its_baselines_and_drops_what_it_does_again(w
     assert again == kept
 
 
+def test_a_kill_between_the_last_save_and_its_evaluation_loses_neither(whole: Path, recipe_file: Path) -> None:
+    run = recipe_file.parent / "killed"
+    shutil.copytree(whole, run)
+    (run / "summary.json").unlink()
+    lines = (run / "evaluations.jsonl").read_text().splitlines()
+    (run / "evaluations.jsonl").write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:40])
+    train(recipe_file, run, resume=True)
+    kept, again = ([{**row, "seconds": 0, "time_share": 0} for row in evaluations(each)] for each in (whole, run))
+    assert again == kept
+    assert (run / "summary.json").exists()
+
+
 def test_a_small_share_of_time_leaves_the_last_alone(recipe_file: Path) -> None:
     run = recipe_file.parent / "rarely"
     train(recipe_file, run, "evaluation.max_time_share=1e-6", "schedule.epochs=4")
