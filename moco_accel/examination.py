@@ -199,7 +199,7 @@ class Examiner:
         return in_order
 
 
-def _share(count: int, accelerator: Accelerator) -> range | list[int]:
+def _share(count: int, accelerator: Accelerator) -> list[int]:
     """This process's of `count` places; as many on each process, the last place again where they do not divide."""
     processes, rank = accelerator.num_processes, accelerator.process_index
     return [min(place, count - 1) for place in range(rank, -(-count // processes) * processes, processes)]

@@ -137,15 +137,20 @@ def remove_leftovers(run: Path) -> None:
 
 def load_encoder(path: Path) -> tuple[Recipe, nn.Module, Path]:
     """Recipe, trained encoder (query side) and run folder of a run or of one of its checkpoints. Raises RecipeError."""
+    checkpoint, run = find_checkpoint_of(path)
+    return checkpoint.recipe, load_encoder_from(checkpoint), run
+
+
+def find_checkpoint_of(path: Path) -> tuple[Checkpoint, Path]:
+    """A run's newest whole checkpoint, or the one whose folder `path` is; and the run's. Raises RecipeError."""
     from moco_accel.console import console
 
     if (path / MANIFEST).exists():
         try:
-            checkpoint = check_checkpoint(path)
+            return check_checkpoint(path), path.resolve().parent.parent
         except DamagedError as reason:
             raise RecipeError(f"{path} is damaged: {reason}; its run's folder in its place takes a whole one") from None
-        return checkpoint.recipe, load_encoder_from(checkpoint), path.resolve().parent.parent
     found = newest_whole(path, lambda line: console.print(line, soft_wrap=True))
     if found is None:
         raise RecipeError(f"{path} holds no checkpoint; train one with --output-dir {path}")
-    return found.recipe, load_encoder_from(found), path
+    return found, path

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from moco_accel.atomic_files import read_ordinary, strict_json
 from moco_accel.bands import name_bands
-from moco_accel.checkpoint import Checkpoint, check_checkpoint, load_encoder_from
-from moco_accel.console import console
+from moco_accel.checkpoint import load_encoder_from
 from moco_accel.encoders import feature_dim
-from moco_accel.manifest import MANIFEST, DamagedError
+from moco_accel.manifest import MANIFEST
 from moco_accel.recipe import Recipe, family
 from moco_accel.recipe_text import RecipeError
-from moco_accel.run_folder import newest_whole
+from moco_accel.run_folder import find_checkpoint_of
 from moco_accel.run_rows import EVALUATIONS, read_rows
 
 Which = Literal["latest", "best"]
@@ -74,10 +73,8 @@ class Trained:
 
 def find_trained(path: Path, which: Which) -> Trained:
     """The encoder of a run, its newest or best checkpoint, or of one checkpoint's folder. Raises RecipeError."""
-    if (path / MANIFEST).exists():
-        checkpoint, run = _checked(path), path.resolve().parent.parent
-    else:
-        checkpoint, run = _newest(path) if which == "latest" else _checked(_best(path)), path
+    of_best = which == "best" and not (path / MANIFEST).exists()
+    checkpoint, run = find_checkpoint_of(_best(path) if of_best else path)
     encoder = load_encoder_from(checkpoint).eval().requires_grad_(False)
     state = checkpoint.state
     return Trained(checkpoint.recipe, encoder, state.step, state.tile_count, *_figures(run, state.step))
@@ -123,13 +120,6 @@ def plain_json(content: Any) -> str:
 _IN_LISTS = re.compile(r"\[[^\[\]{}]*\]")
 
 
-def _newest(run: Path) -> Checkpoint:
-    found = newest_whole(run, lambda line: console.print(line, soft_wrap=True))
-    if found is None:
-        raise RecipeError(f"{run} holds no checkpoint; train one with --output-dir {run}")
-    return found
-
-
 def _best(run: Path) -> Path:
     """The folder that RUN/best names."""
     try:
@@ -140,13 +130,6 @@ def _best(run: Path) -> Path:
     if not (folder / MANIFEST).exists():
         raise RecipeError(f"--which=best: {run}/best names {name!r}, which is not there; --which latest works")
     return folder
-
-
-def _checked(folder: Path) -> Checkpoint:
-    try:
-        return check_checkpoint(folder)
-    except DamagedError as reason:
-        raise RecipeError(f"{folder} is damaged: {reason}; its run's folder in its place takes a whole one") from None
 
 
 def _figures(run: Path, step: int) -> tuple[dict[str, Any], bool]:
