@@ -99,9 +99,11 @@ class Memory(Section):
 
 
 class Hardware(Section):
-    """`vram_gib: null` means the recipe was made for no GPU in particular and may run on a CPU."""
+    """`num_devices` of all `num_nodes`, each with as many. `vram_gib: null` means the recipe was made for no GPU in
+    particular and may run on a CPU."""
 
     num_devices: int = Field(1, ge=1, le=65_536)
+    num_nodes: int = Field(1, ge=1, le=65_536)
     vram_gib: float | None = Field(None, gt=0, le=1e6)
     gpu: str | None = None
 

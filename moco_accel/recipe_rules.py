@@ -27,7 +27,16 @@ STORED_RANGES = {"uint8": (0.0, 255.0), "reflectance": (0.0, 10_000.0), "reflect
 
 def check_rules(recipe: Recipe) -> None:
     """Raises RecipeError on the first rule that `recipe` breaks."""
-    checks = (_check_texts, _check_encoder, _check_batch, _check_optimizer, _check_schedule, _check_queue, _check_data)
+    checks = (
+        _check_texts,
+        _check_encoder,
+        _check_nodes,
+        _check_batch,
+        _check_optimizer,
+        _check_schedule,
+        _check_queue,
+        _check_data,
+    )
     for check in checks:
         check(recipe)
 
@@ -97,6 +106,15 @@ def _check_batch(recipe: Recipe) -> None:
         raise RecipeError(f"{rule}; batch.accumulation_steps={per_device // batch.micro_batch_size} works")
     works = divisible_batches(total, batch.micro_batch_size * devices)
     raise RecipeError(f"{rule}; nearest global batches for this micro-batch: {works}")
+
+
+def _check_nodes(recipe: Recipe) -> None:
+    devices, nodes = recipe.hardware.num_devices, recipe.hardware.num_nodes
+    if devices % nodes:
+        raise RecipeError(
+            f"hardware.num_devices={devices} does not divide over hardware.num_nodes={nodes}, each with as many; "
+            f"hardware.num_devices={-(-devices // nodes) * nodes} works"
+        )
 
 
 def _check_optimizer(recipe: Recipe) -> None:

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from moco_accel.console import console
+from moco_accel.launching import launch_command
 from moco_accel.recipe import Hardware, Recipe, load_recipe, save_recipe
 from moco_accel.recipe_text import RecipeError
 from planner import reasons, report
@@ -27,7 +28,6 @@ from planner.request import (
     check,
     check_place,
     few_steps,
-    launch_command,
     recipe_for,
     recipe_path,
 )
@@ -97,7 +97,7 @@ def plan(question: Question, request: Request, cards: Fleet, page: report.Page) 
         measured = _measured(question, chosen)
         path = str(place)
         ready = planned(chosen, measured.gpu if measured else None)
-        command = launch_command(request.gpus, path)
+        command = launch_command(ready.hardware, path)
         save_recipe(ready, path, header(chosen.recipe, command, standing(card, all_rows())))
     return _close(question, page, cards, Answer(found, chosen, path, measured, way))
 
@@ -137,7 +137,7 @@ def _close(question: Question, page: report.Page, cards: Fleet, answer: Answer) 
         page.show(report.beside_measured(chosen, answer.measured))
     page.show(*reasons.how_sure(answer.found, card, rows))
     if chosen.memory.fits:
-        command = launch_command(len(cards.cards), str(answer.path))
+        command = launch_command(chosen.recipe.hardware, str(answer.path))
         page.show(f"Recipe: [bold]{escape(str(answer.path))}[/]", f"[bold green]{escape(command)}[/]")
     if question.as_json:
         print(as_json(cards, answer, rows))

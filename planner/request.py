@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,13 +152,3 @@ def recipe_path(request: Request, vram_gib: float) -> str:
         f"{request.epochs}epochs": request.epochs != usual.epochs,
     }
     return f"recipes/{'_'.join([count + card, *(part for part, named in parts.items() if named)])}.yaml"
-
-
-def launch_command(gpus: int, path: str) -> str:
-    """How the recipe at `path` is trained."""
-    config = {1: "single_gpu", 2: "dual_gpu"}.get(gpus)
-    processes = "" if config else f" --num_processes {gpus}"
-    return (
-        f"accelerate launch --config_file accelerate_configs/{config or 'dual_gpu'}.yaml{processes} "
-        f"moco_accel/train.py --recipe {shlex.quote(path)}"
-    )

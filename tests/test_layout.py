@@ -15,7 +15,7 @@ FLAT = [path for path in MODULES if path.parent.name == "moco_accel"]
 # a module may import from its own rank or a lower one; a folder is one rank's
 RANKS = [
     {"recipe_text", "bands", "recipe_tiles", "recipe_rules", "recipe"},
-    {"atomic_files", "console", "tile_facts", "band_counter", "order", "drawing", "view_parameters"}
+    {"atomic_files", "console", "launching", "tile_facts", "band_counter", "order", "drawing", "view_parameters"}
     | {"collectives", "encoders", "loss", "photometric", "stopping", "manifest", "tensor_files", "random_states"}
     | {"weight_names", "weight_facts", "weight_files"}
     | {"agreement", "phases", "heartbeats", "causes", "watching", "whereabouts", "card_memory", "folder_lock"},

@@ -1,0 +1,29 @@
+"""How a recipe is launched: one command on each node, by Accelerate; torchrun for several processes on a CPU."""
+
+from __future__ import annotations
+
+import shlex
+
+from moco_accel.recipe import Hardware
+
+FIRST_NODE = "HOST0"  # stands for its address, which all nodes reach
+PORT = 29_500
+
+
+def launch_command(hardware: Hardware, recipe_path: str, node: int = 0, first_node: str = FIRST_NODE) -> str:
+    """What to type on `node` of `hardware.num_nodes`; `first_node` is the address of node 0."""
+    train = f"moco_accel/train.py --recipe {shlex.quote(recipe_path)}"
+    devices, nodes = hardware.num_devices, hardware.num_nodes
+    if hardware.vram_gib is None and devices > 1:
+        there = f"--nnodes {nodes} --node_rank {node} --master_addr {first_node} --master_port {PORT}"
+        here = "--standalone" if nodes == 1 else there
+        return f"ACCELERATE_USE_CPU=true torchrun {here} --nproc_per_node {devices // nodes} {train}"
+    if nodes == 1:
+        config = "cpu" if hardware.vram_gib is None else "single_gpu" if devices == 1 else "dual_gpu"
+        processes = f" --num_processes {devices}" if devices > 2 else ""
+        return f"accelerate launch --config_file accelerate_configs/{config}.yaml{processes} {train}"
+    return (
+        f"accelerate launch --config_file accelerate_configs/multi_node.yaml --num_machines {nodes} "
+        f"--num_processes {devices} --machine_rank {node} --main_process_ip {first_node} --main_process_port {PORT} "
+        f"{train}"
+    )
