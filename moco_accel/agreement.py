@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from operator import or_
 from typing import Any
 
 import torch
@@ -19,11 +20,16 @@ from moco_accel.recipe_text import RecipeError
 
 WELL, OUT_OF_MEMORY, FAILED = 0, 1, 2
 
+_FEW = 32  # processes, up to which gloo's ring took less time (benchmarks/meetings.py)
 _TIMEOUT = timedelta(minutes=30)  # a process may compile kernels, or wait for a slow disk
 
 
 class OthersOutOfMemory(Exception):  # noqa: N818 - it says what happened
     """Another process ran out of memory: this step is void on all of them."""
+
+
+class OtherFailed(Exception):  # noqa: N818 - it says what happened
+    """Another process cannot do its part of what all do together."""
 
 
 class Agreement:
@@ -32,16 +38,40 @@ class Agreement:
     def __init__(self, timeout: timedelta = _TIMEOUT) -> None:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if several else None
-        self._size, self._is_first = dist.get_world_size() if several else 1, not several or dist.get_rank() == 0
+        self._size, self._rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
+        self._is_first, self._timeout = self._rank == 0, timeout
 
     def worst(self, word: int) -> int:
         """The largest of all processes' words."""
+        return self._combined(word, max, dist.ReduceOp.MAX)
+
+    def any_of(self, bits: int) -> int:
+        """The bits that are set in any process's word."""
+        return self._combined(bits, or_, dist.ReduceOp.BOR)
+
+    def _combined(self, word: int, combine: Callable[[int, int], int], operation: Any) -> int:
         if self._group is None:
             return word
+        if self._size > _FEW:
+            return self._in_rounds(word, combine)
         words = torch.tensor(word)
         with waiting():
-            dist.all_reduce(words, dist.ReduceOp.MAX, group=self._group)
+            dist.all_reduce(words, operation, group=self._group)
         return int(words)
+
+    def _in_rounds(self, word: int, combine: Callable[[int, int], int]) -> int:
+        """Each round to a process twice as far on: log2(n) messages after another, where gloo's own ring takes 2n."""
+        distance = 1
+        while distance < self._size:
+            said, heard = torch.tensor(word), torch.tensor(0)
+            with waiting():
+                sent = dist.isend(said, (self._rank + distance) % self._size, group=self._group)
+                received = dist.irecv(heard, (self._rank - distance) % self._size, group=self._group)
+                for work in (received, sent):
+                    assert work is not None, f"rank {self._rank} is not of the group"
+                    work.wait(self._timeout)
+            word, distance = combine(word, int(heard)), 2 * distance
+        return word
 
     def all(self, word: int) -> list[int]:
         """Every process's word, by rank."""
@@ -57,19 +87,33 @@ class Agreement:
         if self.worst(WELL) == OUT_OF_MEMORY:
             raise OthersOutOfMemory
 
-    def by_first(self, work: Callable[[], object]) -> None:
-        """Let the first process do what one alone may. If it fails, all raise: it its error, the others RecipeError."""
+    def go_on(self) -> None:
+        """Within `by_first`, before processes send each other something. Raises OtherFailed once one of them has."""
+        if self.worst(WELL) == FAILED:
+            raise OtherFailed
+
+    def by_first(self, work: Callable[[], object], others: Callable[[], object] | None = None) -> None:
+        """Let the first process do what one alone may, and the others meanwhile what it needs of them.
+
+        If one fails, all raise: it its error, the others RecipeError.
+        """
         error: Exception | None = None
+        told = False
         try:
             if self._is_first:
                 work()
+            elif others is not None:
+                others()
+        except OtherFailed:
+            told = True
         except Exception as found:
             error = found
-        failed = self.worst(WELL if error is None else FAILED) == FAILED
+        failed = told or self.worst(WELL if error is None else FAILED) == FAILED
         if error is not None:
             raise error
         if failed:
-            raise RecipeError("the first process could not write; its own error says why")
+            who = "another process failed" if self._is_first else "the first process could not write"
+            raise RecipeError(f"{who}; its own error says why")
 
 
 _agreement: Agreement | None = None

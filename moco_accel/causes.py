@@ -35,12 +35,19 @@ def allowed_seconds(phase: str, stall_seconds: float | None, median_step_seconds
 
 
 def stalled(
-    beats: dict[int, Beat], silent: dict[int, float], most_silent: float | None
+    beats: dict[int, Beat], silent: dict[int, float], most_silent: float | None, here: str | None = None
 ) -> tuple[list[int], str] | None:
-    """Whether a run stands still. `silent`: seconds since each rank last said anything."""
+    """Whether a run stands still. `silent`: seconds since each rank last said anything; `here`: who judges' host."""
+    here = next(iter(beats.values())).host if here is None else here
+    names = {
+        rank: named(rank, beat.host, {here, *(each.host for each in beats.values())}) for rank, beat in beats.items()
+    }
     mute = [rank for rank in beats if most_silent is not None and silent[rank] > most_silent]
-    if mute:
-        return mute, f"{' and '.join(_mute(rank, beats[rank], silent[rank]) for rank in mute)}; {_GO_ON}"
+    if mute and most_silent is not None:
+        away = {beats[rank].host for rank in mute} - {"", here}  # with one of a host, all are lost that fall silent
+        mute += [r for r in beats if r not in mute and beats[r].host in away and silent[r] > most_silent / 2]
+        said = [_mute(names[r], beats[r], silent[r], beats[r].host in away) for r in mute]
+        return mute, f"{' and '.join(said)}; {_GO_ON}"
     if all(beat.waits and _lateness(beat) > 1 for beat in beats.values()):
         return list(beats), _stuck(beats)
     busy = {rank: beat for rank, beat in beats.items() if not beat.waits}
@@ -51,25 +58,29 @@ def stalled(
     # where they wait for each other on a card, which no phase tells, it may be any that stands still
     still = sorted((rank for rank in busy if _lateness(busy[rank]) > 0.5), key=lambda rank: -busy[rank].seconds)
     return still, (
-        f"{' and '.join(_slow(rank, busy[rank]) for rank in still)}, where {limit:.0f} s are allowed; {_GO_ON}, a "
-        "larger run.stall_seconds waits longer"
+        f"{' and '.join(_slow(names[rank], busy[rank]) for rank in still)}, where {limit:.0f} s are allowed; {_GO_ON}, "
+        "a larger run.stall_seconds waits longer"
     )
+
+
+def named(rank: int, host: str, hosts: set[str]) -> str:
+    """A rank, and its host if there are several."""
+    return f"rank {rank} on {host.partition(' ')[0]}" if host and len(hosts - {""}) > 1 else f"rank {rank}"
 
 
 def _lateness(beat: Beat) -> float:
     return beat.seconds / beat.limit if beat.limit else 0.0
 
 
-def _slow(rank: int, beat: Beat) -> str:
+def _slow(name: str, beat: Beat) -> str:
     where = f" ({beat.where})" if beat.where else ""
-    return f"rank {rank} has stalled: {beat.seconds:.0f} s in {beat.phase}{where}"
+    return f"{name} has stalled: {beat.seconds:.0f} s in {beat.phase}{where}"
 
 
-def _mute(rank: int, beat: Beat, seconds: float) -> str:
+def _mute(name: str, beat: Beat, seconds: float, is_away: bool) -> str:
+    what = "cannot be reached (its host or the network is down, or it hangs)" if is_away else "has stalled"
     where = f"; {beat.where}" if beat.where else ""
-    return (
-        f"rank {rank} (process {beat.pid}) has stalled: no word for {seconds:.0f} s, the last from {beat.phase}{where}"
-    )
+    return f"{name} (process {beat.pid}) {what}: no word for {seconds:.0f} s, the last from {beat.phase}{where}"
 
 
 def _stuck(beats: dict[int, Beat]) -> str:
@@ -77,16 +88,16 @@ def _stuck(beats: dict[int, Beat]) -> str:
     return f"all ranks wait for each other ({phases}) and none gets on: this is a mistake of ours; {_GO_ON}"
 
 
-def gone(rank: int, beat: Beat | None, killed_for_memory: bool) -> str:
-    """Of a process that has closed its connection without a word."""
-    which = f"rank {rank} (process {beat.pid}, last in {beat.phase})" if beat else f"rank {rank}"
+def gone(name: str, beat: Beat | None, killed_for_memory: bool) -> str:
+    """Of a process that has closed its connection without a word; `name`: see `named`."""
+    which = f"{name} (process {beat.pid}, last in {beat.phase})" if beat else name
     why = "the kernel has killed for want of host memory" if killed_for_memory else "killed, or crashed"
     return f"{which} is gone: {why}; {_GO_ON}"
 
 
-def failed(rank: int, what: str) -> str:
+def failed(name: str, what: str) -> str:
     """Of a process that has said that it ends with an error."""
-    return f"rank {rank} failed ({what}), as its own error says; {_GO_ON}"
+    return f"{name} failed ({what}), as its own error says; {_GO_ON}"
 
 
 def in_words(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from moco_accel.optimizer_state import optimizer_layout, optimizer_tensors, rest
 from moco_accel.recipe import Recipe, load_recipe, recipe_yaml
 from moco_accel.recipe_text import MAX_RECIPE_BYTES, RecipeError, explain
 from moco_accel.recipe_tiles import Section
+from moco_accel.sharding import local, nobody, part_of
 from moco_accel.tensor_files import Layout, layout_bytes, layout_of, read_layout, read_tensors, tensor_chunks
 
 MODEL, OPTIMIZER, RANDOM = (f"{name}.safetensors" for name in ("model", "optimizer", "random"))
@@ -74,20 +76,25 @@ class Checkpoint:
 
 
 def write_checkpoint(
-    final: Path, recipe: Recipe, state: State, moco: MoCo, optimizer: torch.optim.Optimizer, random_states: Tensor
+    final: Path,
+    recipe: Recipe,
+    state: State,
+    moco: MoCo,
+    optimizer: torch.optim.Optimizer,
+    random_states: Tensor,
+    meet: Callable[[], object] = nobody,
 ) -> None:
-    """Write `final` and read it back. Raises OSError, and DamagedError when the disk gives back something else."""
+    """Write `final` and read it back. Raises OSError, and DamagedError when the disk gives back something else.
+
+    Where processes divide tensors, the others `send_parts` meanwhile, and all `meet` before each.
+    """
     partial = final.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     manifest: Manifest = {}
     try:
-        for name, tensors in (
-            (MODEL, moco.state_dict()),
-            (OPTIMIZER, optimizer_tensors(moco, optimizer)),
-            (RANDOM, {_RANDOM: random_states}),
-        ):
-            manifest[name] = write_hashed(partial / name, tensor_chunks(tensors))
+        for name, tensors in (*_divided_files(moco, optimizer).items(), (RANDOM, {_RANDOM: random_states})):
+            manifest[name] = write_hashed(partial / name, tensor_chunks(tensors, meet))
         for name, content in ((STATE, json.dumps(state.model_dump()).encode()), (RECIPE, recipe_yaml(recipe))):
             manifest[name] = write_hashed(partial / name, [content])
         write_manifest(partial, manifest)
@@ -99,6 +106,17 @@ def write_checkpoint(
         raise
     sync(final.parent)
     check_hashes(final, read_manifest(final, FILES), FILES)
+
+
+def send_parts(moco: MoCo, optimizer: torch.optim.Optimizer, meet: Callable[[], object]) -> None:
+    """What a process does while the first one writes."""
+    for tensors in _divided_files(moco, optimizer).values():
+        for _ in tensor_chunks(tensors, meet):
+            pass
+
+
+def _divided_files(moco: MoCo, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    return {MODEL: moco.state_dict(), OPTIMIZER: optimizer_tensors(moco, optimizer)}
 
 
 def check_checkpoint(folder: Path) -> Checkpoint:
@@ -131,7 +149,7 @@ def load_checkpoint(checkpoint: Checkpoint, moco: MoCo, optimizer: torch.optim.O
     targets = moco.state_dict()
     with torch.no_grad():
         for name, tensor in read_tensors(checkpoint.folder / MODEL):
-            targets[name].copy_(tensor)
+            local(targets[name]).copy_(part_of(tensor, targets[name]))
         restore_optimizer(moco, optimizer, read_tensors(checkpoint.folder / OPTIMIZER))
     return next(tensor for _, tensor in read_tensors(checkpoint.folder / RANDOM)).clone()
 

@@ -37,19 +37,19 @@ def gather_keys(keys: Tensor) -> Tensor:
     return gathered
 
 
-def sum_over_processes(values: Tensor) -> Tensor:
-    """Element-wise sum, without gradient; `values` is overwritten."""
+def sum_over_processes(values: Tensor, group: Any = None) -> Tensor:
+    """Element-wise sum over all processes, or those of `group`, without gradient; `values` is overwritten."""
     if world_size() > 1:
         with waiting():
             meet()
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=group)
     return values
 
 
-def average_over_processes(gradient: Tensor) -> None:
+def average_over_processes(gradient: Tensor, group: Any = None) -> None:
     """In place."""
     if world_size() > 1:
-        sum_over_processes(gradient.div_(world_size()))
+        sum_over_processes(gradient.div_(dist.get_world_size(group)), group)
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):

@@ -20,8 +20,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from moco_accel.recipe import RESNET_NAMES
 from moco_accel.recipe import Encoder as EncoderConfig
 
-# hidden size, layers, heads. ViT-S and ViT-B have 12 heads in MoCo v3; tiny and large as in DeiT and ViT.
-_VIT_SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
+# hidden size, layers, heads. ViT-S and ViT-B have 12 heads in MoCo v3; the others as in DeiT and ViT.
+_VIT_SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 12), "base": (768, 12, 12)}
+_VIT_SIZES |= {"large": (1024, 24, 16), "huge": (1280, 32, 16)}
 _RESNET_DIMS = {"resnet10": 512, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
 
 
@@ -54,6 +55,13 @@ def patch_projection(encoder: nn.Module) -> nn.Conv2d:
     raise LookupError(f"{type(encoder).__name__} has no patch projection to freeze")
 
 
+def blocks(encoder: nn.Module) -> list[nn.Module]:
+    """A ViT's transformer blocks, first to last."""
+    from transformers.models.vit.modeling_vit import ViTLayer
+
+    return [module for module in encoder.modules() if isinstance(module, ViTLayer)]
+
+
 def recomputed(function: Callable[..., Tensor], module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     """`function(*args, **kwargs)`, its activations recomputed in backward instead of kept.
 
@@ -64,6 +72,21 @@ def recomputed(function: Callable[..., Tensor], module: nn.Module, *args: Any, *
         return nullcontext(), _frozen_running_statistics(module)
 
     output: Tensor = checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    return output
+
+
+def recomputed_apart(function: Callable[..., Tensor], module: nn.Module, *args: Any) -> Tensor:
+    """As `recomputed`, and the backward through it is one of its own.
+
+    In one backward over several calls, autograd would hold the sum of all gradients of each parameter until the last
+    call has added its own. Here they are added to `.grad` call by call. One of `args` must require gradient.
+    """
+
+    def compute(*args: Any) -> Tensor:
+        with _frozen_running_statistics(module) if torch.is_grad_enabled() else nullcontext():
+            return function(*args)  # the first time without gradient, the second time with it
+
+    output: Tensor = checkpoint(compute, *args, use_reentrant=True)
     return output
 
 

@@ -24,7 +24,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in greyscale JPEG
 _QUERIES_AT_ONCE = 1024  # bounds the similarity matrix
 
 
-@torch.inference_mode()
+@torch.no_grad()  # no inference mode: what FSDP2 gathers here serves training too
 def extract_features(
     encoder: nn.Module,
     tiles: Tiles,

@@ -19,9 +19,11 @@ from moco_accel.evaluation import extract_features, in_eval_mode, knn_accuracy, 
 from moco_accel.feature_health import alignment, rank_me, uniformity
 from moco_accel.judgement import LabelledTiles, open_labelled, random_encoder
 from moco_accel.loss import feature_std
+from moco_accel.moco import MoCo
 from moco_accel.phases import EVALUATION, enter, tick, waiting
 from moco_accel.reading.tiles import Tiles
 from moco_accel.recipe import Recipe
+from moco_accel.recipe_text import RecipeError
 from moco_accel.run_folder import best_accuracy
 from moco_accel.run_rows import EVALUATIONS, read_rows
 
@@ -57,7 +59,7 @@ class Examiner:
         wanted = recipe.evaluation.every_epochs is not None
         has_labels = recipe.evaluation.train_source is not None and recipe.evaluation.test_source is not None
         self._labelled = open_labelled(recipe) if wanted and has_labels else None
-        self._best = best_accuracy(run)
+        self._best, self._in_step = best_accuracy(run), False
         agreement.by_first(lambda: drop_rows_from(run / EVALUATIONS, first_step + 1 if first_step else 0))
         self._examined = {row["step"] for row in read_rows(run / EVALUATIONS)}
 
@@ -77,16 +79,17 @@ class Examiner:
         fits = is_last or self._spent + self._last[what] <= allowed
         return self._agreement.all(what if fits else NOTHING)[0]  # by the first process's clock
 
-    def examine(self, encoder: nn.Module, what: int, steps_done: int) -> Figures:
+    def examine(self, moco: MoCo, what: int, steps_done: int) -> Figures:
         """Figures of the encoder, also as a row of RUN/evaluations.jsonl."""
         enter(EVALUATION)
+        self._in_step = moco.shards is not None
         began = time.perf_counter()
         epoch = round(steps_done / self._total_steps * self._recipe.schedule.epochs, 4)
         figures: Figures = {"step": steps_done, "epoch": epoch}
         if what == ALL and self._labelled is not None:
-            baselines = self._baselines(self._labelled)
-            figures |= {"knn_epoch": epoch, "knn_top1": self._knn(encoder, self._labelled)} | baselines
-        figures |= self._health(encoder)
+            baselines = self._baselines(self._labelled, moco)
+            figures |= {"knn_epoch": epoch, "knn_top1": self._knn(moco.encoder, self._labelled)} | baselines
+        figures |= self._health(moco.encoder)
         self._last[what] = time.perf_counter() - began
         self._spent += self._last[what]
         share = self._spent / (time.perf_counter() - self._began)
@@ -115,7 +118,7 @@ class Examiner:
             num_classes=len(labelled.names),
         )
 
-    def _baselines(self, labelled: LabelledTiles) -> Figures:
+    def _baselines(self, labelled: LabelledTiles, moco: MoCo) -> Figures:
         """Of random initialisation and mean colour: computed once, kept in RUN/baselines.json for resumed runs."""
         path, key = self._run / _BASELINES, _checksum(self._recipe, labelled)
         kept = json.loads(path.read_text()) if path.is_file() else {}
@@ -124,9 +127,10 @@ class Examiner:
                 mean_colour_features(labelled.train, self._recipe),
                 mean_colour_features(labelled.test, self._recipe),
             )
+            random = moco.placed(random_encoder(self._recipe), self._accelerator.device)
             kept = {
                 "of": key,
-                "knn_top1_random_init": self._knn(random_encoder(self._recipe).to(self._accelerator.device), labelled),
+                "knn_top1_random_init": self._knn(random, labelled),
                 "knn_top1_mean_colour": knn_accuracy(
                     means[0],
                     labelled.train_labels,
@@ -160,7 +164,7 @@ class Examiner:
         def extract(size: int) -> Tensor:
             views = sample_views(self._tiles, self._recipe, self._accelerator.device, indices, size)
             rows = []
-            with torch.inference_mode(), in_eval_mode(encoder):
+            with torch.no_grad(), in_eval_mode(encoder):
                 for pair in views:
                     rows.append(torch.stack([encoder(view).float().cpu() for view in pair], dim=1))
                     tick()
@@ -177,12 +181,20 @@ class Examiner:
         }
 
     def _smaller_until_it_fits(self, extract: Callable[[int], Tensor]) -> Tensor:
-        """In as many tiles at once as a step has, fewer where they do not fit: features are the same."""
+        """In as many tiles at once as a step has, fewer where they do not fit: features are the same.
+
+        Processes that divide an encoder run it in step, so that none may change its size alone. Raises RecipeError.
+        """
         size = min(self._recipe.batch.micro_batch_size, _AT_ONCE)
         while True:
             try:
                 return extract(size)
             except torch.OutOfMemoryError:
+                if self._in_step:
+                    raise RecipeError(
+                        f"out of memory in evaluation, on {size} tiles of an encoder that is divided over devices "
+                        "(memory.fully_shard); evaluation.every_epochs=null trains without it"
+                    ) from None
                 if size == 1:
                     raise
                 size //= 2

@@ -28,6 +28,12 @@ _GO_ON = (
     "--resume goes on from the last checkpoint. What helps: close what else uses the card, optimizer.name=adamw_8bit, "
     "a smaller encoder.name"
 )
+_NOT_HEALED = (
+    "out of memory, and with {} a step can't be done over, for processes do not meet before they send; "
+    + _GO_ON
+    + ", a "
+    "smaller batch.micro_batch_size with more batch.accumulation_steps"
+)
 _TEXTS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
@@ -97,9 +103,12 @@ class Healer:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            if not self.recipe.heals:
+                why = "memory.fully_shard=true" if self.recipe.memory.fully_shard else "run.heal_out_of_memory=false"
+                raise RecipeError(_NOT_HEALED.format(why)) from None
             word = OUT_OF_MEMORY
         # the error is gone by now, and with its frames what they held of the step
-        if not told and self._agreement.worst(word) == WELL:
+        if not self.recipe.heals or (not told and self._agreement.worst(word) == WELL):
             return outcome, []
         outcome = None
         _free()

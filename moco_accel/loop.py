@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from rich.markup import escape
 from torch import Tensor
 
@@ -22,6 +20,8 @@ from moco_accel.data import open_training_tiles, step_views
 from moco_accel.examination import Examiner
 from moco_accel.folder_lock import FolderLock
 from moco_accel.healing import Healer, in_words
+from moco_accel.launching import Asked
+from moco_accel.meeting import meet_others
 from moco_accel.moco import MoCo, build_moco
 from moco_accel.monitor import Monitor
 from moco_accel.optim import build_optimizer, lr_at, momentum_coefficient_at, set_lr
@@ -33,6 +33,7 @@ from moco_accel.resolve import resolve
 from moco_accel.resume_rules import continued
 from moco_accel.run_folder import checkpoint_folder, mark_best, newest_whole, refuse_used_folder
 from moco_accel.saving import Saver
+from moco_accel.sharding import local
 from moco_accel.step import build_accelerator, prepare, train_step
 from moco_accel.stopping import StoppedBySignal, StopRequest, end_workers
 from moco_accel.watching import Watch
@@ -41,14 +42,18 @@ from moco_accel.weights import load_weights
 _STOP, _TOO_MANY_DAMAGED, _SAVE = 1, 2, 4  # what a process may have to say before a step
 
 
-def run_training(recipe: Recipe, run: Path, resume: bool, stop: StopRequest, allow_recipe_change: bool = False) -> None:
+def run_training(
+    recipe: Recipe,
+    run: Path,
+    resume: bool,
+    stop: StopRequest,
+    allow_recipe_change: bool = False,
+    asked: Asked | None = None,
+) -> None:
     """Train, or go on training, in the folder `run`. Raises RecipeError for what the user can mend."""
-    check_machine(recipe)
-    tracking.check_trackers(recipe)
     with stop.while_nothing_is_begun():
-        processes = PartialState(cpu=not torch.cuda.is_available())  # they meet before one can fail alone
-        agreement = Agreement()
-        meet_through(agreement)
+        processes, agreement = meet_others(recipe, asked or Asked(), _say_before)
+        meet_through(agreement if recipe.heals else None)
         watch = Watch(agreement, processes.process_index, processes.num_processes, recipe.run.stall_seconds)
     with watch, FolderLock(run, agreement):
         _train(recipe, run, resume, stop, allow_recipe_change, agreement, watch)
@@ -116,7 +121,7 @@ def _train(
         saver.save(healer.recipe, steps_done, monitor.skipped_steps)
 
     def examine(what: int, steps_done: int) -> None:
-        figures = examiner.examine(moco.encoder, what, steps_done)
+        figures = examiner.examine(moco, what, steps_done)
         monitor.examined(figures, figures["seconds"])
         if examiner.is_best(figures):
             if saver.saved_step != steps_done:
@@ -161,29 +166,14 @@ def _train(
         tracking.finish_trackers(accelerator)
 
 
+def _say_before(line: str) -> None:
+    """Of the first process, while no other is known yet."""
+    console.print(line, soft_wrap=True)
+
+
 def _say(line: str) -> None:
     if rank() == 0:
         console.print(line, soft_wrap=True)
-
-
-def check_machine(recipe: Recipe) -> None:
-    """Hold the recipe's hardware against this machine and this launch."""
-    if not torch.cuda.is_available():
-        if recipe.hardware.vram_gib is not None:
-            raise RecipeError(
-                f"hardware.vram_gib={recipe.hardware.vram_gib:g} wants a GPU and torch sees none here; "
-                "--recipe recipes/cpu_demo.yaml runs on a CPU, and --set hardware.vram_gib=null forces this one to"
-            )
-        if recipe.memory.mixed_precision == "fp16":
-            raise RecipeError("memory.mixed_precision='fp16' needs a GPU; memory.mixed_precision=bf16 works on a CPU")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    devices, per_device = recipe.hardware.num_devices, recipe.batch.global_batch_size // processes
-    if processes != devices:
-        changes = f"--set hardware.num_devices={processes} --set batch.accumulation_steps=1"
-        raise RecipeError(
-            f"hardware.num_devices={devices} but {processes} processes were launched; launch with "
-            f"--num_processes {devices}, or: {changes} --set batch.micro_batch_size={per_device}"
-        )
 
 
 def find_checkpoint(run: Path, resume: bool) -> Checkpoint | None:
@@ -205,10 +195,7 @@ def is_done(found: Checkpoint, total_steps: int, tile_count: int) -> bool:
 def ask_all(agreement: Agreement, stop: StopRequest, damage: DamageLog, save_due: bool) -> int:
     """What any process has to say before a step, so that all do the same. One that acts alone leaves others waiting."""
     own = _STOP * stop.wanted | _TOO_MANY_DAMAGED * damage.too_many | _SAVE * save_due
-    told = 0
-    for word in agreement.all(own):
-        told |= word
-    return told
+    return agreement.any_of(own)
 
 
 def say_halved(smaller: Recipe, lacking: list[int]) -> None:
@@ -230,14 +217,15 @@ def say_stopped(stop: StopRequest, saved_step: int) -> None:
 
 def total(moco: MoCo) -> Tensor:
     """Of all parameters, in float64, in which finite ones cannot overflow."""
-    return torch.stack([p.detach().sum(dtype=torch.float64) for p in moco.parameters()]).sum()
+    return torch.stack([local(p.detach()).sum(dtype=torch.float64) for p in moco.parameters()]).sum()
 
 
 def stop_if_not_finite(agreement: Agreement, value: Tensor, what: str, step: int, last: Path | None) -> None:
     """Raises RecipeError on all processes at the first NaN or infinity on any, before it reaches a checkpoint."""
-    failing = [rank for rank, word in enumerate(agreement.all(int(not torch.isfinite(value)))) if word]
-    if not failing:
+    own = int(not torch.isfinite(value))
+    if not agreement.worst(own):
         return
+    failing = [rank for rank, word in enumerate(agreement.all(own)) if word]
     kept = f"{last} is the last good checkpoint" if last else "no checkpoint yet"
     where = f" on rank {failing[0]}" if world_size() > 1 else ""
     raise RecipeError(

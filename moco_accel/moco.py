@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from moco_accel.collectives import GlobalBatchNorm1d, rank, world_size
-from moco_accel.encoders import build_encoder, feature_dim, recomputed
+from moco_accel.encoders import build_encoder, feature_dim, recomputed_apart
 from moco_accel.loss import contrastive_loss, feature_std
 from moco_accel.phases import tick
 from moco_accel.recipe import RESNET_NAMES, Recipe
+from moco_accel.sharding import Shards, is_divided, local, own_part, share_gradient
 
 View = Sequence[Tensor]
 """One view of a device's tiles, as micro-batches of pixels `[tiles, bands, height, width]`.
@@ -37,12 +39,16 @@ class MoCo(nn.Module):
     queue_start: Tensor
     query_side_moved: Tensor
     gradient: Tensor
-    """Of all trainable parameters in one, once `make_room_for_gradients` has been called."""
+    """Of all that is `trained` in one, once `make_room_for_gradients` has been called."""
+    trained: dict[str, nn.Parameter]
+    """What the optimizer updates: the trainable parameters by name, or this process's part of each."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.temperature = recipe.moco.temperature
         self.keep_last_micro_batch = recipe.memory.keep_last_micro_batch
+        self.shards: Shards | None = None
+        self._nodes_to_divide_over = recipe.hardware.num_nodes if recipe.memory.fully_shard else 0
         self.encoder = build_encoder(recipe.encoder, recipe.memory.activation_checkpointing)
         self.projector = _build_projector(recipe)
         self.predictor = _build_predictor(recipe)
@@ -52,6 +58,7 @@ class MoCo(nn.Module):
         self.momentum_projector.load_state_dict(self.projector.state_dict())
         self.momentum_encoder.requires_grad_(False)
         self.momentum_projector.requires_grad_(False)
+        self.trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
         queue = functional.normalize(torch.randn(recipe.moco.queue_size, recipe.moco.output_dim), dim=1)
         self.register_buffer("queue", queue)
         self.register_buffer("queue_start", torch.zeros((), dtype=torch.long))
@@ -68,16 +75,38 @@ class MoCo(nn.Module):
 
     def make_room_for_gradients(self) -> None:
         """One buffer, of which each parameter's gradient is a view: zeroed at once, sent at once, never dropped."""
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        sizes = [-(-parameter.numel() // _ALIGNED) * _ALIGNED for parameter in trainable]
-        self.gradient = trainable[0].new_zeros(sum(sizes))
-        for parameter, start in zip(trainable, accumulate(sizes, initial=0), strict=False):
-            parameter.grad = self.gradient.as_strided(parameter.shape, parameter.stride(), start)
+        trainable = dict(named for named in self.named_parameters() if named[1].requires_grad)
+        whole_first = sorted(trainable.items(), key=lambda named: is_divided(named[1]))
+        self.trained = {name: own_part(parameter) for name, parameter in whole_first}
+        sizes = [-(-parameter.numel() // _ALIGNED) * _ALIGNED for parameter in self.trained.values()]
+        self.gradient = next(iter(self.trained.values())).new_zeros(sum(sizes))
+        for (name, part), start in zip(self.trained.items(), accumulate(sizes, initial=0), strict=False):
+            part.grad = self.gradient.as_strided(part.shape, part.stride(), start)
+            share_gradient(trainable[name], part)
+        self._whole_numbers = sum(size for size, (_, p) in zip(sizes, whole_first, strict=True) if not is_divided(p))
+
+    def gradients(self) -> list[tuple[Tensor, Any]]:
+        """What is averaged over which group of processes: None is all; FSDP2 has averaged shards over a node's."""
+        if self.shards is None:
+            return [(self.gradient, None)]
+        whole, divided = self.gradient.tensor_split([self._whole_numbers])
+        return [(whole, None)] + ([(divided, self.shards.between_nodes)] if self.shards.between_nodes else [])
+
+    def divide(self, device_type: str) -> None:
+        """Leave this process its part of what the recipe divides; see `sharding`."""
+        if self._nodes_to_divide_over:
+            encoders = [self.encoder, self.momentum_encoder]
+            heads = [self.projector, self.predictor, self.momentum_projector]
+            self.shards = Shards(encoders, heads, device_type, self._nodes_to_divide_over)
+
+    def placed(self, encoder: nn.Module, device: torch.device) -> nn.Module:
+        """Another encoder of the kind on the device, divided as this one is."""
+        return (self.shards.divided(encoder) if self.shards else encoder).to(device)
 
     @property
     def momentum_version(self) -> int:
         """Grows whenever the momentum side's parameters change."""
-        return next(self.momentum_encoder.parameters())._version
+        return local(next(self.momentum_encoder.parameters()))._version
 
     @torch.no_grad()
     def keys(self, view: View) -> Tensor:
@@ -91,7 +120,8 @@ class MoCo(nn.Module):
             (self.momentum_encoder, self.encoder),
             (self.momentum_projector, self.projector),
         ):
-            torch._foreach_lerp_(list(momentum_module.parameters()), list(module.parameters()), 1 - coefficient)
+            moved, towards = ([local(p) for p in side.parameters()] for side in (momentum_module, module))
+            torch._foreach_lerp_(moved, towards, 1 - coefficient)
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
@@ -106,18 +136,20 @@ class MoCo(nn.Module):
 def encode(encoder: nn.Module, view: View, keep_last: bool = True) -> Tensor:
     """Features of a whole view, micro-batch by micro-batch.
 
-    With gradient and more than one micro-batch, each is recomputed alone in backward, so that one micro-batch's
-    activations live at a time and the gradient is that of the whole (gradient caching at the features). Backward begins
-    with the last one: with `keep_last` its activations wait for that, and its second forward is saved.
+    With gradient and more than one micro-batch, each is recomputed in backward, in a backward of its own: one
+    micro-batch's activations live at a time, its gradients are added up as they come, and the gradient is that of the
+    whole (gradient caching at the features). Backward begins with the last one: with `keep_last` its activations wait
+    for that, and its second forward is saved.
     """
     recomputed_count = len(view) - (keep_last or len(view) == 1) if torch.is_grad_enabled() else 0
+    anchor = torch.zeros((), requires_grad=True)  # checkpoint wants an input with gradient; indices have none
 
-    def micro_batch_features(index: int) -> Tensor:  # by index, so that checkpointing keeps a number and not the pixels
+    def micro_batch_features(_: Tensor, index: int) -> Tensor:  # by index, so that a number is kept and not the pixels
         tick()
         return encoder(view[index])  # type: ignore[no-any-return]
 
-    features = [recomputed(micro_batch_features, encoder, index) for index in range(recomputed_count)]
-    features += [micro_batch_features(index) for index in range(recomputed_count, len(view))]
+    features = [recomputed_apart(micro_batch_features, encoder, anchor, index) for index in range(recomputed_count)]
+    features += [micro_batch_features(anchor, index) for index in range(recomputed_count, len(view))]
     return torch.cat(features)
 
 

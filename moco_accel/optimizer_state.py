@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from moco_accel.moco import MoCo
+from moco_accel.sharding import is_divided, like, part_of
 from moco_accel.tensor_files import Layout
 
 _MIN_8BIT_SIZE = 4096  # numbers; bitsandbytes keeps what is smaller in 32 bits
 _BLOCK = 256  # numbers that share a scale
+_OF_ALL = {"step", "qmap1", "qmap2"}  # where processes divide a parameter, they divide all but these
 
 
 def optimizer_layout(name: str, model: nn.Module) -> Layout:
@@ -22,24 +25,28 @@ def optimizer_layout(name: str, model: nn.Module) -> Layout:
     }
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What it remembers now: nothing before its first step. Numbers become int64 tensors."""
+def optimizer_tensors(model: MoCo, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What it remembers now: nothing before its first step. Numbers become int64 tensors; parts know their whole."""
+    parameters = trainable(model)
     return {
-        f"{name}/{state}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for name, parameter in trainable(model).items()
-        for state, value in optimizer.state.get(parameter, {}).items()
+        f"{name}/{state}": _whole(value if isinstance(value, Tensor) else torch.tensor(value), state, parameters[name])
+        for name, part in model.trained.items()
+        for state, value in optimizer.state.get(part, {}).items()
     }
 
 
-def restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Iterable[tuple[str, Tensor]]
-) -> None:
+def restore_optimizer(model: MoCo, optimizer: torch.optim.Optimizer, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Take in what `optimizer_tensors` gave, one tensor at a time. All else is the recipe's to say."""
     parameters = trainable(model)
     for name, tensor in tensors:
         parameter_name, _, state = name.rpartition("/")
-        parameter = parameters[parameter_name]
-        optimizer.state[parameter][state] = _placed(tensor, parameter)
+        part = model.trained[parameter_name]
+        own = part_of(tensor, parameters[parameter_name]) if state not in _OF_ALL else tensor
+        optimizer.state[part][state] = _placed(own, part)
+
+
+def _whole(part: Tensor, state: str, parameter: nn.Parameter) -> Tensor:
+    return like(part, parameter) if is_divided(parameter) and state not in _OF_ALL else part
 
 
 def trainable(model: nn.Module) -> Mapping[str, nn.Parameter]:

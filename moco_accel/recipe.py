@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from moco_accel.recipe_machine import Hardware, Memory, Planned
 from moco_accel.recipe_rules import (
     ENCODER_NAMES,
     IMAGENET_MEAN,
@@ -32,6 +33,9 @@ __all__ = [
     "VIT_NAMES",
     "Augment",
     "Data",
+    "Hardware",
+    "Memory",
+    "Planned",
     "Recipe",
     "divisible_batches",
     "load_recipe",
@@ -42,7 +46,6 @@ __all__ = [
 _LARGEST = 1 << 24  # of a count of tiles or keys
 _WIDEST = 1 << 17  # of a layer
 _MOST_STEPS = 1 << 40
-Mib = Annotated[int, Field(ge=-(1 << 40), le=1 << 40)]
 
 
 class Encoder(Section):
@@ -84,30 +87,6 @@ class Schedule(Section):
     warmup_epochs: float = Field(40, ge=0)
 
 
-class Memory(Section):
-    """Where things are stored; the gradient is the same.
-
-    `keep_last_micro_batch`: its activations are what backward needs first, so that it need not be recomputed, but they
-    then live beside the heads' activations. `expandable_segments`: CUDA's allocator grows its segments, which leaves
-    fewer gaps (Linux only).
-    """
-
-    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
-    activation_checkpointing: bool = False
-    keep_last_micro_batch: bool = True
-    expandable_segments: bool = True
-
-
-class Hardware(Section):
-    """`num_devices` of all `num_nodes`, each with as many. `vram_gib: null` means the recipe was made for no GPU in
-    particular and may run on a CPU."""
-
-    num_devices: int = Field(1, ge=1, le=65_536)
-    num_nodes: int = Field(1, ge=1, le=65_536)
-    vram_gib: float | None = Field(None, gt=0, le=1e6)
-    gpu: str | None = None
-
-
 class Evaluation(Section):
     """Labelled shards on which frozen features are judged; `null` sources mean none.
 
@@ -125,7 +104,11 @@ class Evaluation(Section):
 
 
 class Run(Section):
-    """`trackers`: where the figures go beside metrics.jsonl, through Accelerate."""
+    """`trackers`: where the figures go beside metrics.jsonl, through Accelerate.
+
+    `heal_out_of_memory`: a step that runs out of memory is done over in smaller micro-batches, for which all processes
+    meet before they send anything, some 45 times a step.
+    """
 
     seed: int = Field(0, ge=0, lt=1 << 32)
     log_every_steps: int = Field(10, ge=1, le=_MOST_STEPS)
@@ -133,17 +116,9 @@ class Run(Section):
     checkpoint_every_minutes: float | None = Field(30, gt=0, le=_MOST_STEPS)
     keep_checkpoints: int = Field(2, ge=1, le=_MOST_STEPS)
     stall_seconds: float | None = Field(90, ge=5, le=_MOST_STEPS)
+    heal_out_of_memory: bool = True
+    rendezvous_seconds: float = Field(600, ge=5, le=1e6)
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
-
-
-class Planned(Section):
-    """What the planner expected. `measured_on` names the card once the figure was measured on one."""
-
-    peak_reserved_mib: Mib
-    headroom_mib: Mib
-    breakdown_mib: dict[str, Mib]
-    torch: str
-    measured_on: str | None = None
 
 
 class Recipe(Section):
@@ -159,6 +134,11 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     run: Run = Run()
     planned: Planned | None = None
+
+    @property
+    def heals(self) -> bool:
+        """Whether a step that ran out of memory is done over; processes that divide networks can't do so."""
+        return self.run.heal_out_of_memory and not self.memory.fully_shard
 
     @property
     def per_device_batch_size(self) -> int:

@@ -11,7 +11,10 @@ from moco_accel.recipe_text import RecipeError, short
 if TYPE_CHECKING:
     from moco_accel.recipe import Data, Recipe
 
-VIT_NAMES = tuple(f"vit_{size}_patch{p}" for size in ("tiny", "small", "base", "large") for p in (8, 16))
+VIT_NAMES = (
+    *(f"vit_{size}_patch{p}" for size in ("tiny", "small", "base", "large") for p in (8, 16)),
+    "vit_huge_patch14",
+)
 RESNET_NAMES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101")
 ENCODER_NAMES = VIT_NAMES + RESNET_NAMES
 
@@ -32,6 +35,7 @@ def check_rules(recipe: Recipe) -> None:
         _check_encoder,
         _check_nodes,
         _check_batch,
+        _check_sharding,
         _check_optimizer,
         _check_schedule,
         _check_queue,
@@ -114,6 +118,34 @@ def _check_nodes(recipe: Recipe) -> None:
         raise RecipeError(
             f"hardware.num_devices={devices} does not divide over hardware.num_nodes={nodes}, each with as many; "
             f"hardware.num_devices={-(-devices // nodes) * nodes} works"
+        )
+
+
+def _check_sharding(recipe: Recipe) -> None:
+    if not recipe.memory.fully_shard:
+        return
+    per_node, rule = recipe.hardware.num_devices // recipe.hardware.num_nodes, "memory.fully_shard=true"
+    if recipe.encoder.name in RESNET_NAMES:
+        raise RecipeError(
+            f"{rule} divides ViTs, and encoder.name={recipe.encoder.name!r}; memory.fully_shard=false works"
+        )
+    if per_node < 2 or per_node & (per_node - 1):
+        raise RecipeError(
+            f"{rule} divides matrices over a node's devices, of which there are {per_node}; 2, 4 or 8 work, or "
+            "memory.fully_shard=false"
+        )
+    if recipe.optimizer.name == "lars":
+        raise RecipeError(
+            f"{rule} leaves each device a part of a matrix, and optimizer.name='lars' wants its norm; adamw works"
+        )
+    if recipe.memory.mixed_precision == "fp16":
+        raise RecipeError(
+            f"{rule} leaves each device a part of the gradient, and memory.mixed_precision='fp16' wants to know of an "
+            "overflow in any; bf16 works"
+        )
+    if recipe.memory.keep_last_micro_batch and recipe.batch.accumulation_steps > 1:
+        raise RecipeError(
+            f"{rule} goes back through one micro-batch at a time; memory.keep_last_micro_batch=false works"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 
 from moco_accel.agreement import Agreement
 from moco_accel.atomic_files import sync
-from moco_accel.checkpoint import Checkpoint, Scaler, State, load_checkpoint, write_checkpoint
+from moco_accel.checkpoint import Checkpoint, Scaler, State, load_checkpoint, send_parts, write_checkpoint
 from moco_accel.damage import DAMAGE_FILE
 from moco_accel.manifest import DamagedError
 from moco_accel.moco import MoCo
@@ -97,7 +98,10 @@ class Saver:
             scaler=self._scaler(),
             versions=versions(),
         )
-        self._agreement.by_first(lambda: self._write(recipe, step, state, states))
+        others = partial(send_parts, self._moco, self._optimizer, self._agreement.go_on)
+        self._agreement.by_first(
+            lambda: self._write(recipe, step, state, states), others if self._moco.shards else None
+        )
         self._note_saved(step)
 
     def _tidy(self, newest: Path) -> None:
@@ -117,7 +121,7 @@ class Saver:
                 if (self._run / name).is_file():
                     sync(self._run / name)
             remove_leftovers(self._run)
-            write_checkpoint(final, recipe, state, self._moco, self._optimizer, states)
+            write_checkpoint(final, recipe, state, self._moco, self._optimizer, states, self._agreement.go_on)
             point_latest(self._run, final)
             remove_old(self._run, recipe.run.keep_checkpoints)
         except DamagedError as reason:

@@ -66,12 +66,21 @@ def prepare(
 ) -> tuple[MoCo, torch.optim.Optimizer]:
     """What `train_step` takes: on the accelerator's device (or there already), with room for all gradients.
 
+    Divided over a node's devices if the recipe says so (`memory.fully_shard`).
+
     DistributedDataParallel is not used: it sends gradients in the midst of a backward, and a process that runs out of
     memory there leaves the others waiting for ever. The step sends them at once, where all processes can meet.
     """
+    names = {id(parameter): name for name, parameter in moco.named_parameters()}
+    for group in optimizer.param_groups:  # division puts parts in the place of parameters, which nothing may hold then
+        group["params"] = [names[id(parameter)] for parameter in group["params"]]
+    if accelerator.num_processes > 1:
+        moco.divide(accelerator.device.type)
     model = accelerator.prepare_model(moco, device_placement=not on_device, evaluation_mode=True)
-    prepared = accelerator.prepare_optimizer(optimizer, device_placement=not on_device)
     moco.make_room_for_gradients()
+    for group in optimizer.param_groups:
+        group["params"] = [moco.trained[name] for name in group["params"]]
+    prepared = accelerator.prepare_optimizer(optimizer, device_placement=not on_device)
     return model, prepared
 
 
@@ -149,7 +158,8 @@ def accumulate_gradients(accelerator: Accelerator, moco: MoCo, views: Views, rec
             losses.append(loss.detach())
             spreads.append(spread)
     enter("the gradients' average")
-    average_over_processes(moco.gradient)
+    for gradient, processes in moco.gradients():
+        average_over_processes(gradient, processes)
     return Contrast(torch.stack(losses).sum() / len(groups), torch.stack(spreads).mean(), torch.cat(enqueued))
 
 

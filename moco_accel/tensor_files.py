@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moco_accel.atomic_files import ordinary_size, strict_json
+from moco_accel.sharding import nobody, whole
 
 _DTYPES = {
     "F64": torch.float64,
@@ -43,8 +44,11 @@ def layout_bytes(layout: Layout) -> int:
     return sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout.values())
 
 
-def tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file of `tensors`, which are brought to the host one at a time."""
+def tensor_chunks(tensors: Mapping[str, Tensor], meet: Callable[[], object] = nobody) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file of `tensors`, which are brought to the host one at a time.
+
+    Those that processes divide are made whole, for which all of them have to ask; they `meet` before each.
+    """
     # the wider types first, so that each tensor begins at a multiple of its numbers' size
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header, start = {}, 0
@@ -58,7 +62,7 @@ def tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]
     yield _LENGTH.pack(len(text)) + text
     for name in order:
         if tensors[name].numel():
-            yield tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            yield whole(tensors[name].detach(), meet).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_layout(path: Path) -> Layout:

@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from moco_accel.console import console, run_command, user_errors
+from moco_accel.launching import Asked
 from moco_accel.recipe import load_recipe
 from moco_accel.stopping import StopRequest
 
@@ -47,7 +48,9 @@ def train(
             set_allocator(loaded.memory.expandable_segments)
         from moco_accel.loop import run_training
 
-        run_training(loaded, output_dir or Path("runs") / recipe.stem, resume, stop, allow_recipe_change)
+        folder = output_dir or Path("runs") / recipe.stem
+        asked = Asked(str(recipe), str(folder), resume, allow_recipe_change, tuple(overrides or ()))
+        run_training(loaded, folder, resume, stop, allow_recipe_change, asked)
 
 
 def set_allocator(expandable_segments: bool) -> None:

@@ -151,12 +151,17 @@ class Watch:
         """A process has ended and not said that all is well."""
         beat, silent = self._beats[rank], self._silent[rank]
         if rank in self._failing:
-            self._end(causes.failed(rank, self._failing[rank][0]), [rank])
+            self._end(causes.failed(self._name(rank), self._failing[rank][0]), [rank])
         most_silent = self._allowed("")
         if most_silent is not None and silent > most_silent / 2:  # another process has made an end of it
-            _, line = causes.stalled({rank: beat}, {rank: silent}, silent / 2) or ([], "")
+            _, line = causes.stalled({rank: beat}, {rank: silent}, silent / 2, self._host) or ([], "")
             self._end(line, [rank])
-        self._end(causes.gone(rank, beat if beat.pid else None, self._killed_for_memory()), [rank])
+        for_memory = beat.host == self._host and self._killed_for_memory()
+        self._end(causes.gone(self._name(rank), beat if beat.pid else None, for_memory), [rank])
+
+    def _name(self, rank: int) -> str:
+        hosts = {self._host, *(beat.host for beat in self._beats.values())}
+        return causes.named(rank, self._beats[rank].host, hosts)
 
     def _age(self, passed: float) -> None:
         self._silent = {rank: seconds + passed for rank, seconds in self._silent.items()}
@@ -165,7 +170,7 @@ class Watch:
     def _judge(self) -> None:
         for rank, (what, left) in self._failing.items():
             if left < 0:
-                self._end(causes.failed(rank, what), [rank])
+                self._end(causes.failed(self._name(rank), what), [rank])
         if self._rank == 0:
             beats, silent = {0: self._beat(0.0), **self._beats}, {0: 0.0, **self._silent}
         else:  # all but the first one's silence is for that one to see
@@ -175,7 +180,7 @@ class Watch:
         for rank, seconds in silent.items():
             if most_silent is not None and seconds > most_silent and beats[rank].host == self._host:
                 beats[rank] = replace(beats[rank], where=whereabouts.state_of(beats[rank].pid))
-        if beats and (verdict := causes.stalled(beats, silent, most_silent)):
+        if beats and (verdict := causes.stalled(beats, silent, most_silent, self._host)):
             blamed, line = verdict
             mute = [rank for rank in blamed if most_silent is not None and silent[rank] > most_silent]
             self._end(line, blamed, mute)

@@ -8,7 +8,7 @@ from moco_accel.recipe import Recipe
 from planner.candidate import Candidate, Change, Changes, with_memory, with_micro_batch
 from planner.devices import Card
 from planner.estimate import judge
-from planner.search import best, micro_batch_sizes
+from planner.search import best, can_be_divided, micro_batch_sizes
 
 
 def changes(recipe: Recipe, card: Card) -> Changes:
@@ -30,6 +30,8 @@ def _single(recipe: Recipe, card: Card) -> Iterator[tuple[str, Recipe]]:
         yield "memory.expandable_segments=true", with_memory(recipe, expandable_segments=True)
     if not memory.activation_checkpointing:
         yield "activation checkpointing", with_memory(recipe, activation_checkpointing=True)
+    if not memory.fully_shard and can_be_divided(recipe):
+        yield "memory.fully_shard=true", with_memory(recipe, fully_shard=True, keep_last_micro_batch=False)
     for size in reversed(micro_batch_sizes(recipe)):
         if size < batch.micro_batch_size and judge(smaller := with_micro_batch(recipe, size), card).memory.fits:
             words = f"micro-batch {size:,} × {smaller.batch.accumulation_steps:,}"
@@ -49,7 +51,8 @@ def _single(recipe: Recipe, card: Card) -> Iterator[tuple[str, Recipe]]:
 
 def _together(recipe: Recipe) -> str:
     words = f"micro-batch {recipe.batch.micro_batch_size:,} × {recipe.batch.accumulation_steps:,}"
-    return words + (" and activation checkpointing" if recipe.memory.activation_checkpointing else "")
+    words += " and activation checkpointing" if recipe.memory.activation_checkpointing else ""
+    return words + (" and memory.fully_shard=true" if recipe.memory.fully_shard else "")
 
 
 def _change(words: str, before: Candidate, after: Candidate) -> Change:

@@ -11,21 +11,25 @@ from rich.live import Live
 from rich.markup import escape
 
 from moco_accel.console import console
-from moco_accel.launching import launch_command
+from moco_accel.launching import FIRST_NODE, launch_command
 from moco_accel.recipe import Hardware, Recipe, load_recipe, save_recipe
 from moco_accel.recipe_text import RecipeError
-from planner import reasons, report
+from planner import reasons, report, step_report
 from planner.answer_json import Answer, as_json
 from planner.cache import answered
 from planner.candidate import Candidate, Changes, PapersWay, Retraced, planned
-from planner.devices import Card, Fleet, cards_of_this_machine, fleet
+from planner.devices import Card, cards_of_this_machine
 from planner.evidence import all_rows, standing
+from planner.fleet import Fleet, fleet
 from planner.header import header
+from planner.launch import check_job, launch_lines, write_job
 from planner.request import (
     DEFAULT_ENCODER,
     TABLE_ENCODERS,
     Request,
     check,
+    check_fleet,
+    check_nodes,
     check_place,
     few_steps,
     recipe_for,
@@ -50,19 +54,27 @@ class Question:
     as_json: bool = False
     save: Path | None = None
     measure: bool = False
+    nodes: int | None = None
+    slurm: Path | None = None
 
 
 def answer(question: Question) -> int:
     """Answer on stderr (and, as JSON, on stdout). Returns the exit code; raises RecipeError for the user's mistakes."""
     report.check_picture(question.save)
+    check_job(question.slurm)
     recipe = load_recipe(question.recipe_file) if question.recipe_file is not None else None
+    check_nodes(question.nodes, recipe, question.recipe_file)
     cards = _cards(question, recipe)
     page = report.Page()
     if cards is None:
         check(question.request, question.tiles)
+        if recipe is None and question.slurm is not None:
+            raise RecipeError(f"--slurm={question.slurm} is for GPUs or a recipe that are named; --vram 8 names one")
         from planner.without_gpu import without_gpu
 
         code = without_gpu(recipe, question.recipe_file, question.as_json, page)
+        if recipe is not None and code == 0:
+            page.show(*write_job(question.slurm, recipe, str(question.recipe_file)))
     elif recipe is not None:
         code = judge(question, recipe, cards, page)
     else:
@@ -89,7 +101,7 @@ def plan(question: Question, request: Request, cards: Fleet, page: report.Page) 
     page.show(*report.budget(chosen))
     with console.status("tracing the paper's own way"):
         way = answered("planner.estimate.papers_way", PapersWay, chosen.recipe, card)
-    page.show(report.papers_way(chosen, way))
+    page.show(report.papers_way(chosen, way), step_report.operations(chosen), *step_report.sending(chosen))
     _warn(page, chosen, question.tiles)
     measured = path = None
     if chosen.memory.fits:
@@ -104,22 +116,14 @@ def plan(question: Question, request: Request, cards: Fleet, page: report.Page) 
 
 def judge(question: Question, recipe: Recipe, cards: Fleet, page: report.Page) -> int:
     """Does a recipe fit a card, as it is?"""
-    card, devices, file = cards.deciding, recipe.hardware.num_devices, question.recipe_file
-    if len(cards.cards) != devices:
-        raise RecipeError(
-            f"--gpus={len(cards.cards)} but hardware.num_devices={devices} in {file}; "
-            f"--gpus {devices} works, or plan anew without --recipe"
-        )
-    if recipe.memory.mixed_precision == "bf16" and not card.bf16:
-        raise RecipeError(
-            f"memory.mixed_precision=bf16 in {file}, and {card.name} computes in fp16 only; "
-            "memory.mixed_precision=fp16 works"
-        )
+    check_fleet(cards, recipe, question.recipe_file)
+    card = cards.deciding
     page.show(report.hardware(cards), f"\n{report.asked_for(recipe)}")
     with console.status(f"tracing {recipe.encoder.name}"):
         candidate = answered("planner.estimate.judge", Candidate, recipe, card)
     page.show(report.candidates_table([candidate], question.tiles), "", *report.budget(candidate))
     page.show(*reasons.beside_plan(recipe, candidate))
+    page.show(step_report.operations(candidate), *step_report.sending(candidate))
     _warn(page, candidate, question.tiles)
     measured = _measured(question, candidate)
     return _close(question, page, cards, Answer([candidate], candidate, str(question.recipe_file), measured))
@@ -137,8 +141,14 @@ def _close(question: Question, page: report.Page, cards: Fleet, answer: Answer) 
         page.show(report.beside_measured(chosen, answer.measured))
     page.show(*reasons.how_sure(answer.found, card, rows))
     if chosen.memory.fits:
-        command = launch_command(chosen.recipe.hardware, str(answer.path))
-        page.show(f"Recipe: [bold]{escape(str(answer.path))}[/]", f"[bold green]{escape(command)}[/]")
+        hardware, path = chosen.recipe.hardware, str(answer.path)
+        nodes = f", and on each node, {FIRST_NODE} being the first's address:" if hardware.num_nodes > 1 else ""
+        page.show(
+            f"Recipe: [bold]{escape(path)}[/]{nodes}",
+            *(f"[bold green]{escape(line)}[/]" for line in launch_lines(hardware, path)),
+        )
+        page.show(*write_job(question.slurm, chosen.recipe, path))
+        answer = dataclasses.replace(answer, job=None if question.slurm is None else str(question.slurm))
     if question.as_json:
         print(as_json(cards, answer, rows))
     return 0 if chosen.memory.fits else 1
@@ -175,8 +185,11 @@ def _cards(question: Question, recipe: Recipe | None) -> Fleet | None:
     """The cards named on the command line, else the recipe's, else this machine's; None if it has none."""
     if question.measure and (question.gpu or question.vram):
         raise RecipeError("--measure runs on the GPUs of this machine; leave --gpu and --vram out")
-    gpus = question.gpus if question.gpus is not None or recipe is None else recipe.hardware.num_devices
-    named = fleet(question.gpu, question.vram, gpus)
+    gpus, nodes = question.gpus, question.nodes or 1
+    if recipe is not None:
+        nodes = recipe.hardware.num_nodes
+        gpus = recipe.hardware.num_devices // nodes if gpus is None else gpus
+    named = fleet(question.gpu, question.vram, gpus, nodes)
     if named is None and recipe is not None and recipe.hardware.vram_gib is not None and not question.measure:
         named = _cards_of(recipe.hardware, gpus)
     if named is not None:
@@ -186,16 +199,21 @@ def _cards(question: Question, recipe: Recipe | None) -> Fleet | None:
         from planner.measure import NO_GPU
 
         raise RecipeError(NO_GPU)
-    return Fleet(tuple(here[: gpus or len(here)])) if here else None
+    if here and question.gpus is not None and question.gpus > len(here):
+        raise RecipeError(
+            f"--gpus={question.gpus} but this machine has {len(here)}; --gpus {len(here)} works, or name what another "
+            "machine has: --vram 8"
+        )
+    return Fleet(tuple(here[: gpus or len(here)]), nodes) if here else None
 
 
 def _cards_of(hardware: Hardware, gpus: int | None) -> Fleet | None:
     """The cards that a recipe was planned for; by their size where their name isn't known."""
     vram = f"{hardware.vram_gib:g}"
     try:
-        return fleet(hardware.gpu, vram, gpus)
+        return fleet(hardware.gpu, vram, gpus, hardware.num_nodes)
     except RecipeError:
-        return fleet(None, vram, gpus)
+        return fleet(None, vram, gpus, hardware.num_nodes)
 
 
 def _completed(question: Question, cards: Fleet) -> Request:
@@ -204,6 +222,7 @@ def _completed(question: Question, cards: Fleet) -> Request:
     return dataclasses.replace(
         question.request,
         gpus=len(cards.cards),
+        nodes=cards.num_nodes,
         vram_gib=card.marketed_gib,
         gpu=card.name if card.product else None,
         mixed_precision=question.request.mixed_precision or card.precision,

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from planner.candidate import Candidate, Changes, PapersWay
-from planner.devices import Card, Fleet
+from planner.devices import Card
 from planner.evidence import Rows, evidence, standing
+from planner.fleet import Fleet
+from planner.network import between_nodes, node_link_bytes, operations_share, ring_bytes
 
 if TYPE_CHECKING:  # it imports torch
     from planner.measure import Measured
@@ -16,7 +18,7 @@ if TYPE_CHECKING:  # it imports torch
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found: candidates, the chosen one, its recipe's path, and what else was looked into."""
+    """What was found: candidates, the chosen one, its recipe's path, what else was looked into, and a job's path."""
 
     found: list[Candidate]
     chosen: Candidate
@@ -24,6 +26,7 @@ class Answer:
     measured: Measured | None = None
     way: PapersWay | None = None
     changes: Changes | None = None
+    job: str | None = None
 
 
 def as_json(cards: Fleet, answer: Answer, rows: Rows) -> str:
@@ -33,15 +36,16 @@ def as_json(cards: Fleet, answer: Answer, rows: Rows) -> str:
     fields = {
         "hardware": {
             "gpu": card.name,
-            "num_devices": len(cards.cards),
+            "num_devices": cards.num_devices,
+            "num_nodes": cards.num_nodes,
             "unlike_cards": [other.name for other in cards.cards] if cards.unlike else None,
             "marketed_gib": card.marketed_gib,
             "reported_bytes": card.reported_bytes,
             "reported_is_assumed": card.assumed,
-            "context_bytes": card.outside_bytes(len(cards.cards)),
+            "context_bytes": card.outside_bytes(cards.num_devices),
             "desktop_bytes": card.desktop_bytes,
             "headroom_bytes": card.headroom_bytes,
-            "budget_bytes": card.budget_bytes(len(cards.cards)),
+            "budget_bytes": card.budget_bytes(cards.num_devices),
             "compute_capability": card.compute_capability / 10,
         },
         "candidates": [_fields(candidate, card, rows) for candidate in answer.found],
@@ -50,6 +54,7 @@ def as_json(cards: Fleet, answer: Answer, rows: Rows) -> str:
         "changes_that_fit": None if changes is None else [change.model_dump() for change in changes.changes],
         "papers_way": None if way is None else way.model_dump(),
         "recipe": answer.path,
+        "slurm_job": answer.job,
     }
     return json.dumps(fields, indent=2)
 
@@ -82,6 +87,22 @@ def _fields(candidate: Candidate, card: Card, rows: Rows) -> dict[str, Any]:
         "global_batch_size": recipe.batch.global_batch_size,
         "negatives_per_query": recipe.negatives_per_query,
         "tiles_per_second_predicted": round(candidate.tiles_per_second, 2),
+        "operations_per_step": {part: round(flops) for part, flops in candidate.flops.items()},
+        "operations_share": operations_share(candidate),
+        "sent_per_step": _sent(candidate),
         "evidence": "predicted",
         "standing": standing(card, rows),
+    }
+
+
+def _sent(candidate: Candidate) -> dict[str, Any] | None:
+    """Of each process; None for one alone."""
+    if not candidate.sent:
+        return None
+    return {
+        "operations": [sent.model_dump() | {"ring_bytes": round(ring_bytes(sent))} for sent in candidate.sent],
+        "meetings": candidate.meetings,
+        "seconds_computing_predicted": candidate.seconds_per_step,
+        "node_link_bytes": round(node_link_bytes(candidate)),
+        "between_nodes_predicted": [asdict(link) for link in between_nodes(candidate)],
     }

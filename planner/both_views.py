@@ -31,7 +31,8 @@ def both_views_step(
     loss1, spread1 = model(view1, keys2)
     loss2, spread2 = model(view2, keys1)
     accelerator.backward(loss1 + loss2)
-    average_over_processes(moco.gradient)
+    for gradient, processes in moco.gradients():
+        average_over_processes(gradient, processes)
     skipped = optimizer_step(accelerator, optimizer)
     moco.enqueue(keys2)
     return StepResult((loss1 + loss2).detach(), (spread1 + spread2) / 2, skipped)

@@ -41,12 +41,39 @@ class MemoryEstimate(Finding):
     peak_operation: str
 
 
+class SentTotal(Finding):
+    """What one optimizer step sends of a kind: `times` often, `size_bytes` of what is reduced or gathered in all.
+
+    `operation` is "all-reduce", "all-gather" or "reduce-scatter"; `what` is "keys", "batch_norm", "gradients" or
+    "parameters". `processes` take part each time, the first and each `apart`-th after it.
+    """
+
+    operation: str
+    what: str
+    processes: int
+    apart: int
+    times: int
+    size_bytes: int
+
+
 class Candidate(Finding):
-    """A recipe on a card: its memory, and the tiles that all devices together train in a second (predicted)."""
+    """A recipe on a card: its memory, and the tiles that all devices together train in a second (predicted).
+
+    One process's optimizer step: its counted operations by part of the step, what it sends, and how often all
+    processes meet before they send.
+    """
 
     recipe: Recipe
     memory: MemoryEstimate
     tiles_per_second: float
+    flops: dict[str, float]
+    sent: list[SentTotal]
+    meetings: int
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Predicted, of computing alone."""
+        return self.recipe.batch.global_batch_size / self.tiles_per_second
 
 
 class PapersWay(Finding):

@@ -17,13 +17,20 @@ _WHICH, _WHAT, _ANSWER = "Which GPUs", "What to train", "The answer"
     epilog="Examples:\n\n"
     "moco-plan --gpus 2 --vram 8 --tiles 500000 — what fits two 8 GB cards, and recipes/dual8gb.yaml\n\n"
     "moco-plan --gpu rtx3070 --encoder resnet50 --bands 13 — one named card, Sentinel-2\n\n"
+    "moco-plan --nodes 4 --gpus 8 --vram 24 --slurm job.sbatch — four machines of eight, and a job for Slurm\n\n"
     "moco-plan --recipe recipes/paper_vit_small.yaml --vram 16 — does it fit, and what would make it fit"
 )
 def plan(
     context: typer.Context,
     gpus: Annotated[
         int | None,
-        typer.Option(help="How many GPUs.", show_default="those of this machine, or 1", rich_help_panel=_WHICH),
+        typer.Option(
+            help="How many GPUs, per node.", show_default="those of this machine, or 1", rich_help_panel=_WHICH
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(help="Machines with as many GPUs each.", show_default="1", rich_help_panel=_WHICH),
     ] = None,
     vram: Annotated[
         str | None, typer.Option(help="GB each is sold with: 8; 8,12 for unlike ones.", rich_help_panel=_WHICH)
@@ -59,6 +66,12 @@ def plan(
         Path | None,
         typer.Option(help="Where the recipe goes.", show_default="recipes/dual8gb.yaml …", rich_help_panel=_ANSWER),
     ] = None,
+    slurm: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write a job: sbatch FILE starts and resumes the run.", rich_help_panel=_ANSWER
+        ),
+    ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Run the step on this machine's GPU too.", rich_help_panel=_ANSWER)
     ] = False,
@@ -87,6 +100,7 @@ def plan(
 
         request = Request(
             gpus=gpus or 1,
+            nodes=nodes or 1,
             encoder=encoder,
             image_size=image_size,
             bands=bands,
@@ -96,7 +110,7 @@ def plan(
             contrast_over=contrast_over,
             epochs=epochs,
         )
-        question = Question(request, gpu, vram, gpus, recipe, output, tiles, as_json, save, measure)
+        question = Question(request, gpu, vram, gpus, recipe, output, tiles, as_json, save, measure, nodes, slurm)
         if recipe is not None:
             check_alone(recipe, [name for name in context.params if _is_given(context, name)])
         code = answer(question)

@@ -34,11 +34,14 @@ def trace_for(recipe: Recipe, card: Card) -> ScalableTrace:
 
 def judge(recipe: Recipe, card: Card) -> Candidate:
     """The recipe as it is."""
-    traced = trace_for(recipe, card)
+    traced, batch = trace_for(recipe, card), recipe.batch
     return Candidate(
         recipe=recipe,
         memory=estimate(traced, recipe, card),
         tiles_per_second=predicted_tiles_per_second(traced, recipe, card),
+        flops=traced.flops_by_part(batch.micro_batch_size, batch.accumulation_steps),
+        sent=traced.sent(batch.micro_batch_size, batch.accumulation_steps),
+        meetings=traced.meetings(batch.accumulation_steps),
     )
 
 

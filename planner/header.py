@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from moco_accel.launching import FIRST_NODE
 from moco_accel.recipe import RESNET_NAMES, Augment, Recipe
 
 _PAPER_ENCODERS = ("vit_small_patch16", "vit_base_patch16", "vit_large_patch16", "resnet50")
@@ -14,14 +15,24 @@ def header(recipe: Recipe, command: str, evidence: str) -> str:
     """Comment lines for `save_recipe`."""
     devices, vram_gib = recipe.hardware.num_devices, recipe.hardware.vram_gib
     cards = f"{devices} GPU{'s' if devices > 1 else ''} of {vram_gib:g} GB" if vram_gib else recipe.hardware.gpu
+    nodes = recipe.hardware.num_nodes
+    if nodes > 1:
+        cards = f"{cards}, {devices // nodes} in each of {nodes} nodes"
     differences = "; ".join(differences_from_the_paper(recipe)) or "nothing"
     return "\n".join(
         [
             command,
+            *([_other_nodes(nodes)] if nodes > 1 else []),
             f"Hardware: {cards}. Planned by moco-plan: {evidence}.",
             *textwrap.wrap(f"Differs from the paper: {differences}.", 116, subsequent_indent="  "),
         ]
     )
+
+
+def _other_nodes(nodes: int) -> str:
+    others = "the other node" if nodes == 2 else "the others"
+    ranks = "--machine_rank 1" if nodes == 2 else f"--machine_rank 1 to {nodes - 1}"
+    return f"So on the first node, {FIRST_NODE} being its address; on {others} with {ranks}."
 
 
 def differences_from_the_paper(recipe: Recipe) -> list[str]:

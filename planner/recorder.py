@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from planner.cuda_rules import Scratch, scratch_phases
 from planner.fake_ops import FakeOps
-from planner.traced import Mark, Trace, TracedTensor
+from planner.sending import sent_by
+from planner.traced import Counted, Mark, Trace, TracedTensor
 
 _CPU = torch.device("cpu")
 _HOST = -1
@@ -34,9 +36,11 @@ class Recorder(TorchDispatchMode):
         self._fake_ops = fake_ops
         self.trace = Trace()
         self.phase = "setup"
+        self.backward_of = "loss"  # what backward is in, by `phases`
         self.closed = False  # once closed, what dies is the trace's own end
         self._compute_capability = compute_capability
         self._numbers: dict[int, int] = {}  # storage → number; 0 and up
+        self._empty: set[int] = set()  # storages that have given back their bytes
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -47,6 +51,10 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops.prim.device.default:
             return _CPU  # two dispatches in three; FakeTensorMode would answer the same, at length
+        if any(issubclass(kind, DTensor) for kind in types):
+            return (
+                NotImplemented  # a divided tensor has no storage of its own; what it asks of its part comes here again
+            )
         if func.namespace == "bitsandbytes":
             return None  # its CUDA kernels update state and parameter in place, without temporaries
         if _summed_in_place(func, args):
@@ -61,7 +69,10 @@ class Recorder(TorchDispatchMode):
         count_flops = flop_registry.get(func.overloadpacket)
         if count_flops is not None:
             again = bool(self.trace.marks) and self.trace.marks[-1].loop == "recomputed"
-            self.trace.flops.append((int(count_flops(*args, **(kwargs or {}), out_val=result)), again))
+            flops = int(count_flops(*args, **(kwargs or {}), out_val=result))
+            self.trace.flops.append(Counted(flops, again, self._part()))
+        if (sent := sent_by(func, args, self._where(), self.trace.marks)) is not None:
+            self.trace.sent.append(sent)
         if self._compute_capability is not None:
             for phase in scratch_phases(func, args, self._compute_capability):
                 self._scratch(phase, str(func))
@@ -81,8 +92,26 @@ class Recorder(TorchDispatchMode):
             self.trace.tensors[number].category = category
 
     def ignore(self, tensor: Tensor) -> None:
-        """Leave out a tensor of the host, and views of it. It must outlive the recording."""
-        self._numbers[tensor.untyped_storage()._cdata] = _HOST
+        """Leave out a tensor of the host, and views of it."""
+        storage = tensor.untyped_storage()
+        self._numbers[storage._cdata] = _HOST
+        weakref.finalize(storage, self._numbers.pop, storage._cdata, None)
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage gave back its bytes, or has them again: gathered weights, which is all that does so."""
+        number = self._numbers.get(storage._cdata, _HOST)
+        if number == _HOST or self.closed:
+            return
+        tensor = self.trace.tensors[number]
+        tensor.category = "weights"
+        if not storage.nbytes():
+            self.trace.events.append((number, 0))
+            self._empty.add(storage._cdata)
+        elif storage._cdata in self._empty:
+            self._empty.remove(storage._cdata)
+            self._numbers[storage._cdata] = len(self.trace.tensors)
+            self.trace.events.append((len(self.trace.tensors), storage.nbytes()))
+            self.trace.tensors.append(replace(tensor, operation="gathered again", phase=self._where()))
 
     def reserve(self, size_bytes: int, operation: str, category: str) -> None:
         """Record bytes that a library keeps for good."""
@@ -111,12 +140,15 @@ class Recorder(TorchDispatchMode):
         self._numbers[key] = number
         self.trace.tensors.append(TracedTensor(size, tuple(tensor.shape), operation, self._where(), category))
         self.trace.events.append((number, size))
-        weakref.finalize(storage, self._free, key, number)
+        weakref.finalize(storage, self._free, key)
 
-    def _free(self, key: int, number: int) -> None:
+    def _free(self, key: int) -> None:
         if self.closed:
             return
-        del self._numbers[key]
+        number = self._numbers.pop(key)
+        if key in self._empty:
+            self._empty.remove(key)
+            return
         self.trace.events.append((number, 0))
         # saved by a graph: made in a forward with gradient, gone in a backward
         tensor = self.trace.tensors[number]
@@ -135,6 +167,14 @@ class Recorder(TorchDispatchMode):
             return self.phase
         return "recomputed forward" if torch.is_grad_enabled() else "backward"
 
+    def _part(self) -> str:
+        if self.phase == "augmentation":
+            return self.phase
+        if torch._C._current_autograd_node() is not None:  # type: ignore[attr-defined]
+            return self.backward_of
+        self.backward_of = "loss"  # with which the next backward begins
+        return "heads" if self.phase in HEADS else self.phase
+
     def _category(self, func: Any, args: Sequence[Any]) -> str:
         if func is torch.ops.aten._to_copy.default:
             number = self.number_of(args[0])
@@ -146,26 +186,6 @@ class Recorder(TorchDispatchMode):
             return "heads"
         forward = torch.is_grad_enabled() and where not in ("optimizer", "augmentation")
         return "forward" if forward else "temporaries"
-
-
-class TracedView(Sequence[Tensor]):
-    """A view of which `recorder` knows when a micro-batch is asked for, and that its pixels are inputs."""
-
-    def __init__(self, view: Sequence[Tensor], recorder: Recorder) -> None:
-        self._view, self._recorder = view, recorder
-
-    def __len__(self) -> int:
-        return len(self._view)
-
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
-        if index >= len(self):
-            raise IndexError(index)
-        self._recorder.mark(self._recorder.loop(), index)
-        before, self._recorder.phase = self._recorder.phase, "augmentation"
-        pixels = self._view[index]
-        self._recorder.phase = before
-        self._recorder.add(pixels, "pixels", "inputs")
-        return pixels
 
 
 def _summed_in_place(func: Any, args: Sequence[Any]) -> bool:
@@ -180,44 +200,3 @@ def _summed_in_place(func: Any, args: Sequence[Any]) -> bool:
         return False
     storage = args[0].untyped_storage()._cdata
     return bool(torch._C._storage_Use_Count(storage) == _ENGINE_STORAGE_USES)  # type: ignore[attr-defined]
-
-
-@contextmanager
-def phases(recorder: Recorder, moco: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Tell `recorder` which module runs, and mark where each micro-batch begins, while the context is open."""
-    handles: list[Any] = []
-    stack: list[str] = []
-
-    def enter(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            stack.append(recorder.phase)
-            recorder.phase = name
-
-        return hook
-
-    def leave(name: str) -> Callable[..., None]:
-        def hook(*arguments: Any) -> None:
-            if name in ENCODERS:
-                recorder.mark("through")
-                output = arguments[-1]
-                if recorder.loop() == "forward" and output is not None and output.requires_grad:
-                    output.register_hook(lambda _: recorder.mark("backward"))
-            recorder.phase = stack.pop()
-
-        return hook
-
-    for name in (*ENCODERS, *HEADS):
-        module = moco.get_submodule(name)
-        # recomputation stops early by an exception: the hook must run all the same
-        handles += [
-            module.register_forward_pre_hook(enter(name)),
-            module.register_forward_hook(leave(name), always_call=True),
-        ]
-    handles.append(optimizer.register_step_pre_hook(enter("optimizer")))
-    handles.append(optimizer.register_step_post_hook(leave("optimizer")))
-    recorder.phase = "loss"
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

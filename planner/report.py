@@ -16,7 +16,8 @@ from moco_accel.console import console
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
 from planner.candidate import Candidate, PapersWay
-from planner.devices import GIB, MIB, Fleet, spills_to_system_memory
+from planner.devices import GIB, MIB, spills_to_system_memory
+from planner.fleet import Fleet
 
 if TYPE_CHECKING:  # it imports torch
     from planner.measure import Measured
@@ -79,12 +80,17 @@ def check_picture(path: Path | None) -> None:
 
 def hardware(cards: Fleet) -> RenderableType:
     """Usable memory, from the marketed figure downward."""
-    card, count = cards.deciding, len(cards.cards)
+    card, count = cards.deciding, cards.num_devices
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(justify="right", no_wrap=True)
     sold = int(card.marketed_gib * GIB)
-    names = f"{count} × {card.name}" if not cards.unlike else " + ".join(other.name for other in cards.cards)
+    nodes = f"{cards.num_nodes} nodes × " if cards.num_nodes > 1 else ""
+    names = (
+        f"{nodes}{len(cards.cards)} × {card.name}"
+        if not cards.unlike
+        else " + ".join(other.name for other in cards.cards)
+    )
     desktop = "a desktop on the card" if card.taken_bytes is None else "taken by others now"
     rows = [
         (f"{names}, sold with" if not cards.unlike else f"{names}: the smallest is sold with", sold),
@@ -137,6 +143,7 @@ def candidates_table(candidates: list[Candidate], tiles: int | None, waiting: st
 def _row(candidate: Candidate, tiles: int | None) -> list[str]:
     recipe, memory, batch = candidate.recipe, candidate.memory, candidate.recipe.batch
     tiles_per_unit = tiles * recipe.schedule.epochs / 24 if tiles else 1_000_000  # hours of the first are days
+    units = tiles_per_unit / candidate.tiles_per_second / 3600
     off = round(memory.peak_reserved_bytes * memory.off_share)
     return [
         recipe.encoder.name,
@@ -145,7 +152,7 @@ def _row(candidate: Candidate, tiles: int | None) -> list[str]:
         f"{mib(memory.peak_reserved_bytes)} ± {mib(off)}",
         f"[green]yes: {mib(memory.headroom_bytes)}[/]" if memory.fits else f"[red]no: −{mib(memory.missing_bytes)}[/]",
         f"{candidate.tiles_per_second:,.0f}" if memory.fits else "–",
-        f"{tiles_per_unit / candidate.tiles_per_second / 3600:,.1f}" if memory.fits else "–",
+        (f"{units:,.1f}" if units >= 1 else f"{units:.2g}") if memory.fits else "–",
     ]
 
 

@@ -19,6 +19,7 @@ from moco_accel.recipe import (
     scaled_lr,
 )
 from moco_accel.recipe_text import RecipeError
+from planner.fleet import Fleet
 
 DEFAULT_ENCODER = "vit_small_patch16"
 # base_lr and weight decay as published: MoCo v3's ViT recipes, and its ResNet-50 of 300 epochs
@@ -30,9 +31,13 @@ _FEW_STEPS = 20  # per epoch: below, an epoch is too coarse a unit for warm-up a
 
 @dataclass(frozen=True)
 class Request:
-    """The science that is asked for; the planner decides micro-batches and checkpointing alone."""
+    """The science that is asked for; the planner decides micro-batches and checkpointing alone.
+
+    `gpus` are those of each of `nodes`.
+    """
 
     gpus: int = 1
+    nodes: int = 1
     vram_gib: float | None = None
     gpu: str | None = None
     encoder: str | None = None
@@ -44,6 +49,11 @@ class Request:
     contrast_over: str = "global_batch"
     epochs: int = 300
 
+    @property
+    def num_devices(self) -> int:
+        """GPUs of all nodes."""
+        return self.gpus * self.nodes
+
 
 def check(request: Request, tiles: int | None) -> None:
     """Raises RecipeError on the first thing asked for that cannot be."""
@@ -52,12 +62,13 @@ def check(request: Request, tiles: int | None) -> None:
         raise RecipeError(f"--encoder={request.encoder} is not known; nearest: {', '.join(near)}")
     if request.optimizer not in (*_OPTIMIZERS, "lars_8bit"):
         raise RecipeError(f"--optimizer={request.optimizer} is not known; one of: {', '.join(_OPTIMIZERS)}")
-    batch, gpus = request.global_batch_size, request.gpus
+    batch, gpus = request.global_batch_size, request.num_devices
     if batch < 2:
         raise RecipeError(f"--global-batch={batch} leaves nothing to contrast; --global-batch {max(2, gpus)} works")
     if batch % gpus:
         near_batches = divisible_batches(max(batch, gpus), gpus)
-        raise RecipeError(f"--global-batch={batch} does not divide over {gpus} GPUs; nearest: {near_batches}")
+        of_nodes = f" ({request.nodes} nodes of {request.gpus})" if request.nodes > 1 else ""
+        raise RecipeError(f"--global-batch={batch} does not divide over {gpus} GPUs{of_nodes}; nearest: {near_batches}")
     if tiles is not None and tiles < request.global_batch_size:
         raise RecipeError(
             f"--tiles={tiles} make no batch of {request.global_batch_size}; --global-batch {tiles} is most"
@@ -83,6 +94,34 @@ def check_alone(recipe_file: Path, given: list[str]) -> None:
             raise RecipeError(f"--{option} would do nothing beside --recipe; leave it out, or change {recipe_file}")
 
 
+def check_nodes(nodes: int | None, recipe: Recipe | None, recipe_file: Path | None) -> None:
+    """Raises RecipeError for a number of nodes that cannot be, or is not the recipe's."""
+    if nodes is not None and nodes < 1:
+        raise RecipeError(f"--nodes={nodes} must be at least 1; --nodes 1 works")
+    if recipe is not None and nodes not in (None, own := recipe.hardware.num_nodes):
+        raise RecipeError(
+            f"--nodes={nodes} but hardware.num_nodes={own} in {recipe_file}; --nodes {own} works, or plan anew without "
+            "--recipe"
+        )
+
+
+def check_fleet(cards: Fleet, recipe: Recipe, recipe_file: Path | None) -> None:
+    """Raises RecipeError where a recipe is for another number of GPUs, or computes in what a card has not."""
+    hardware, card = recipe.hardware, cards.deciding
+    per_node = hardware.num_devices // hardware.num_nodes
+    if len(cards.cards) != per_node:
+        over = f" over hardware.num_nodes={hardware.num_nodes}" if hardware.num_nodes > 1 else ""
+        raise RecipeError(
+            f"--gpus={len(cards.cards)} but hardware.num_devices={hardware.num_devices}{over} in {recipe_file}; "
+            f"--gpus {per_node} works, or plan anew without --recipe"
+        )
+    if recipe.memory.mixed_precision == "bf16" and not card.bf16:
+        raise RecipeError(
+            f"memory.mixed_precision=bf16 in {recipe_file}, and {card.name} computes in fp16 only; "
+            "memory.mixed_precision=fp16 works"
+        )
+
+
 def check_place(path: Path, recipe: Recipe, by_default: bool) -> None:
     """Raises RecipeError where `recipe` cannot be written, or would replace, unasked, a recipe with other fields."""
     try:
@@ -106,7 +145,7 @@ def check_place(path: Path, recipe: Recipe, by_default: bool) -> None:
 def recipe_for(request: Request, encoder: str) -> Recipe:
     """The recipe asked for, in one micro-batch per device. Raises RecipeError."""
     base_lr, weight_decay = _OPTIMIZERS.get(request.optimizer, _OPTIMIZERS["adamw"])
-    per_device = request.global_batch_size // request.gpus
+    per_device = request.global_batch_size // request.num_devices
     fields: dict[str, Any] = {
         "encoder": {
             "name": encoder,
@@ -128,7 +167,12 @@ def recipe_for(request: Request, encoder: str) -> Recipe:
         },
         "schedule": {"epochs": request.epochs, "warmup_epochs": min(_MOST_WARMUP_EPOCHS, request.epochs // 2)},
         "memory": {} if request.mixed_precision is None else {"mixed_precision": request.mixed_precision},
-        "hardware": {"num_devices": request.gpus, "vram_gib": request.vram_gib, "gpu": request.gpu},
+        "hardware": {
+            "num_devices": request.num_devices,
+            "num_nodes": request.nodes,
+            "vram_gib": request.vram_gib,
+            "gpu": request.gpu,
+        },
         "data": {},
     }
     if request.bands != 3:  # of any stored type, and a run takes the numbers from its tiles
@@ -139,6 +183,8 @@ def recipe_for(request: Request, encoder: str) -> Recipe:
 def recipe_path(request: Request, vram_gib: float) -> str:
     """Where the recipe goes when no place is named: after the cards and what is not as usual."""
     count = {1: "single", 2: "dual"}.get(request.gpus, f"{request.gpus}x")
+    if request.nodes > 1:
+        count = f"{request.nodes}x{request.gpus}x"
     card = f"_{re.sub(r'[^a-z0-9]+', '_', request.gpu.lower())}" if request.gpu else f"{vram_gib:g}gb"
     usual = Request()
     parts = {

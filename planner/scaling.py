@@ -8,11 +8,13 @@ leaves behind (its features) is all that adds up.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from moco_accel.recipe import Batch, Recipe
 from planner.allocator import Event
-from planner.traced import Trace
+from planner.candidate import SentTotal
+from planner.traced import Sent, Trace
 
 _PRIMES = (61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127)
 MOST_TRACED = 3  # micro-batches: backward begins with one, ends with one, and treats all between alike
@@ -38,6 +40,7 @@ class ScalableTrace:
     traced_micro_batch_size: int
     traced_steps: int
     keep_last: bool
+    contrast_over: str
 
     def events(self, micro_batch_size: int, accumulation_steps: int, steps: int = 2) -> list[Event]:
         """Events of setting up and of `steps` optimizer steps at these sizes.
@@ -60,14 +63,57 @@ class ScalableTrace:
 
     def flops(self, micro_batch_size: int, accumulation_steps: int) -> float:
         """Floating-point operations of one optimizer step on one device, recomputation included."""
-        tiles = micro_batch_size * accumulation_steps / (self.traced_micro_batch_size * self.traced_steps)
+        return sum(self.flops_by_part(micro_batch_size, accumulation_steps).values())
+
+    def flops_by_part(self, micro_batch_size: int, accumulation_steps: int) -> dict[str, float]:
+        """The same by what they are for, see `traced.Counted`: the loss's grow with the square of a device's batch."""
         # all micro-batches go through the encoder again, but for a last one that is kept
         again = (accumulation_steps - self.keep_last) / (self.traced_steps - self.keep_last or 1)
         again *= micro_batch_size / self.traced_micro_batch_size
-        return sum(
-            count * (again if redone else tiles) ** _power(count, self.traced_micro_batch_size)
-            for count, redone in self.trace.flops
-        )
+        times = 1.0 if self.contrast_over == "global_batch" else accumulation_steps / self.traced_steps
+        total: defaultdict[str, float] = defaultdict(float)
+        for flops, redone, part in self.trace.flops:
+            grown = again if redone else times * self._grown(flops, micro_batch_size, accumulation_steps)
+            total[part] += flops * grown
+        return dict(total)
+
+    def sent(self, micro_batch_size: int, accumulation_steps: int) -> list[SentTotal]:
+        """What one optimizer step sends at these sizes, by kind and by who takes part."""
+        times: defaultdict[tuple[str, str, int, int], float] = defaultdict(float)
+        sizes = times.copy()
+        for sent in self.trace.sent:
+            kind = sent.operation, sent.what, sent.processes, sent.apart
+            repeats = self._repeats_of(sent, accumulation_steps)
+            times[kind] += repeats
+            grown = self._grown(sent.size_bytes, micro_batch_size, accumulation_steps)
+            sizes[kind] += sent.size_bytes * grown * repeats
+        names = ("operation", "what", "processes", "apart")
+        return [
+            SentTotal(**dict(zip(names, kind, strict=True)), times=round(times[kind]), size_bytes=round(sizes[kind]))  # type: ignore[arg-type]
+            for kind in times
+        ]
+
+    def meetings(self, accumulation_steps: int) -> int:
+        """How often all processes meet in one optimizer step: before all that they send, gathered parameters apart."""
+        last = sum(sent.operation == "all-reduce" and sent.what == "gradients" for sent in self.trace.sent)
+        if self.contrast_over == "global_batch":
+            return self.trace.meetings
+        return round((self.trace.meetings - last) * accumulation_steps / self.traced_steps) + last
+
+    def _grown(self, number: int, micro_batch_size: int, accumulation_steps: int) -> float:
+        """By how much more an operation is at these sizes, done once: all tiles' together, or one micro-batch's."""
+        rows = micro_batch_size / self.traced_micro_batch_size
+        if self.contrast_over == "global_batch":
+            rows *= accumulation_steps / self.traced_steps
+        return float(rows ** _power(number, self.traced_micro_batch_size))
+
+    def _repeats_of(self, sent: Sent, accumulation_steps: int) -> float:
+        """How often a thing is sent that was once: the middle micro-batch stands for all between first and last."""
+        if self.contrast_over == "micro_batch":
+            once = sent.operation == "all-reduce" and sent.what == "gradients"
+            return 1.0 if once else accumulation_steps / self.traced_steps
+        middle = self.traced_steps == MOST_TRACED and sent.micro_batch == 1
+        return float(accumulation_steps - MOST_TRACED + 1) if middle else 1.0
 
     def _repeated(self, steps: int) -> list[Event]:
         """What the first step makes for good (optimizer state) is not made again."""
@@ -86,7 +132,7 @@ def traceable_batch(recipe: Recipe, accumulation_steps: int) -> Recipe:
     """`recipe` with micro-batches whose size marks every tensor that grows with it."""
     size = recipe.encoder.image_size
     # of feature maps and patch grids; a ResNet's strides round up
-    sides = {side for patch in (1, 2, 4, 8, 16, 32) for side in (size // patch, -(-size // patch))}
+    sides = {side for patch in (1, 2, 4, 8, 14, 16, 32) for side in (size // patch, -(-size // patch))}
     taken = sides | {side**2 + 1 for side in sides} | {recipe.encoder.bands, recipe.hardware.num_devices}
     taken |= {recipe.moco.output_dim, recipe.moco.projector_hidden_dim, recipe.moco.queue_size}
     prime = next(p for p in _PRIMES if all(n % p for n in taken if n))
@@ -106,7 +152,8 @@ def scalable(trace: Trace, recipe: Recipe) -> ScalableTrace:
     rows = micro * count, micro * count * recipe.hardware.num_devices
     laws = []
     for number, tensor in enumerate(trace.tensors):
-        power = _power(tensor.size_bytes, micro)
+        # what is there before a step has the size it has, though a prime may divide it: all gradients' sum, say
+        power = 0 if tensor.phase == "setup" else _power(tensor.size_bytes, micro)
         if recipe.batch.contrast_over == "micro_batch" or tensor.phase == "augmentation":
             whole = False
         elif number in inside:
@@ -114,7 +161,7 @@ def scalable(trace: Trace, recipe: Recipe) -> ScalableTrace:
         else:
             whole = any(length and length % rows[0] == 0 for length in tensor.shape)
         laws.append(Law(tensor.size_bytes, 0 if whole else power, power if whole else 0, number in kept))
-    return ScalableTrace(trace, laws, micro, count, recipe.memory.keep_last_micro_batch)
+    return ScalableTrace(trace, laws, micro, count, recipe.memory.keep_last_micro_batch, recipe.batch.contrast_over)
 
 
 def _micro_batches(trace: Trace, recipe: Recipe) -> tuple[set[int], set[int]]:
@@ -124,7 +171,8 @@ def _micro_batches(trace: Trace, recipe: Recipe) -> tuple[set[int], set[int]]:
     for place, mark in enumerate(trace.marks):
         if mark.loop == "through":
             continue
-        end = _end_of_backward(trace, place) if mark.loop == "backward" else trace.marks[place + 1].event
+        backward = mark.loop in ("backward", "recomputed")
+        end = _end_of_backward(trace, place) if backward else trace.marks[place + 1].event
         made = {number for number, size in trace.events[mark.event : end] if size}
         inside |= made
         if mark.loop not in ("keys", "forward") or mark.index != 0 or recipe.batch.accumulation_steps == 1:
@@ -141,11 +189,11 @@ def _micro_batches(trace: Trace, recipe: Recipe) -> tuple[set[int], set[int]]:
 
 
 def _end_of_backward(trace: Trace, place: int) -> int:
-    """Where the backward through a micro-batch ends that begins at `marks[place]`, recomputing included.
+    """Where the backward through a micro-batch ends that begins, with recomputing it or not, at `marks[place]`.
 
     That is where the next one's begins, or whatever comes after backward.
     """
-    following = next((m for m in trace.marks[place + 1 :] if m.loop not in ("recomputed", "through")), None)
+    following = next((m for m in trace.marks[place + 1 :] if m.loop != "through"), None)
     for index in range(trace.marks[place].event, len(trace.events)):
         if following is not None and index == following.event:
             return index

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from moco_accel.recipe import Batch, Recipe
-from moco_accel.recipe_rules import least_micro_batch
+from moco_accel.recipe_rules import check_rules, least_micro_batch
+from moco_accel.recipe_text import RecipeError
 from planner.allocator import replay
 from planner.candidate import FEW_TILES, Candidate, Retraced, with_memory, with_micro_batch
 from planner.devices import Card
@@ -16,8 +17,26 @@ _FEW_MICRO_BATCHES = 6  # among more, the one that need not be recomputed saves 
 def best(recipe: Recipe, card: Card) -> Candidate:
     """An encoder's best recipe on a card: the largest micro-batch that fits, or size 1 and by how much it does not.
 
-    Activations are recomputed only where few tiles fit without.
+    Activations are recomputed only where few tiles fit without; networks are divided over a node's devices, which takes
+    much sending, only where nothing fits without.
     """
+    found = _best(with_memory(recipe, fully_shard=False), card)
+    if found.memory.fits or not can_be_divided(recipe):
+        return found
+    divided = _best(with_memory(recipe, fully_shard=True), card)
+    return divided if divided.memory.fits else found
+
+
+def can_be_divided(recipe: Recipe) -> bool:
+    """Whether `memory.fully_shard` goes together with the rest."""
+    try:
+        check_rules(with_memory(recipe, fully_shard=True, keep_last_micro_batch=False))
+    except RecipeError:
+        return False
+    return True
+
+
+def _best(recipe: Recipe, card: Card) -> Candidate:
     plain = _largest(with_memory(recipe, activation_checkpointing=False), card)
     if plain.memory.fits and plain.recipe.batch.micro_batch_size >= min(FEW_TILES, recipe.per_device_batch_size):
         return plain
@@ -75,7 +94,7 @@ def _with_less_recomputation(found: Candidate, card: Card, largest: int) -> Cand
     trials = []
     if batch.micro_batch_size == largest:
         trials.append(with_micro_batch(recipe, recipe.per_device_batch_size))
-    if 1 < batch.accumulation_steps <= _FEW_MICRO_BATCHES:
+    if 1 < batch.accumulation_steps <= _FEW_MICRO_BATCHES and not recipe.memory.fully_shard:
         trials.append(with_memory(recipe, keep_last_micro_batch=True))
     for trial in trials if found.memory.fits else []:
         candidate = judge(trial, card)

@@ -15,12 +15,16 @@ from moco_accel.augment import AugmentedView, CropBatch, crop_dtype, heaviest_ph
 from moco_accel.moco import MoCo, View, build_moco
 from moco_accel.optim import build_optimizer
 from moco_accel.recipe import Recipe
+from moco_accel.sharding import local
 from moco_accel.step import StepResult, build_accelerator, prepare, train_step
 from planner.autocast_rules import cuda_autocast_rules
 from planner.cuda_rules import cublas_workspaces
 from planner.fake_ops import FakeOps
 from planner.fake_processes import fresh_accelerate
-from planner.recorder import Recorder, TracedView, phases
+from planner.recorder import Recorder
+from planner.sending import counted_meetings
+from planner.sharding import sharding_seen
+from planner.step_phases import TracedView, phases
 from planner.traced import Trace
 
 _CPU = torch.device("cpu")
@@ -47,22 +51,28 @@ def trace_step(
         _fake_on_cpu(moco, mode := FakeTensorMode())
         stack.enter_context(mode)
         recorder = Recorder(FakeOps(mode), compute_capability)
+        stack.enter_context(sharding_seen(recorder))
         accelerator = build_accelerator(traced, cpu=True)
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of CPU kernels that it misses, and nobody calls
         with disable_current_modes():  # bitsandbytes computes its quantisation tables here, which wants real numbers
             optimizer = build_optimizer(traced, moco)
         crops = _host_crops(traced)
         with recorder:
-            _put_on_device(recorder, moco)
+            if traced.memory.fully_shard:  # the host's, until its parts are the device's
+                for tensor in moco.parameters():
+                    recorder.ignore(tensor)
+            else:
+                _put_on_device(recorder, moco)
             # it is on the device already; moving would swap fake tensors, which torch refuses
             model, prepared = prepare(accelerator, moco, optimizer, on_device=True)
+            _put_on_device(recorder, moco)  # parts take the place of what was divided
             if compute_capability is not None:
                 for size in cublas_workspaces(compute_capability):
                     recorder.reserve(size, "cuBLAS workspace", "workspaces")
             views = _views(crops, traced, recorder)
             recorder.trace.step_start = len(recorder.trace.events)
             for _ in range(steps):
-                with phases(recorder, moco, optimizer):
+                with phases(recorder, moco, optimizer), counted_meetings(recorder.trace):
                     step(accelerator, model, prepared, views, traced, 0.99)
             _name_lasting(recorder, moco, optimizer)
         recorder.closed = True
@@ -88,7 +98,7 @@ def _fake_on_cpu(moco: MoCo, mode: FakeTensorMode) -> None:
 def _put_on_device(recorder: Recorder, moco: MoCo) -> None:
     """The model is built on the host and moved: its tensors arrive one by one, without initialisation's temporaries."""
     for name, tensor in (*moco.named_parameters(), *moco.named_buffers()):
-        recorder.add(tensor, name, "momentum_weights" if name.startswith("momentum_") else "weights")
+        recorder.add(local(tensor), name, "momentum_weights" if name.startswith("momentum_") else "weights")
 
 
 def _host_crops(recipe: Recipe) -> CropBatch:
@@ -107,9 +117,7 @@ def _views(crops: CropBatch, recipe: Recipe, recorder: Recorder) -> tuple[View, 
 
 
 def _name_lasting(recorder: Recorder, moco: MoCo, optimizer: torch.optim.Optimizer) -> None:
-    for parameter in moco.parameters():
-        if parameter.grad is not None:
-            recorder.add(parameter.grad, "gradient", "gradients")
+    recorder.add(moco.gradient, "gradients", "gradients")
     for state in optimizer.state.values():
         for value in state.values():
             if isinstance(value, torch.Tensor) and recorder.number_of(value) is not None:

@@ -12,16 +12,17 @@ import pytest
 from conftest import small_recipe
 from test_plan import SMALL, fitted, moco_plan
 
+from moco_accel.moco import build_moco
 from moco_accel.recipe import Recipe, save_recipe
 from planner.advice import changes
 from planner.allocator import replay
 from planner.cache import answered
 from planner.candidate import Candidate, Change, with_memory, with_micro_batch
 from planner.devices import CARDS, generic_card
-from planner.estimate import judge, papers_way, trace_for
+from planner.estimate import estimate, judge, papers_way, trace_for
 from planner.evidence import evidence, standing
 from planner.reasons import coarse
-from planner.request import Request, few_steps, recipe_path
+from planner.request import Request, few_steps, recipe_for, recipe_path
 from planner.trace import trace_step
 
 FITS_NOT = ["--encoder", "vit_large_patch16", "--vram", "2", "--global-batch", "2"]
@@ -238,6 +239,22 @@ def test_sizes_whose_maps_are_a_primes_multiple_wide_are_traced_with_another(enc
     scaled, direct = trace_for(recipe, card).events(16, 3, steps=1), trace_step(recipe, 86).events
     expected = replay(direct).peak_allocated_bytes
     assert replay(scaled).peak_allocated_bytes == pytest.approx(expected, rel=0.01)
+
+
+def test_what_is_there_before_a_step_does_not_grow_with_the_batch() -> None:
+    """The buffer of ResNet-101's gradients is a multiple of 61, the prime that is traced with."""
+    recipe, card = (
+        recipe_for(Request(gpus=2, global_batch_size=384, mixed_precision="bf16"), "resnet101"),
+        CARDS["h100_sxm"],
+    )
+    gradients = [
+        estimate(trace_for(sized, card), sized, card).breakdown_bytes["gradients"]
+        for sized in (with_micro_batch(recipe, size) for size in (64, 32))
+    ]
+    moco = build_moco(recipe)
+    moco.make_room_for_gradients()
+    assert moco.gradient.nbytes % 61 == 0
+    assert gradients == [moco.gradient.nbytes] * 2
 
 
 def test_a_resnet_needs_two_values_a_channel(tmp_path: Path) -> None:

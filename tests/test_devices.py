@@ -15,6 +15,7 @@ import torch
 from moco_accel.recipe_text import RecipeError
 from planner import cards as table
 from planner import devices
+from planner.cards import parse_vram
 from planner.devices import (
     CARDS,
     CONTEXT_BYTES,
@@ -23,17 +24,14 @@ from planner.devices import (
     MIB,
     NCCL_BYTES,
     Card,
-    Fleet,
     card_named,
     cards_of_this_machine,
-    fleet,
     generic_card,
     list_cards_table,
-    parse_vram,
     smallest_card_with,
-    smallest_of,
     spills_to_system_memory,
 )
+from planner.fleet import Fleet, fleet, smallest_of
 
 
 def test_a_card_s_budget_is_what_it_reports_less_what_others_take() -> None:
@@ -358,6 +356,6 @@ def test_this_machine_s_cards() -> None:
 
 
 def test_naming_cards_needs_no_torch() -> None:
-    code = "import sys; from planner.devices import fleet; fleet('rtx3070', '8', 2); assert 'torch' not in sys.modules"
+    code = "import sys; from planner.fleet import fleet; fleet('rtx3070', '8', 2); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -14,10 +14,10 @@ MODULES = sorted((ROOT / "moco_accel").rglob("*.py"))
 FLAT = [path for path in MODULES if path.parent.name == "moco_accel"]
 # a module may import from its own rank or a lower one; a folder is one rank's
 RANKS = [
-    {"recipe_text", "bands", "recipe_tiles", "recipe_rules", "recipe"},
+    {"recipe_text", "bands", "recipe_tiles", "recipe_machine", "recipe_rules", "recipe"},
     {"atomic_files", "console", "launching", "tile_facts", "band_counter", "order", "drawing", "view_parameters"}
     | {"collectives", "encoders", "loss", "photometric", "stopping", "manifest", "tensor_files", "random_states"}
-    | {"weight_names", "weight_facts", "weight_files"}
+    | {"sharding", "weight_names", "weight_facts", "weight_files"}
     | {"agreement", "phases", "heartbeats", "causes", "watching", "whereabouts", "card_memory", "folder_lock"},
     {"reading", "moco", "augment", "optim"},
     {"step", "tile_statistics", "damage", "optimizer_state", "checkpoint", "run_folder"},
@@ -27,6 +27,8 @@ RANKS = [
     {"resume_rules", "saving", "healing", "weights"},
     {"judgement", "split_sources", "eval_report"},
     {"examination"},
+    {"starting", "rendezvous", "likeness"},
+    {"meeting"},
     {"loop", "verify"},
     {"train", "eval_cli", "verify_cli", "report_cli", "looking"},
     {"imagery", "export"},

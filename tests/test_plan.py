@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from planner.cli import app
 from planner.devices import CARDS, CONTEXT_BYTES, NCCL_BYTES, generic_card
 from planner.estimate import estimate, judge, trace_for
 from planner.header import differences_from_the_paper
+from planner.request import Request, recipe_for
 from planner.search import best, retraced
 from planner.trace import trace_step
 
@@ -179,6 +181,35 @@ def test_a_scaled_trace_is_a_trace_at_that_size(encoder: str, contrast_over: str
     assert scaled.peak_reserved_bytes == pytest.approx(direct.peak_reserved_bytes, rel=5e-3)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_scaled_trace_of_divided_networks_is_a_trace_at_that_size(checkpointing: bool) -> None:
+    memory = {"fully_shard": True, "keep_last_micro_batch": False, "activation_checkpointing": checkpointing}
+    recipe, card = fitted("vit_tiny_patch16", 512, 32, memory=memory), CARDS["rtx3070"]
+    direct = replay(trace_step(recipe, card.compute_capability).events)
+    scaled = replay(trace_for(recipe, card).events(32, 8, steps=1))
+    assert scaled.peak_requested_bytes == pytest.approx(direct.peak_requested_bytes, rel=1e-3)
+    assert scaled.peak_reserved_bytes == pytest.approx(direct.peak_reserved_bytes, rel=5e-3)
+    assert trace_for(recipe, card).flops(32, 8) == pytest.approx(
+        sum(counted.flops for counted in trace_step(recipe, card.compute_capability).flops), rel=1e-3
+    )
+
+
+def test_networks_too_big_for_a_card_are_divided() -> None:
+    """ViT-S with heads of 4,096: weights, their momentum, gradients and 8-bit state take 610 MiB; over two, half."""
+    request = Request(gpus=2, encoder="vit_small_patch16", image_size=64, mixed_precision="bf16", global_batch_size=64)
+    card = replace(generic_card(8), reported_bytes=1_960 * MIB)
+    assert 620 * MIB < card.budget_bytes(2) < 720 * MIB
+    found = best(recipe_for(request, "vit_small_patch16"), card)
+    assert found.recipe.memory.fully_shard
+    assert found.memory.fits
+    breakdown, whole = found.memory.breakdown_bytes, 42_815_104 * 4  # bytes of the trainable half
+    assert breakdown["gradients"] == pytest.approx(whole / 2, rel=0.01)  # vectors stay whole
+    assert breakdown["momentum_weights"] == pytest.approx((84_266_752 * 4 - whole) / 2, rel=0.03)
+    in_fp16 = best(recipe_for(replace(request, mixed_precision="fp16"), "vit_small_patch16"), card)
+    assert not in_fp16.memory.fits
+    assert not in_fp16.recipe.memory.fully_shard
+
+
 def test_the_search_takes_the_largest_micro_batch_that_fits() -> None:
     recipe = with_micro_batch(fitted("vit_small_patch16", 4096, 2048), 2048)
     card = generic_card(3)
@@ -207,5 +238,5 @@ def test_scaled_operations_are_those_counted_at_that_size(encoder: str, contrast
     recipe = fitted(encoder, 512, 32, memory={"keep_last_micro_batch": keep_last})
     recipe = recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"contrast_over": contrast_over})})
     card = CARDS["rtx3070"]
-    direct = sum(count for count, _ in trace_step(recipe, card.compute_capability).flops)
+    direct = sum(counted.flops for counted in trace_step(recipe, card.compute_capability).flops)
     assert trace_for(recipe, card).flops(32, 8) == pytest.approx(direct, rel=1e-3)

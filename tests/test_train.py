@@ -155,7 +155,7 @@ def test_a_killed_run_resumes_to_the_same_end(recipe_file: Path, tmp_path: Path,
         (["memory.mixed_precision=fp16"], "memory.mixed_precision=bf16 works on a CPU"),
         (
             ["hardware.num_devices=2", "batch.micro_batch_size=4"],
-            "but 1 processes were launched; launch with --num_processes 2",
+            "num_devices=2 but 1 process was launched; launch with: ACCELERATE_USE_CPU=true torchrun --standalone",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,32 @@ def test_who_is_to_blame() -> None:
     blamed, line = stalled({0: waiting, 1: waiting}, silent, 90) or ([], "")
     assert blamed == [0, 1]
     assert line.startswith("all ranks wait for each other (rank 0 in data, rank 1 in data)")
+
+
+def test_another_host_is_named_and_lost_as_a_whole() -> None:
+    on = {host: replace(beat("the keys"), host=f"{host} pid:[40]") for host in ("north", "south")}
+    beats = {0: on["north"], 1: on["north"], 2: on["south"], 3: on["south"]}
+    quiet = {0: 0.0, 1: 1.0, 2: 91.0, 3: 90.0}
+    away = "on south (process 7) cannot be reached (its host or the network is down, or it hangs): no word for"
+    assert stalled(beats, quiet, 90, "north pid:[40]") == (
+        [2, 3],
+        f"rank 2 {away} 91 s, the last from the keys and rank 3 {away} 90 s, the last from the keys; --resume goes on "
+        "from the last checkpoint",
+    )
+    blamed, line = stalled(beats, {**quiet, 1: 92.0, 2: 1.0}, 90, "north pid:[40]") or ([], "")
+    assert blamed == [1]
+    assert line.startswith("rank 1 on north (process 7) has stalled: no word for 92 s, the last from the keys; ")
+    blamed, line = stalled({0: on["north"]}, {0: 91.0}, 90, "south pid:[40]") or (
+        [],
+        "",
+    )  # as another than the first sees it
+    assert blamed == [0]
+    assert line.startswith("rank 0 on north (process 7) cannot be reached (its host or the network is down, or it")
+    slow = replace(on["south"], seconds=95.0)
+    assert (
+        "rank 3 on south has stalled: 95 s in the" in (stalled({**beats, 3: slow}, {}, None, "north pid:[40]") or "")[1]
+    )
+    assert causes.named(1, "", {"", "north pid:[40]"}) == "rank 1"  # who has said nothing yet
 
 
 def test_errors_that_are_another_process_end() -> None:
@@ -225,6 +251,11 @@ ENDS: list[tuple[Case, str, str]] = [
     (Case("stop"), "", "has stalled: no word for"),
     (Case("loop"), "in loop_for_ever", "rank 1 has stalled: "),
     (Case("kill", "tile", rank=0, size=1, workers=1), "error: loader worker", ""),
+    (
+        Case("memory", divided=True),
+        "out of memory, and with memory.fully_shard=true",
+        "rank 1 failed (RecipeError: out of",
+    ),
 ]
 MORE_ENDS: list[tuple[Case, str, str]] = [
     (Case("kill"), "", "rank 1 (process"),

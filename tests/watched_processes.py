@@ -43,6 +43,7 @@ class Case:
     size: int = 2
     workers: int = 0
     stall_seconds: float = 8.0
+    divided: bool = False
 
 
 def lock_for_ever() -> None:
@@ -57,6 +58,10 @@ def loop_for_ever() -> None:
         time.sleep(0.01)
 
 
+def lack_memory() -> None:
+    raise torch.OutOfMemoryError("as a test has it")
+
+
 def fail() -> None:
     raise ValueError("as a test has it")
 
@@ -66,6 +71,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "exit": lambda: os._exit(0),
     "error": fail,
+    "memory": lack_memory,
     "crash": faulthandler._sigsegv,  # type: ignore[attr-defined]
     "loop": loop_for_ever,
     "lock": lock_for_ever,
@@ -113,6 +119,7 @@ def recipe_of(case: Case, tiles: str) -> Recipe:
         encoder={"name": "vit_tiny_patch8", "image_size": 16},
         batch={"global_batch_size": 4 * case.size, "micro_batch_size": 2, "accumulation_steps": 2},
         hardware={"num_devices": case.size},
+        memory={"fully_shard": case.divided, "keep_last_micro_batch": not case.divided},
         schedule={"epochs": 1},
         data={"source": tiles, "num_workers": case.workers},
         run={"log_every_steps": 1, "checkpoint_every_steps": 3},

@@ -33,7 +33,8 @@ def architecture(trained: Trained) -> tuple[str, dict[str, Any]]:
         "depth": vit.num_hidden_layers,
         "num_heads": vit.num_attention_heads,  # MoCo v3's ViT-S has 12, timm's 6
     }
-    return f"vit_{name.split('_')[1]}_patch16_224", {"in_chans": bands, **sizes}
+    size = name.split("_")[1]
+    return f"vit_{size}_patch{14 if size == 'huge' else 16}_224", {"in_chans": bands, **sizes}
 
 
 def write(trained: Trained, folder: Path) -> None:
