@@ -28,7 +28,7 @@ class Configuration:
 def recipe_of(
     encoder: str, tiles: tuple[int, int], *, side: int = 224, bands: int = 3, precision: str = "bf16",
     optimizer: str = "adamw", devices: int = 1, queue: int = 0, contrast: str = "global_batch", recompute: bool = False,
-    train_patches: bool = False, expandable: bool = True, keep_last: bool = True,
+    train_patches: bool = False, expandable: bool = True, keep_last: bool = True, sharded: bool = False,
 ) -> Recipe:  # fmt: skip
     """A valid recipe; `tiles` is (micro-batch size, accumulation steps)."""
     micro, count = tiles
@@ -45,6 +45,7 @@ def recipe_of(
             "activation_checkpointing": recompute,
             "keep_last_micro_batch": keep_last,
             "expandable_segments": expandable,
+            "fully_shard": sharded,
         },
         "hardware": {"num_devices": devices},
     }
@@ -62,6 +63,7 @@ def _run(encoder: str, micro: int, count: int, **more: Any) -> Configuration:
     parts += [f"queue{recipe.moco.queue_size}"] * (recipe.moco.queue_size > 0)
     parts += ["micro_contrast"] * (recipe.batch.contrast_over == "micro_batch")
     parts += ["recompute"] * recipe.memory.activation_checkpointing
+    parts += ["sharded"] * recipe.memory.fully_shard
     parts += ["keep_none"] * (not recipe.memory.keep_last_micro_batch)
     parts += ["train_patches"] * more.get("train_patches", False)
     parts += ["fixed_segments"] * (not recipe.memory.expandable_segments)
@@ -124,6 +126,11 @@ _AS_THEY_ARE = (
     _run("resnet18", 256, 4, side=96, precision="no", optimizer="lars", devices=8),
     _run("resnet50", 64, 2, devices=8, optimizer="lars"),
     _run("resnet50", 64, 4, devices=2, optimizer="adamw_8bit", queue=65_536),
+    # networks divided over devices
+    _run(_SMALL, 64, 4, devices=2, sharded=True, keep_last=False),
+    _run(_BASE, 32, 4, devices=8, sharded=True, keep_last=False, optimizer="adamw_8bit"),
+    _run("vit_large_patch16", 32, 4, devices=2, sharded=True, keep_last=False, recompute=True, optimizer="adamw_8bit"),
+    _run("vit_huge_patch14", 16, 2, devices=2, sharded=True, keep_last=False, recompute=True, optimizer="adamw_8bit"),
     # segments of fixed size, and no micro-batch's activations kept for backward
     _run(_TINY, 256, 1, expandable=False),
     _run(_SMALL, 128, 1, expandable=False),

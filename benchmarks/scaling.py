@@ -4,7 +4,7 @@ Measured, in rounds of one group of processes after the other: processor seconds
 step (cores are fewer than processes, so that seconds by the clock say little), beside the operations that the planner
 counts for it. `weak` keeps the tiles of a process, so that the batch grows; `strong` keeps the batch.
 
-    python benchmarks/scaling.py measure --rounds 5 > benchmarks/results/scaling_measured.jsonl
+    python benchmarks/scaling.py measure --rounds 3 > benchmarks/results/scaling_measured.jsonl
     python benchmarks/scaling.py predict > benchmarks/results/scaling_predicted.jsonl
 """
 
@@ -48,7 +48,7 @@ console = Console(stderr=True)
 
 
 @app.command()
-def measure(rounds: int = 5) -> None:
+def measure(rounds: int = 3) -> None:
     """Processor seconds a step, at 1, 2 and 4 processes."""
     cases = [(encoder, side, kind, n) for encoder, side in ENCODERS for kind in ("weak", "strong") for n in PROCESSES]
     seconds: dict[Any, list[float]] = {case: [] for case in cases}

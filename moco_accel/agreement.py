@@ -53,8 +53,8 @@ class Agreement:
         if self._group is None:
             return word
         if self._size > _FEW:
-            return self._in_rounds(word, combine)
-        words = torch.tensor(word)
+            return self._in_rounds(int(word), combine)
+        words = torch.tensor(int(word))
         with waiting():
             dist.all_reduce(words, operation, group=self._group)
         return int(words)

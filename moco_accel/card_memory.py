@@ -25,8 +25,16 @@ class PlannedMemory:
     """What the recipe plans of this run's cards, and what the run takes. All processes call its methods together."""
 
     def __init__(
-        self, planned: Planned | None, encoder: str, agreement: Agreement, device: torch.device, say: Say
+        self,
+        planned: Planned | None,
+        encoder: str,
+        agreement: Agreement,
+        device: torch.device,
+        say: Say,
+        heals: bool = True,
     ) -> None:
+        """`heals`: what does not fit is done over in smaller micro-batches."""
+        self._then = "runs in smaller micro-batches" if heals else "the run ends"
         self._agreement, self._device, self._say = agreement, device, say
         self.planned_mib = planned.peak_reserved_mib if planned else None
         self._margin = ASSUMED_SHARES[family(encoder)]
@@ -48,7 +56,7 @@ class PlannedMemory:
         if frees[rank] < self.planned_mib * (1 + self._margin):
             self._say(
                 f"[yellow]rank {rank}'s card has {frees[rank]} MiB free for a planned peak of {self.planned_mib} MiB, "
-                f"which may be off by {self._margin:.0%}: it may not fit, and then runs in smaller micro-batches[/]"
+                f"which may be off by {self._margin:.0%}: it may not fit, and then {self._then}[/]"
             )
 
     def after_step(self) -> None:

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
+from moco_accel.agreement import OtherFailed
 from moco_accel.atomic_files import strict_json, sync
 from moco_accel.encoders import build_encoder
 from moco_accel.manifest import (
@@ -33,7 +34,7 @@ from moco_accel.optimizer_state import optimizer_layout, optimizer_tensors, rest
 from moco_accel.recipe import Recipe, load_recipe, recipe_yaml
 from moco_accel.recipe_text import MAX_RECIPE_BYTES, RecipeError, explain
 from moco_accel.recipe_tiles import Section
-from moco_accel.sharding import local, nobody, part_of
+from moco_accel.sharding import is_divided, local, nobody, part_of
 from moco_accel.tensor_files import Layout, layout_bytes, layout_of, read_layout, read_tensors, tensor_chunks
 
 MODEL, OPTIMIZER, RANDOM = (f"{name}.safetensors" for name in ("model", "optimizer", "random"))
@@ -101,7 +102,7 @@ def write_checkpoint(
         if final.exists():  # a damaged one
             final.replace(final.with_suffix(".removed"))
         partial.rename(final)
-    except OSError:
+    except (OSError, OtherFailed):
         shutil.rmtree(partial, ignore_errors=True)  # room for what the user may still want to save
         raise
     sync(final.parent)
@@ -111,7 +112,7 @@ def write_checkpoint(
 def send_parts(moco: MoCo, optimizer: torch.optim.Optimizer, meet: Callable[[], object]) -> None:
     """What a process does while the first one writes."""
     for tensors in _divided_files(moco, optimizer).values():
-        for _ in tensor_chunks(tensors, meet):
+        for _ in tensor_chunks({name: tensor for name, tensor in tensors.items() if is_divided(tensor)}, meet):
             pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import time
@@ -59,7 +60,7 @@ class Examiner:
         wanted = recipe.evaluation.every_epochs is not None
         has_labels = recipe.evaluation.train_source is not None and recipe.evaluation.test_source is not None
         self._labelled = open_labelled(recipe) if wanted and has_labels else None
-        self._best, self._in_step = best_accuracy(run), False
+        self._best, self._is_divided = best_accuracy(run), False
         agreement.by_first(lambda: drop_rows_from(run / EVALUATIONS, first_step + 1 if first_step else 0))
         self._examined = {row["step"] for row in read_rows(run / EVALUATIONS)}
 
@@ -82,7 +83,7 @@ class Examiner:
     def examine(self, moco: MoCo, what: int, steps_done: int) -> Figures:
         """Figures of the encoder, also as a row of RUN/evaluations.jsonl."""
         enter(EVALUATION)
-        self._in_step = moco.shards is not None
+        self._is_divided = moco.shards is not None
         began = time.perf_counter()
         epoch = round(steps_done / self._total_steps * self._recipe.schedule.epochs, 4)
         figures: Figures = {"step": steps_done, "epoch": epoch}
@@ -127,10 +128,9 @@ class Examiner:
                 mean_colour_features(labelled.train, self._recipe),
                 mean_colour_features(labelled.test, self._recipe),
             )
-            random = moco.placed(random_encoder(self._recipe), self._accelerator.device)
             kept = {
                 "of": key,
-                "knn_top1_random_init": self._knn(random, labelled),
+                "knn_top1_random_init": self._knn_of_random_init(labelled, moco),
                 "knn_top1_mean_colour": knn_accuracy(
                     means[0],
                     labelled.train_labels,
@@ -143,6 +143,13 @@ class Examiner:
             }
             self._agreement.by_first(lambda: write_atomically(path, json.dumps(kept, indent=2) + "\n"))
         return {name: value for name, value in kept.items() if name != "of"}
+
+    def _knn_of_random_init(self, labelled: LabelledTiles, moco: MoCo) -> float:
+        encoder = moco.placed(random_encoder(self._recipe), self._accelerator.device)
+        accuracy = self._knn(encoder, labelled)
+        del encoder
+        gc.collect()  # a divided one is part of cycles, and would stay on the device
+        return accuracy
 
     def _features(self, encoder: nn.Module, tiles: Tiles) -> Tensor:
         """[N, D] of all tiles, on the CPU, on every process."""
@@ -190,7 +197,7 @@ class Examiner:
             try:
                 return extract(size)
             except torch.OutOfMemoryError:
-                if self._in_step:
+                if self._is_divided:
                     raise RecipeError(
                         f"out of memory in evaluation, on {size} tiles of an encoder that is divided over devices "
                         "(memory.fully_shard); evaluation.every_epochs=null trains without it"

@@ -28,12 +28,7 @@ _GO_ON = (
     "--resume goes on from the last checkpoint. What helps: close what else uses the card, optimizer.name=adamw_8bit, "
     "a smaller encoder.name"
 )
-_NOT_HEALED = (
-    "out of memory, and with {} a step can't be done over, for processes do not meet before they send; "
-    + _GO_ON
-    + ", a "
-    "smaller batch.micro_batch_size with more batch.accumulation_steps"
-)
+_NOT_HEALED = "out of memory, and with {} a step can't be done over. --resume --set {} goes on from the last checkpoint"
 _TEXTS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
@@ -64,7 +59,7 @@ class Healer:
 
     def gradients(self, part: Callable[[Views], T], views: Views) -> T:
         """`part(views)`, in smaller micro-batches from the first error on."""
-        running = _running_statistics(self._moco)
+        running = _running_statistics(self._moco) if self.recipe.heals else []
         while True:
             outcome, lacking = self._try(partial(part, self._fitting(views)))
             if not lacking:
@@ -104,8 +99,7 @@ class Healer:
             if not is_out_of_memory(error):
                 raise
             if not self.recipe.heals:
-                why = "memory.fully_shard=true" if self.recipe.memory.fully_shard else "run.heal_out_of_memory=false"
-                raise RecipeError(_NOT_HEALED.format(why)) from None
+                raise RecipeError(_not_healed(self.recipe)) from None
             word = OUT_OF_MEMORY
         # the error is gone by now, and with its frames what they held of the step
         if not self.recipe.heals or (not told and self._agreement.worst(word) == WELL):
@@ -118,6 +112,16 @@ class Healer:
         size = self.recipe.batch.micro_batch_size
         first, second = (in_micro_batches(view, size) for view in views)
         return first, second
+
+
+def _not_healed(recipe: Recipe) -> str:
+    if not recipe.memory.fully_shard:
+        return _NOT_HEALED.format("run.heal_out_of_memory=false", "run.heal_out_of_memory=true")
+    batch = recipe.batch
+    size = next((n for n in range(batch.micro_batch_size // 2, 0, -1) if batch.micro_batch_size % n == 0), 1)
+    steps = recipe.per_device_batch_size // size
+    fields = f"batch.micro_batch_size={size} --set batch.accumulation_steps={steps}"
+    return _NOT_HEALED.format("memory.fully_shard=true", fields)
 
 
 def _nothing() -> None:

@@ -86,7 +86,7 @@ def _train(
     damage = DamageLog(recipe, len(tiles), run, resumed=found is not None, first=rank() == 0)
     accelerator = build_accelerator(recipe, not torch.cuda.is_available(), str(run / tracking.FOLDER))
     planned = recipe.planned if recipe.batch.micro_batch_size == micro_batch_asked else None
-    memory = PlannedMemory(planned, recipe.encoder.name, agreement, accelerator.device, _say)
+    memory = PlannedMemory(planned, recipe.encoder.name, agreement, accelerator.device, _say, recipe.heals)
     memory.check()
     seed_all(recipe.run.seed)
     moco = build_moco(recipe)

@@ -48,7 +48,7 @@ class MoCo(nn.Module):
         self.temperature = recipe.moco.temperature
         self.keep_last_micro_batch = recipe.memory.keep_last_micro_batch
         self.shards: Shards | None = None
-        self._nodes_to_divide_over = recipe.hardware.num_nodes if recipe.memory.fully_shard else 0
+        self._divided_over_nodes = recipe.hardware.num_nodes if recipe.memory.fully_shard else None
         self.encoder = build_encoder(recipe.encoder, recipe.memory.activation_checkpointing)
         self.projector = _build_projector(recipe)
         self.predictor = _build_predictor(recipe)
@@ -94,10 +94,11 @@ class MoCo(nn.Module):
 
     def divide(self, device_type: str) -> None:
         """Leave this process its part of what the recipe divides; see `sharding`."""
-        if self._nodes_to_divide_over:
+        if self._divided_over_nodes is not None:
+            self.trained = {}  # whole parameters that somebody held would stay on the device
             encoders = [self.encoder, self.momentum_encoder]
             heads = [self.projector, self.predictor, self.momentum_projector]
-            self.shards = Shards(encoders, heads, device_type, self._nodes_to_divide_over)
+            self.shards = Shards(encoders, heads, device_type, self._divided_over_nodes)
 
     def placed(self, encoder: nn.Module, device: torch.device) -> nn.Module:
         """Another encoder of the kind on the device, divided as this one is."""

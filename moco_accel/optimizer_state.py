@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from moco_accel.moco import MoCo
-from moco_accel.sharding import is_divided, like, part_of
+from moco_accel.sharding import BLOCK_OF_8_BITS, LEAST_IN_8_BITS, is_divided, like, part_of
 from moco_accel.tensor_files import Layout
 
-_MIN_8BIT_SIZE = 4096  # numbers; bitsandbytes keeps what is smaller in 32 bits
-_BLOCK = 256  # numbers that share a scale
 _OF_ALL = {"step", "qmap1", "qmap2"}  # where processes divide a parameter, they divide all but these
 
 
@@ -69,12 +67,12 @@ def _remembered(optimizer: str, parameter: nn.Parameter) -> Layout:
     if optimizer == "lars":
         return {"velocity": (parameter.dtype, shape)}
     step: Layout = {"step": (torch.int64, ())}
-    if numbers < _MIN_8BIT_SIZE:
+    if numbers < LEAST_IN_8_BITS:
         return step | dict.fromkeys(("state1", "state2"), (torch.float32, shape))
-    blocks = -(-numbers // _BLOCK)
+    blocks = -(-numbers // BLOCK_OF_8_BITS)
     return {
         **step,
         **dict.fromkeys(("state1", "state2"), (torch.uint8, shape)),
         **dict.fromkeys(("absmax1", "absmax2"), (torch.float32, (blocks,))),
-        **dict.fromkeys(("qmap1", "qmap2"), (torch.float32, (_BLOCK,))),
+        **dict.fromkeys(("qmap1", "qmap2"), (torch.float32, (BLOCK_OF_8_BITS,))),
     }

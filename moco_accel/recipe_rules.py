@@ -121,6 +121,11 @@ def _check_nodes(recipe: Recipe) -> None:
         )
 
 
+def divides_networks(devices: int) -> bool:
+    """Whether so many devices of a node can divide matrices between them (`memory.fully_shard`): powers of two."""
+    return devices > 1 and not devices & (devices - 1)
+
+
 def _check_sharding(recipe: Recipe) -> None:
     if not recipe.memory.fully_shard:
         return
@@ -129,7 +134,7 @@ def _check_sharding(recipe: Recipe) -> None:
         raise RecipeError(
             f"{rule} divides ViTs, and encoder.name={recipe.encoder.name!r}; memory.fully_shard=false works"
         )
-    if per_node < 2 or per_node & (per_node - 1):
+    if not divides_networks(per_node):
         raise RecipeError(
             f"{rule} divides matrices over a node's devices, of which there are {per_node}; 2, 4 or 8 work, or "
             "memory.fully_shard=false"

@@ -19,8 +19,10 @@ from torch.distributed.tensor import DTensor, Shard
 
 from moco_accel.encoders import blocks
 
-_BLOCK = 256  # numbers that share a scale in an 8-bit optimizer: a part holds whole ones
-_LEAST = 4096  # numbers of a part; of fewer, 8-bit optimizers keep 32 bits
+BLOCK_OF_8_BITS = 256
+"""Numbers that share a scale in bitsandbytes' optimizers; a part holds whole blocks."""
+LEAST_IN_8_BITS = 4096
+"""Numbers; of tensors, and parts, of fewer they keep 32 bits."""
 
 
 class Shards:
@@ -42,7 +44,8 @@ class Shards:
         for block in blocks(encoder):
             unit = self._divide(block)
             unit.register_forward_hook(_free_in_backward)  # type: ignore[attr-defined]
-            unit.set_modules_to_backward_prefetch([before] if before else [])
+            if before is not None:  # backward comes to it next
+                unit.set_modules_to_backward_prefetch([before])
             before = unit
         return self._divide(encoder)  # type: ignore[return-value]
 
@@ -95,7 +98,10 @@ def nobody() -> None:
 
 
 def whole(tensor: Tensor, meet: Callable[[], object]) -> Tensor:
-    """All of a tensor. All processes ask for the same ones in the same order; they `meet` before each is sent."""
+    """All of a tensor. All processes ask for the same ones in the same order; they `meet` before each is sent.
+
+    One that fails between the two leaves the others waiting, until they are seen to have stalled (`watching`).
+    """
     if not isinstance(tensor, DTensor):
         return tensor
     meet()
@@ -106,7 +112,9 @@ def _divides(parameter: Tensor, processes: int) -> bool:
     if is_divided(parameter):
         return True
     rows, numbers = (*parameter.shape, 0)[0], parameter.numel() // processes
-    return parameter.ndim > 1 and rows % processes == 0 and numbers % _BLOCK == 0 and numbers >= _LEAST
+    return (
+        parameter.ndim > 1 and rows % processes == 0 and numbers % BLOCK_OF_8_BITS == 0 and numbers >= LEAST_IN_8_BITS
+    )
 
 
 def _free_in_backward(block: nn.Module, _: object, __: object) -> None:

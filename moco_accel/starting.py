@@ -12,6 +12,7 @@ import torch
 
 from moco_accel.launching import FIRST_NODE, Asked, launch_command
 from moco_accel.recipe import Hardware, Recipe
+from moco_accel.recipe_rules import divides_networks
 from moco_accel.recipe_text import RecipeError
 
 _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -51,7 +52,8 @@ class Launch:
 def _number(name: str, default: int, least: int = 0) -> int:
     text = os.environ.get(name, str(default))
     if not text.strip().isdecimal() or int(text) < least:
-        raise RecipeError(f"{name}={text!r} in the environment is no such number; {name}={default} works alone")
+        works = f"{name}={default} works alone" if default else "without it, it works"
+        raise RecipeError(f"{name}={text!r} in the environment is no such number; {works}")
     return int(text)
 
 
@@ -104,7 +106,7 @@ def _changes(recipe: Recipe, launch: Launch) -> str:
     batch, nodes = recipe.batch, launch.nodes(recipe.hardware.num_nodes)
     if nodes is None or batch.global_batch_size % launch.processes:
         return ""
-    changes = {}
+    changes: dict[str, object] = {}
     if launch.processes != recipe.hardware.num_devices:
         per_device, micro = batch.global_batch_size // launch.processes, batch.micro_batch_size
         kept = micro if per_device % micro == 0 else per_device
@@ -113,4 +115,6 @@ def _changes(recipe: Recipe, launch: Launch) -> str:
         changes["batch.micro_batch_size"] = kept
     if nodes != recipe.hardware.num_nodes:
         changes["hardware.num_nodes"] = nodes
+    if recipe.memory.fully_shard and not divides_networks(launch.processes // nodes):
+        changes["memory.fully_shard"] = "false"
     return " ".join(f"--set {name}={value}" for name, value in changes.items())

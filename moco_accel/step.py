@@ -78,8 +78,9 @@ def prepare(
         moco.divide(accelerator.device.type)
     model = accelerator.prepare_model(moco, device_placement=not on_device, evaluation_mode=True)
     moco.make_room_for_gradients()
+    parameters = dict(moco.named_parameters()) | moco.trained
     for group in optimizer.param_groups:
-        group["params"] = [moco.trained[name] for name in group["params"]]
+        group["params"] = [parameters[name] for name in group["params"]]
     prepared = accelerator.prepare_optimizer(optimizer, device_placement=not on_device)
     return model, prepared
 

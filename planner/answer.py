@@ -97,7 +97,9 @@ def plan(question: Question, request: Request, cards: Fleet, page: report.Page) 
     page.show(report.hardware(cards), f"\n{report.asked_for(first)}")
     found = _table(question, request, card, name)
     chosen = next(candidate for candidate in found if candidate.recipe.encoder.name == name)
-    page.show(report.candidates_table(found, question.tiles), *reasons.why_not(found, chosen), "")
+    page.show(
+        report.candidates_table(found, question.tiles), *reasons.why_not(found, chosen), *reasons.divided(chosen), ""
+    )
     page.show(*report.budget(chosen))
     with console.status("tracing the paper's own way"):
         way = answered("planner.estimate.papers_way", PapersWay, chosen.recipe, card)

@@ -41,7 +41,7 @@ def judge(recipe: Recipe, card: Card) -> Candidate:
         tiles_per_second=predicted_tiles_per_second(traced, recipe, card),
         flops=traced.flops_by_part(batch.micro_batch_size, batch.accumulation_steps),
         sent=traced.sent(batch.micro_batch_size, batch.accumulation_steps),
-        meetings=traced.meetings(batch.accumulation_steps),
+        meetings=traced.meetings(batch.accumulation_steps) if recipe.heals else 0,
     )
 
 

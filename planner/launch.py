@@ -45,7 +45,7 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 export MASTER_ADDR MASTER_PORT WORLD_SIZE={devices} LOCAL_WORLD_SIZE={per_node} OMP_NUM_THREADS=1{cpu}
 
 # no launcher stands between: Slurm's signal reaches the trainers, and nothing ends them while they save
-srun --kill-on-bad-exit=1 --open-mode=append --output="$logs/%j-node%n.log" --label \\
+srun --cpus-per-task={cpus} --kill-on-bad-exit=1 --open-mode=append --output="$logs/%j-node%n.log" --label \\
     bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' trainer \\
     python moco_accel/train.py --recipe {recipe} --output-dir "$run" --resume
 code=$?

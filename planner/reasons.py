@@ -42,6 +42,19 @@ def _smallest_card(candidate: Candidate) -> str:
     return f"; the smallest card that would do: {would.name} ({would.marketed_gib:g} GB)" if would else ""
 
 
+def divided(chosen: Candidate) -> list[str]:
+    """What it means that networks are divided; nothing where they are not."""
+    hardware = chosen.recipe.hardware
+    if not chosen.recipe.memory.fully_shard:
+        return []
+    per_node, sent = hardware.num_devices // hardware.num_nodes, sum(item.size_bytes for item in chosen.sent)
+    return [
+        f"[yellow]memory.fully_shard: the {per_node} GPUs of a node divide weights, gradients and optimizer state, for "
+        f"nothing fits without. They send each other {gib(sent)} GiB a step, which tiles/s leaves out, and a step that "
+        "runs out of memory is not done over.[/]"
+    ]
+
+
 def does_not_fit(candidate: Candidate, changes: Changes) -> list[str]:
     """What is too big, what would make it fit, the cheapest first, and the smallest card that would do."""
     memory, name = candidate.memory, candidate.recipe.encoder.name

@@ -126,7 +126,7 @@ def candidates_table(candidates: list[Candidate], tiles: int | None, waiting: st
     for name, justify in (
         ("encoder", "left"),
         ("micro-batch ×\naccum. × GPUs", "right"),
-        ("recom-\npute", "left"),
+        ("recompute,\ndivide", "left"),
         ("peak MiB,\npredicted", "right"),
         ("fits: MiB\nfree", "right"),
         ("tiles/s\npred.", "right"),
@@ -148,12 +148,17 @@ def _row(candidate: Candidate, tiles: int | None) -> list[str]:
     return [
         recipe.encoder.name,
         f"{batch.micro_batch_size:,} × {batch.accumulation_steps:,} × {recipe.hardware.num_devices}",
-        "blocks" if recipe.memory.activation_checkpointing else "–",
+        _recomputed(recipe),
         f"{mib(memory.peak_reserved_bytes)} ± {mib(off)}",
         f"[green]yes: {mib(memory.headroom_bytes)}[/]" if memory.fits else f"[red]no: −{mib(memory.missing_bytes)}[/]",
         f"{candidate.tiles_per_second:,.0f}" if memory.fits else "–",
         (f"{units:,.1f}" if units >= 1 else f"{units:.2g}") if memory.fits else "–",
     ]
+
+
+def _recomputed(recipe: Recipe) -> str:
+    hardware, words = recipe.hardware, "blocks" if recipe.memory.activation_checkpointing else "–"
+    return f"{words}, ÷ {hardware.num_devices // hardware.num_nodes}" if recipe.memory.fully_shard else words
 
 
 def budget(candidate: Candidate) -> list[RenderableType]:

@@ -37,8 +37,9 @@ def sending(candidate: Candidate) -> list[RenderableType]:
     for sent in sorted(candidate.sent, key=lambda sent: list(_SENT).index(sent.what)):
         figures = f"{sent.size_bytes / MIB:,.1f}", f"{ring_bytes(sent) / MIB:,.1f}"
         table.add_row(_SENT[sent.what], sent.operation, f"{sent.processes:,}", f"{sent.times:,}", *figures)
-    meetings = f"{candidate.meetings:,} times all processes meet first, a word from each through the CPU."
-    return [table, f"Counted in the trace; each sends over a ring. {meetings}", *_between(candidate)]
+    meetings = f" {candidate.meetings:,} times all processes meet first, a word from each through the CPU."
+    counted = "Counted in the trace; each sends over a ring."
+    return [table, counted + (meetings if candidate.meetings else ""), *_between(candidate)]
 
 
 def _between(candidate: Candidate) -> list[RenderableType]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import weakref
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from moco_accel.random_states import random_states
 from moco_accel.recipe import Recipe
 from moco_accel.recipe_text import RecipeError
 from moco_accel.resume_rules import versions
-from moco_accel.sharding import local, nobody, whole
+from moco_accel.sharding import is_divided, local, nobody, whole
 from moco_accel.step import build_accelerator, prepare, train_step
 from moco_accel.tensor_files import read_layout, read_tensors, tensor_chunks
 
@@ -50,7 +51,12 @@ class Training:
         AcceleratorState._reset_state()
         torch.manual_seed(seed)
         accelerator, moco = build_accelerator(recipe, cpu=True), build_moco(recipe)
-        return cls(recipe, accelerator, moco, *prepare(accelerator, moco, build_optimizer(recipe, moco)))
+        built = [weakref.ref(parameter) for parameter in moco.parameters()]
+        training = cls(recipe, accelerator, moco, *prepare(accelerator, moco, build_optimizer(recipe, moco)))
+        undivided = sum(not is_divided(parameter) for parameter in moco.parameters())
+        # on a device, a whole parameter that somebody holds would take its place beside all parts
+        assert sum(parameter() is not None for parameter in built) == undivided
+        return training
 
     def step(self, number: int) -> float:
         mine = make_views(self.recipe, number).chunk(self.accelerator.num_processes, dim=1)

@@ -111,6 +111,13 @@ def test_alone_and_twice_in_a_step() -> None:
     assert (row["error"], row["apart"], row["halvings"]) == (None, 0, [[2, [0]]])
 
 
+def test_who_does_not_want_it_is_not_healed() -> None:
+    sections = {"batch": {"global_batch_size": 8, "micro_batch_size": 4, "accumulation_steps": 2}}
+    case = {"rank": 0, "place": "forward encoder", "nth": 1, "step": 0}
+    rows = run_failing(1, sections | {"run": {"heal_out_of_memory": False}}, [case], seconds=60)
+    assert "out of memory, and with run.heal_out_of_memory=false a step can't be done over" in rows[0]["error"]
+
+
 def test_the_micro_batch_is_the_largest_that_divides() -> None:
     recipe = small_recipe(batch={"global_batch_size": 90, "micro_batch_size": 45, "accumulation_steps": 2})
     assert halved(recipe, [0]).batch.micro_batch_size == 18

@@ -164,7 +164,8 @@ def test_configurations_cover_what_the_planner_claims() -> None:
         for section, field in (
             ("encoder", "bands"), ("encoder", "freeze_patch_projection"), ("batch", "contrast_over"),
             ("memory", "activation_checkpointing"), ("memory", "expandable_segments"),
-            ("memory", "keep_last_micro_batch"), ("hardware", "num_devices"), ("optimizer", "name"),
+            ("memory", "keep_last_micro_batch"), ("memory", "fully_shard"), ("hardware", "num_devices"),
+            ("optimizer", "name"),
         )
     }  # fmt: skip
     assert seen["bands"] == {3, 13}

@@ -123,7 +123,7 @@ def test_what_is_sent_of_divided_parameters_grows_with_the_micro_batches(contras
     recipe = recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"accumulation_steps": 4})})
     direct, scaled = trace_step(recipe, CARD.compute_capability), judge(recipe, CARD)
     assert scaled.sent == totals(direct)
-    assert scaled.meetings == direct.meetings
+    assert scaled.meetings == 0  # such a step is not done over, so nobody asks before
     assert scaled.flops == pytest.approx(dict(by_part(direct)), rel=1e-9)
     assert {(sent.operation, sent.what, sent.processes, sent.apart) for sent in scaled.sent} == {
         ("all-gather", "parameters", 2, 1),

@@ -95,6 +95,7 @@ def test_moco_plan_writes_a_job_that_bash_can_read(tmp_path: Path) -> None:
     assert directives["nodes"] == "4"
     assert directives["ntasks-per-node"] == directives["gpus-per-node"] == "8"
     assert directives["cpus-per-task"] == str(load_recipe(recipe).data.num_workers + 1)
+    assert f"srun --cpus-per-task={directives['cpus-per-task']} " in job.read_text()  # which does not inherit it
     assert directives["job-name"] == "4_nodes"
     assert directives["signal"] == "TERM@300"
     assert "WORLD_SIZE=32 LOCAL_WORLD_SIZE=8" in job.read_text()

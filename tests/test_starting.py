@@ -25,7 +25,9 @@ from moco_accel.starting import Launch, check_machine
 no_gpu = pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="messages of a machine without a GPU")
 ASKED = Asked("recipes/my own.yaml", "runs/a", overrides=("data.source=t",))
 TYPED = "moco_accel/train.py --recipe 'recipes/my own.yaml' --output-dir runs/a --set data.source=t"
-EACH_NODE = f"{TYPED} (on node 0 of 2, and on each other node with its own number)"
+EACH_NODE = (
+    f"--rdzv_conf timeout=300 --nproc_per_node 2 {TYPED} (on node 0 of 2, and on each other node with its own number)"
+)
 
 
 def launch(processes: int, on_this_node: int | None = None, address: str = "10.0.0.5", rank: int = 0) -> Launch:
@@ -65,13 +67,13 @@ def planned_for(devices: int, nodes: int = 1, micro_batch: int = 2, batch: int =
             planned_for(4, 2),
             launch(3, 3),
             "hardware.num_devices=4 but 3 processes were launched; launch with: ACCELERATE_USE_CPU=true torchrun "
-            f"--nnodes 2 --node_rank 0 --master_addr 10.0.0.5 --master_port 29500 --nproc_per_node 2 {EACH_NODE}",
+            f"--nnodes 2 --node_rank 0 --master_addr 10.0.0.5 --master_port 29500 {EACH_NODE}",
         ),
         (  # one of two nodes is left
             planned_for(4, 2, micro_batch=4),
             launch(2, 2, "localhost"),
             "hardware.num_devices=4 but 2 processes were launched; launch with: ACCELERATE_USE_CPU=true torchrun "
-            f"--nnodes 2 --node_rank 0 --master_addr HOST0 --master_port 29500 --nproc_per_node 2 {EACH_NODE} — "
+            f"--nnodes 2 --node_rank 0 --master_addr HOST0 --master_port 29500 {EACH_NODE} — "
             "or, for this launch: --set hardware.num_devices=2 --set batch.accumulation_steps=2 "
             "--set batch.micro_batch_size=4 --set hardware.num_nodes=1",
         ),
@@ -80,7 +82,7 @@ def planned_for(devices: int, nodes: int = 1, micro_batch: int = 2, batch: int =
             launch(4, 4),
             "hardware.num_devices=4 on hardware.num_nodes=2 are 2 on each node, but LOCAL_WORLD_SIZE=4: 4 processes "
             "were launched on this one; launch with: ACCELERATE_USE_CPU=true torchrun --nnodes 2 --node_rank 0 "
-            f"--master_addr 10.0.0.5 --master_port 29500 --nproc_per_node 2 {EACH_NODE} — or, for this launch: "
+            f"--master_addr 10.0.0.5 --master_port 29500 {EACH_NODE} — or, for this launch: "
             "--set hardware.num_nodes=1",
         ),
         (  # nodes of unlike numbers of processes
@@ -88,7 +90,7 @@ def planned_for(devices: int, nodes: int = 1, micro_batch: int = 2, batch: int =
             launch(4, 3),
             "hardware.num_devices=4 on hardware.num_nodes=2 are 2 on each node, but LOCAL_WORLD_SIZE=3: 3 processes "
             "were launched on this one; launch with: ACCELERATE_USE_CPU=true torchrun --nnodes 2 --node_rank 0 "
-            f"--master_addr 10.0.0.5 --master_port 29500 --nproc_per_node 2 {EACH_NODE}",
+            f"--master_addr 10.0.0.5 --master_port 29500 {EACH_NODE}",
         ),
     ],
 )

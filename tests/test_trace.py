@@ -63,7 +63,7 @@ def measured_peak_bytes(recipe: Recipe, steps: int = 2, step: Callable[..., Step
     return _peak_without_scratch(changes, scratch, since)
 
 
-def _peak_without_scratch(changes: list[tuple[int, int]], operations: list[tuple[int, int]], since: int) -> int:
+def _peak_without_scratch(changes: list[tuple[int, int]], operations: list[tuple[int, int]], since: int = 0) -> int:
     """Peak of `changes` (time, bytes) from `since` on, less what one of `operations` (start, end) has all to itself."""
     starts = sorted(operations)
     pending: dict[int, list[tuple[int, int]]] = {}
