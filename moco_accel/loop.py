@@ -31,7 +31,7 @@ from moco_accel.recipe import Recipe, save_recipe
 from moco_accel.recipe_text import RecipeError
 from moco_accel.resolve import resolve
 from moco_accel.resume_rules import continued
-from moco_accel.run_folder import checkpoint_folder, mark_best, newest_whole, refuse_used_folder
+from moco_accel.run_folder import STOPPED, checkpoint_folder, mark_best, newest_whole, refuse_used_folder
 from moco_accel.saving import Saver
 from moco_accel.sharding import local
 from moco_accel.step import build_accelerator, prepare, train_step
@@ -106,6 +106,7 @@ def _train(
         write_down(smaller)
 
     write_down(recipe)
+    agreement.by_first(lambda: (run / STOPPED).unlink(missing_ok=True))
     healer = Healer(recipe, moco, optimizer, agreement, note_halved)
 
     views = step_views(tiles, recipe, accelerator.device, accelerator.process_index, first_step, damage)
@@ -159,6 +160,7 @@ def _train(
                 if what := examiner.due(step + 1):
                     examine(what, step + 1)
     except StoppedBySignal:
+        agreement.by_first((run / STOPPED).touch)
         say_stopped(stop, saver.saved_step)
     finally:
         views.close()

@@ -37,6 +37,10 @@ def checkpoint_folders(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
 
 
+STOPPED = "stopped"
+"""Is there while a run that was told to end waits to be resumed."""
+
+
 def refuse_used_folder(run: Path) -> None:
     """Raises RecipeError where a new run cannot begin."""
     if checkpoint_folders(run) or (run / "latest").exists():

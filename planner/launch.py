@@ -50,8 +50,8 @@ srun --cpus-per-task={cpus} --kill-on-bad-exit=1 --open-mode=append --output="$l
     python moco_accel/train.py --recipe {recipe} --output-dir "$run" --resume
 code=$?
 
-# without an error and without a summary, the run was told to end, and is saved: it goes on where it was
-if [ "$code" -eq 0 ] && [ ! -e "$run/summary.json" ]; then
+# without an error and told to end, the run is saved and not done: it goes on where it was
+if [ "$code" -eq 0 ] && [ -e "$run/stopped" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
