@@ -101,7 +101,7 @@ def test_what_runs_takes_what_was_traced(devices: int) -> None:
     traceable = traceable_batch(recipe, 2)
     events = scalable(trace_step(traceable, None), traceable).events(8, 2)
     gc.collect()
-    with profile(profile_memory=True) as profiler:
+    with profile(profile_memory=True, acc_events=True) as profiler:
         run_steps(recipe, CPU, 2)
     happened = profiler.profiler.kineto_results.events()
     scratch = [(e.start_ns(), e.end_ns()) for e in happened if e.name() in CONVOLUTIONS]

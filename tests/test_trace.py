@@ -44,7 +44,7 @@ def measured_peak_bytes(recipe: Recipe, steps: int = 2, step: Callable[..., Step
     crops = CropBatch(pixels, [heaviest_photometry(recipe)] * tiles, list(range(tiles)))
     accelerator = build_accelerator(recipe, cpu=True)
     gc.collect()  # what earlier tests left would be freed inside, and counted as less than nothing
-    with profile(profile_memory=True) as profiler:
+    with profile(profile_memory=True, acc_events=True) as profiler:
         moco = build_moco(recipe)
         model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
         with record_function(PREPARED):
