@@ -94,7 +94,7 @@ def write_checkpoint(
     partial.mkdir(parents=True)
     manifest: Manifest = {}
     try:
-        for name, tensors in (*_divided_files(moco, optimizer).items(), (RANDOM, {_RANDOM: random_states})):
+        for name, tensors in (*_tensors_by_file(moco, optimizer).items(), (RANDOM, {_RANDOM: random_states})):
             manifest[name] = write_hashed(partial / name, tensor_chunks(tensors, meet))
         for name, content in ((STATE, json.dumps(state.model_dump()).encode()), (RECIPE, recipe_yaml(recipe))):
             manifest[name] = write_hashed(partial / name, [content])
@@ -111,12 +111,12 @@ def write_checkpoint(
 
 def send_parts(moco: MoCo, optimizer: torch.optim.Optimizer, meet: Callable[[], object]) -> None:
     """What a process does while the first one writes."""
-    for tensors in _divided_files(moco, optimizer).values():
+    for tensors in _tensors_by_file(moco, optimizer).values():
         for _ in tensor_chunks({name: tensor for name, tensor in tensors.items() if is_divided(tensor)}, meet):
             pass
 
 
-def _divided_files(moco: MoCo, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+def _tensors_by_file(moco: MoCo, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     return {MODEL: moco.state_dict(), OPTIMIZER: optimizer_tensors(moco, optimizer)}
 
 

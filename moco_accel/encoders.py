@@ -21,8 +21,13 @@ from moco_accel.recipe import RESNET_NAMES
 from moco_accel.recipe import Encoder as EncoderConfig
 
 # hidden size, layers, heads. ViT-S and ViT-B have 12 heads in MoCo v3; the others as in DeiT and ViT.
-_VIT_SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 12), "base": (768, 12, 12)}
-_VIT_SIZES |= {"large": (1024, 24, 16), "huge": (1280, 32, 16)}
+_VIT_SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 12),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
 _RESNET_DIMS = {"resnet10": 512, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
 
 

@@ -3,7 +3,7 @@
 torch's `fully_shard` gathers a block's matrices before it runs and frees them after. Everything else in the step stays
 as it is, and so does the gradient. Vectors (biases, norms) stay whole: they are few, and 8-bit optimizers would keep
 parts of them otherwise. Accelerate's own way into FSDP2 is not taken: it makes all of MoCo one unit, whose two sides
-then can't run apart, and lowers what is reduced to 16 bits.
+then can't run apart, and under bf16 reduces in 16 bits unless told otherwise.
 """
 
 from __future__ import annotations

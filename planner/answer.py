@@ -22,7 +22,7 @@ from planner.devices import Card, cards_of_this_machine
 from planner.evidence import all_rows, standing
 from planner.fleet import Fleet, fleet
 from planner.header import header
-from planner.launch import check_job, launch_lines, write_job
+from planner.launch import launch_lines, write_job
 from planner.request import (
     DEFAULT_ENCODER,
     TABLE_ENCODERS,
@@ -31,6 +31,7 @@ from planner.request import (
     check_fleet,
     check_nodes,
     check_place,
+    check_writable,
     few_steps,
     recipe_for,
     recipe_path,
@@ -61,7 +62,8 @@ class Question:
 def answer(question: Question) -> int:
     """Answer on stderr (and, as JSON, on stdout). Returns the exit code; raises RecipeError for the user's mistakes."""
     report.check_picture(question.save)
-    check_job(question.slurm)
+    if question.slurm is not None:
+        check_writable("--slurm", question.slurm, "job.sbatch")
     recipe = load_recipe(question.recipe_file) if question.recipe_file is not None else None
     check_nodes(question.nodes, recipe, question.recipe_file)
     cards = _cards(question, recipe)

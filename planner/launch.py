@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +10,6 @@ from rich.markup import escape
 
 from moco_accel.launching import launch_command
 from moco_accel.recipe import Hardware, Recipe
-from moco_accel.recipe_text import RecipeError
 
 _ALL_SHOWN = 4  # nodes; of more, the first two show what changes
 SAVING_SECONDS = 300  # before a job's time is over: for the step it is in, and its checkpoint
@@ -95,15 +93,3 @@ def write_job(job: Path | None, recipe: Recipe, recipe_path: str) -> list[str]:
         return []
     job.write_text(slurm_job(recipe, recipe_path, job), encoding="utf-8")
     return [f"For Slurm: [bold green]sbatch {escape(shlex.quote(str(job)))}[/]"]
-
-
-def check_job(path: Path | None) -> None:
-    """Raises RecipeError where no job can be written."""
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecipeError(f"--slurm={path} cannot be written: {error}; --slurm job.sbatch works") from None
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise RecipeError(f"--slurm={path} cannot be written; --slurm job.sbatch works")

@@ -122,14 +122,19 @@ def check_fleet(cards: Fleet, recipe: Recipe, recipe_file: Path | None) -> None:
         )
 
 
-def check_place(path: Path, recipe: Recipe, by_default: bool) -> None:
-    """Raises RecipeError where `recipe` cannot be written, or would replace, unasked, a recipe with other fields."""
+def check_writable(option: str, path: Path, works: str) -> None:
+    """Makes the folder of `path`, given as `option`. Raises RecipeError where no file can be written there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RecipeError(f"--output={path} cannot be written: {error}; --output recipe.yaml works") from None
+        raise RecipeError(f"{option}={path} cannot be written: {error}; {option} {works} works") from None
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise RecipeError(f"--output={path} cannot be written; --output recipe.yaml works")
+        raise RecipeError(f"{option}={path} cannot be written; {option} {works} works")
+
+
+def check_place(path: Path, recipe: Recipe, by_default: bool) -> None:
+    """Raises RecipeError where `recipe` cannot be written, or would replace, unasked, a recipe with other fields."""
+    check_writable("--output", path, "recipe.yaml")
     if not by_default or not path.exists():
         return
     there, new = load_recipe(path).model_dump(), recipe.model_dump()
