@@ -1,7 +1,7 @@
 """What a job of ours asks of Slurm, on one machine: `srun` and `scontrol`, by the name that this is called by.
 
 `srun` starts SLURM_NTASKS tasks with their numbers, and ends all when one fails. With STOP_WHEN, a file, they get
-SIGTERM once it is there, as at the end of a job's time, unless the job was queued again before.
+SIGTERM once something is in it, as at the end of a job's time, unless the job was queued again before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def srun(words: list[str]) -> int:
     code = 0
     while any(task.poll() is None for task in tasks):
         code = code or next((task.returncode for task in tasks if task.poll()), 0)
-        if code or (stopping and stop_when.is_file()):
+        if code or (stopping and stop_when.is_file() and stop_when.stat().st_size):
             stopping = False
             for task in tasks:
                 task.send_signal(signal.SIGTERM)
