@@ -32,12 +32,14 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from moco_accel.augment import Crop, CropBatch, augment_pixels, make_crop, stack_crops
-from moco_accel.data import TwoViews
-from moco_accel.reading.decoding import decode_raster
-from moco_accel.reading.tiles import open_tiles
-from moco_accel.recipe import Recipe, recipe_from_dict, scaled_lr
-from moco_accel.recipe_tiles import Data
+from moco_accel.images.decoding import decode_raster
+from moco_accel.recipe.data_sections import Data
+from moco_accel.recipe.load import recipe_from_dict
+from moco_accel.recipe.rules import scaled_lr
+from moco_accel.recipe.schema import Recipe
+from moco_accel.tiles.tiles import open_tiles
+from moco_accel.training.loader import TwoViews
+from moco_accel.views.augment import Crop, CropBatch, augment_pixels, make_crop, stack_crops
 
 IMAGERY = Path(__file__).parents[1] / "moco_accel/assets/bmng.jpg"
 PAPER, LOADER, WHOLE, SATELLITE = "the paper's", "our loader", "ours, whole", "ours, whole, preset satellite"

@@ -19,10 +19,10 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from moco_accel.evaluation import extract_features, knn_predictions
+from moco_accel.evaluation.baselines import open_labelled
+from moco_accel.evaluation.features import extract_features, knn_predictions
 from moco_accel.export.exporting import export, format_named
 from moco_accel.export.trained import find_trained
-from moco_accel.judgement import open_labelled
 
 FORMATS = {
     "transformers": "transformers",

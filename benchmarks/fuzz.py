@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from hostile_worker import Result, all_sources, all_tiles, run_kinds
 from hypothesis import HealthCheck, given, settings
-from mutated_recipes import MUTATED, OVERRIDES, outcome
+from support.hostile_worker import Result, all_sources, all_tiles, run_kinds
+from support.mutated_recipes import MUTATED, OVERRIDES, outcome
 
 EXAMPLES = 5000
 

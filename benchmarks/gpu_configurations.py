@@ -6,7 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moco_accel.recipe import RESNET_NAMES, Recipe, recipe_from_dict, scaled_lr
+from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.load import recipe_from_dict
+from moco_accel.recipe.rules import scaled_lr
+from moco_accel.recipe.schema import Recipe
 
 BASE_LR = {"adamw": 1.5e-4, "adamw_8bit": 1.5e-4, "lars": 0.3}
 CARDS_GIB = (8.0, 12.0, 24.0)

@@ -22,13 +22,15 @@ from typing import Any
 import torch
 from gpu_configurations import Configuration, configurations
 
-from moco_accel.recipe import Recipe, recipe_from_dict
-from planner.allocator import AllocatorPeaks, Event, replay
-from planner.devices import Card, cards_of_this_machine, generic_card
-from planner.estimate import predicted_tiles_per_second, trace_for
-from planner.measure import Measured, as_row, measure, recipe_fields
-from planner.scaling import ScalableTrace
-from planner.search import best
+from moco_accel.recipe.load import recipe_from_dict
+from moco_accel.recipe.schema import Recipe
+from planner.answer.search import best
+from planner.cards.devices import Card, cards_of_this_machine, generic_card
+from planner.memory.allocator import AllocatorPeaks, replay
+from planner.memory.estimate import predicted_tiles_per_second, trace_for
+from planner.memory.measure import Measured, as_row, measure, recipe_fields
+from planner.memory.scaling import ScalableTrace
+from planner.trace.events import Event
 
 _LISTED = 40  # groups of blocks that an explanation names
 

@@ -32,9 +32,9 @@ from gpu_configurations import CARDS_GIB, Configuration, configurations
 from gpu_verdict import Row, failures, show, told, worst_first
 from rich.markup import escape
 
-from moco_accel.console import console, user_errors
-from moco_accel.recipe_text import RecipeError
-from planner.evidence import append_row, read_rows
+from moco_accel.common.console import console, user_errors
+from moco_accel.common.errors import UserError
+from planner.memory.evidence import append_row, read_rows
 
 RESULTS = Path(__file__).parent / "results"
 _CHILD_SECONDS = 300
@@ -117,17 +117,17 @@ def ask_card() -> Row:
     """The GPU, asked by another process: a context of ours would be measured too."""
     here = child({"ask": "card"})
     if here is None:
-        raise RecipeError("gpu_validate needs a GPU and torch sees none here; --list names the configurations")
+        raise UserError("gpu_validate needs a GPU and torch sees none here; --list names the configurations")
     if "error" in here:
-        raise RecipeError(f"torch cannot be asked about the GPU: {here['error']}")
+        raise UserError(f"torch cannot be asked about the GPU: {here['error']}")
     return here
 
 
 def rows_before(output: Path, resume: bool) -> list[Row]:
-    """What `output` holds. Raises RecipeError where it is not to be gone on with."""
+    """What `output` holds. Raises UserError where it is not to be gone on with."""
     rows = [row for row in read_rows(output) if "error" not in row]
     if rows and not resume:
-        raise RecipeError(f"--output={output} holds {len(rows)} rows; --resume goes on with them, or name another file")
+        raise UserError(f"--output={output} holds {len(rows)} rows; --resume goes on with them, or name another file")
     return rows
 
 
@@ -179,7 +179,7 @@ def main(
         return
     with user_errors():
         if not wanted:
-            raise RecipeError(f"--only={only} names no configuration; --list names them all")
+            raise UserError(f"--only={only} names no configuration; --list names them all")
         code = validate(wanted, output, resume, jobs, budget_seconds, snapshots)
     raise typer.Exit(code)
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from moco_accel.console import console
+from moco_accel.common.console import console
 
 TARGETS = {"median": 0.015, "p95": 0.04, "max": 0.08}
 MIB = 1 << 20

@@ -18,12 +18,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from moco_accel.recipe import ENCODER_NAMES, Recipe
-from planner.candidate import with_memory, with_micro_batch
-from planner.devices import CARDS, MIB
-from planner.estimate import judge
-from planner.network import operations_share
-from planner.request import Request, recipe_for
+from moco_accel.recipe.constants import ENCODER_NAMES
+from moco_accel.recipe.schema import Recipe
+from planner.answer.request import Request, recipe_for
+from planner.cards.devices import CARDS, MIB
+from planner.memory.candidate import with_memory, with_micro_batch
+from planner.memory.estimate import judge
+from planner.time.network import operations_share
 
 SCALES = ((4096, 2), (32_768, 64), (1_048_576, 1024))
 PROMISED = {(4096, 2): 0.05, (32_768, 64): 0.10}

@@ -25,7 +25,7 @@ import typer
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from killed_runs import KilledRuns, Outcome, draw_case
+from support.killed_runs import KilledRuns, Outcome, draw_case
 
 
 def outcomes(first: int, last: int) -> Iterator[Outcome]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from moco_accel.agreement import Agreement
+from moco_accel.processes.control_group import Agreement
 
 PROCESSES = (2, 4, 8, 16, 32)
 ROUNDS, TIMES = 15, 20

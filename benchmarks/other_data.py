@@ -15,8 +15,8 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision import transforms
 
-from moco_accel.reading.decoding import decode_raster
-from moco_accel.recipe_rules import IMAGENET_MEAN, IMAGENET_STD
+from moco_accel.images.decoding import decode_raster
+from moco_accel.recipe.constants import IMAGENET_MEAN, IMAGENET_STD
 
 SIDE = 224
 Views = Callable[[Sequence[bytes]], tuple[Tensor, Tensor]]

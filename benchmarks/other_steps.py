@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from moco_accel.encoders import build_encoder, feature_dim
-from moco_accel.optim import build_optimizer
-from moco_accel.recipe import RESNET_NAMES, Recipe
+from moco_accel.networks.encoders import build_encoder, feature_dim
+from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.schema import Recipe
+from moco_accel.training.optimizers import build_optimizer
 
 Step = Callable[[], float]
 

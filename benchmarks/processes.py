@@ -22,12 +22,15 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
 
-from moco_accel.agreement import Agreement, meet_through
-from moco_accel.collectives import gather_keys
-from moco_accel.moco import build_moco
-from moco_accel.optim import build_optimizer
-from moco_accel.recipe import RESNET_NAMES, Recipe, recipe_from_dict, scaled_lr
-from moco_accel.step import OneAttempt, Views, build_accelerator, prepare, train_step
+from moco_accel.networks.collectives import gather_keys
+from moco_accel.networks.moco import build_moco
+from moco_accel.processes.control_group import Agreement, meet_through
+from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.load import recipe_from_dict
+from moco_accel.recipe.rules import scaled_lr
+from moco_accel.recipe.schema import Recipe
+from moco_accel.training.optimizers import build_optimizer
+from moco_accel.training.step import OneAttempt, Views, build_accelerator, prepare, train_step
 
 OURS, ALONE, DDP = "ours", "without meetings", "DistributedDataParallel"
 

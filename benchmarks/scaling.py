@@ -25,15 +25,15 @@ import typer
 from processes import our_step, recipe_of
 from rich.console import Console
 
-from moco_accel.agreement import Agreement
-from moco_accel.recipe import Recipe
-from moco_accel.step import build_accelerator
-from planner.candidate import Candidate
-from planner.devices import CARDS
-from planner.network import between_nodes, node_link_bytes, operations_share
-from planner.request import Request, recipe_for
-from planner.search import best
-from planner.trace import trace_step
+from moco_accel.processes.control_group import Agreement
+from moco_accel.recipe.schema import Recipe
+from moco_accel.training.step import build_accelerator
+from planner.answer.request import Request, recipe_for
+from planner.answer.search import best
+from planner.cards.devices import CARDS
+from planner.memory.candidate import Candidate
+from planner.time.network import between_nodes, node_link_bytes, operations_share
+from planner.trace.trace import trace_step
 
 PROCESSES = (1, 2, 4)
 ENCODERS = (("vit_tiny_patch16", 64), ("resnet18", 64))

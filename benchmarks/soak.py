@@ -30,11 +30,11 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from conftest import small_recipe
-from trainer_processes import Trainer
+from support.recipes import small_recipe
+from support.trainer_processes import Trainer
 
-from moco_accel.checkpoint import MODEL, OPTIMIZER
-from moco_accel.recipe import save_recipe
+from moco_accel.checkpoints.checkpoint import MODEL, OPTIMIZER
+from moco_accel.recipe.load import save_recipe
 
 TILES, BATCH, LOG_EVERY, PROCESSES = 3200, 32, 5, 2
 STEPS_AN_EPOCH = TILES // BATCH

@@ -25,14 +25,17 @@ from rich.table import Table
 from torch import Tensor
 from transformers import __version__ as transformers_version
 
-from moco_accel.moco import build_moco
-from moco_accel.optim import build_optimizer
-from moco_accel.recipe import RESNET_NAMES, Recipe, recipe_from_dict, scaled_lr
-from moco_accel.step import StepResult, build_accelerator, prepare, train_step
-from planner.allocator import replay
-from planner.both_views import both_views_step
-from planner.trace import trace_step
-from planner.traced import Trace
+from moco_accel.networks.moco import build_moco
+from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.load import recipe_from_dict
+from moco_accel.recipe.rules import scaled_lr
+from moco_accel.recipe.schema import Recipe
+from moco_accel.training.optimizers import build_optimizer
+from moco_accel.training.step import StepResult, build_accelerator, prepare, train_step
+from planner.memory.allocator import replay
+from planner.trace.events import Trace
+from planner.trace.paper_step import both_views_step
+from planner.trace.trace import trace_step
 
 NAIVE = "both views at once"
 KEPT = ("weights", "momentum_weights", "gradients", "optimizer_state")

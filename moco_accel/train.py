@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from moco_accel.console import console, run_command, user_errors
-from moco_accel.launching import Asked
-from moco_accel.recipe import load_recipe
-from moco_accel.stopping import StopRequest
+from moco_accel.common.console import console, run_command, user_errors
+from moco_accel.processes.signals import StopRequest
+from moco_accel.recipe.launch_command import Asked
+from moco_accel.recipe.load import load_recipe
 
 _ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -46,7 +46,7 @@ def train(
         loaded = load_recipe(recipe, overrides)
         if loaded.hardware.vram_gib is not None:
             set_allocator(loaded.memory.expandable_segments)
-        from moco_accel.loop import run_training
+        from moco_accel.training.loop import run_training
 
         folder = output_dir or Path("runs") / recipe.stem
         asked = Asked(str(recipe), str(folder), resume, allow_recipe_change, tuple(overrides or ()))

@@ -87,16 +87,16 @@ def plan(
 
     Exit codes: 0 it fits, 1 it does not, 2 the question is wrong.
     """
-    from moco_accel.console import user_errors
+    from moco_accel.common.console import user_errors
 
     with user_errors():
         if list_gpus:
-            from planner.card_list import show_cards
+            from planner.cards.card_list import show_cards
 
             show_cards(as_json)
             return
-        from planner.answer import Question, answer
-        from planner.request import Request, check_alone
+        from planner.answer.answer import Question, answer
+        from planner.answer.request import Request, check_alone
 
         request = Request(
             gpus=gpus or 1,
@@ -123,7 +123,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 
 def main() -> None:
-    from moco_accel.console import run_command
+    from moco_accel.common.console import run_command
 
     run_command(app)
 

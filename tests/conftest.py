@@ -14,32 +14,14 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from moco_accel.encoders import _VIT_SIZES
-from moco_accel.imagery.shard_writer import write_shards
-from moco_accel.recipe import Recipe, recipe_from_dict, scaled_lr
+from moco_accel.networks.encoders import _VIT_SIZES
+from moco_accel.sources.shard_writer import write_shards
 
 
 def pytest_configure() -> None:
     """One thread, here and in processes that tests start: small steps take ten times as long where threads wait."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-
-
-def small_recipe(**sections: dict[str, Any]) -> Recipe:
-    """A recipe that runs in a second: global batch 8 in micro-batches of 4, tiles of 16 pixels."""
-    fields: dict[str, dict[str, Any]] = {
-        "encoder": {"name": "vit_tiny_patch8", "image_size": 16},
-        "moco": {"projector_hidden_dim": 32, "output_dim": 16},
-        "batch": {"global_batch_size": 8, "micro_batch_size": 4, "accumulation_steps": 2},
-        "optimizer": {"name": "adamw"},
-        "schedule": {"epochs": 2, "warmup_epochs": 1},
-        "memory": {"mixed_precision": "no"},
-        "data": {"num_workers": 0},
-    }
-    for name, section in sections.items():
-        fields[name] = fields.get(name, {}) | section
-    fields["optimizer"].setdefault("lr", scaled_lr(1.5e-4, fields["batch"]["global_batch_size"]))
-    return recipe_from_dict(fields)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from moco_accel.console import console, user_errors
+from moco_accel.common.console import console, user_errors
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 FormatName = Literal["transformers", "torchvision", "timm", "torchgeo", "onnx"]
@@ -66,7 +66,7 @@ def export(
 
 def main() -> None:
     """Entry point of `moco-export`. Exit codes: 0 done, 2 the user's mistake."""
-    from moco_accel.console import run_command
+    from moco_accel.common.console import run_command
 
     run_command(app)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moco_accel.atomic_files import strict_json
+from moco_accel.common.atomic_files import strict_json
+from moco_accel.common.errors import UserError
 from moco_accel.export.model_card import model_card
 from moco_accel.export.trained import PREPROCESSING, Trained, plain_json, preprocessing, random_pixels
-from moco_accel.recipe_text import RecipeError
 
 CARD = "README.md"
 
@@ -38,10 +38,10 @@ class Format:
 
 def format_named(name: str) -> Format:
     """The format of that name; each is a module."""
-    from moco_accel.export import for_onnx, for_timm, for_torchgeo, for_torchvision, for_transformers
+    from moco_accel.export import to_onnx, to_timm, to_torchgeo, to_torchvision, to_transformers
 
-    timm, onnx, geo = for_timm, for_onnx, for_torchgeo
-    vision, hugging = for_torchvision, for_transformers
+    timm, onnx, geo = to_timm, to_onnx, to_torchgeo
+    vision, hugging = to_torchvision, to_transformers
     formats = [
         Format("transformers", hugging.write, hugging.features, hugging.loading, (), "transformers"),
         Format("torchvision", vision.write, vision.features, vision.loading, (), "torchvision"),
@@ -53,20 +53,20 @@ def format_named(name: str) -> Format:
 
 
 def refuse_unusable(out: Path, overwrite: bool, chosen: Format) -> None:
-    """Raises RecipeError where `out` is taken, or where a package lacks."""
+    """Raises UserError where `out` is taken, or where a package lacks."""
     for package in chosen.needs:
         if importlib.util.find_spec(package) is None:
-            raise RecipeError(
+            raise UserError(
                 f"--format={chosen.name} needs {package}, which is not installed; pip install 'moco-accel[export]'"
             )
     if not out.exists() and not out.is_symlink():
         return
     if out.is_symlink() or not out.is_dir():
-        raise RecipeError(f"OUT={out} is no folder; the name of a new one works")
+        raise UserError(f"OUT={out} is no folder; the name of a new one works")
     if any(out.iterdir()) and not overwrite:
-        raise RecipeError(f"OUT={out} is not empty; --overwrite replaces an export, or name a new folder")
+        raise UserError(f"OUT={out} is not empty; --overwrite replaces an export, or name a new folder")
     if any(out.iterdir()) and not _is_export(out):
-        raise RecipeError(
+        raise UserError(
             f"OUT={out} holds other things than an export, which --overwrite never removes; a new folder works"
         )
 
@@ -74,7 +74,7 @@ def refuse_unusable(out: Path, overwrite: bool, chosen: Format) -> None:
 def export(trained: Trained, out: Path, chosen: Format, overwrite: bool = False) -> float | None:
     """Write `out`. Returns the largest difference of features read back; None where that library is not installed.
 
-    Raises RecipeError, and leaves nothing behind, where it is above the format's tolerance.
+    Raises UserError, and leaves nothing behind, where it is above the format's tolerance.
     """
     refuse_unusable(out, overwrite, chosen)
     out = out.resolve()
@@ -101,12 +101,12 @@ def worst_difference(trained: Trained, folder: Path, chosen: Format) -> float | 
     with torch.no_grad():
         ours, theirs = trained.encoder(pixels), chosen.features(folder, trained)(pixels)
     if ours.shape != theirs.shape:
-        raise RecipeError(
+        raise UserError(
             f"--format={chosen.name}: features of shape {list(theirs.shape)} came back, not {list(ours.shape)}"
         )
     worst = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
     if not worst <= chosen.tolerance:
-        raise RecipeError(
+        raise UserError(
             f"--format={chosen.name}: features read back differ by {worst:.1e}, more than {chosen.tolerance:.0e}; "
             f"nothing was written. Another version of {chosen.reads_with} may work, or another --format"
         )

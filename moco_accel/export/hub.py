@@ -6,27 +6,27 @@ import re
 from pathlib import Path
 from typing import Any
 
-from moco_accel.recipe_text import RecipeError
+from moco_accel.common.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def check_name(name: str) -> None:
-    """Raises RecipeError."""
+    """Raises UserError."""
     if not _NAME.fullmatch(name):
-        raise RecipeError(f"--push-to-hub={name!r} is no name of a repository; --push-to-hub user/name works")
+        raise UserError(f"--push-to-hub={name!r} is no name of a repository; --push-to-hub user/name works")
 
 
 def check_token() -> None:
-    """Raises RecipeError where nobody has logged in."""
+    """Raises UserError where nobody has logged in."""
     from huggingface_hub import get_token
 
     if not get_token():
-        raise RecipeError("--push-to-hub needs a token and there is none; hf auth login, or HF_TOKEN, gives one")
+        raise UserError("--push-to-hub needs a token and there is none; hf auth login, or HF_TOKEN, gives one")
 
 
 def push(folder: Path, name: str) -> str:
-    """Make the repository where there is none, upload the folder; returns its address. Raises RecipeError."""
+    """Make the repository where there is none, upload the folder; returns its address. Raises UserError."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -37,7 +37,7 @@ def push(folder: Path, name: str) -> str:
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by moco-export")
     except (HfHubHTTPError, client_error, OSError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise RecipeError(
+        raise UserError(
             f"--push-to-hub={name}: {api.endpoint} did not take it ({reason}); {folder} is written, and "
             f"hf upload {name} {folder} sends it later"
         ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moco_accel.export.trained import PREPROCESSING, Trained, preprocessing
-from moco_accel.recipe import Recipe
+from moco_accel.recipe.schema import Recipe
 
 _LIBRARY_NAMES = {"transformers": "transformers", "timm": "timm", "torchvision": "torchvision", "onnx": "onnx"}
 _ROWS = {

@@ -11,15 +11,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from moco_accel.atomic_files import read_ordinary, strict_json
-from moco_accel.bands import name_bands
-from moco_accel.checkpoint import load_encoder_from
-from moco_accel.encoders import feature_dim
-from moco_accel.manifest import MANIFEST
-from moco_accel.recipe import Recipe, family
-from moco_accel.recipe_text import RecipeError
-from moco_accel.run_folder import find_checkpoint_of
-from moco_accel.run_rows import EVALUATIONS, read_rows
+from moco_accel.checkpoints.checkpoint import load_encoder_from
+from moco_accel.checkpoints.manifest import MANIFEST
+from moco_accel.checkpoints.run_folder import find_checkpoint_of
+from moco_accel.checkpoints.run_log import EVALUATIONS, read_rows
+from moco_accel.common.atomic_files import read_ordinary, strict_json
+from moco_accel.common.errors import UserError
+from moco_accel.networks.encoders import feature_dim
+from moco_accel.recipe.bands import name_bands
+from moco_accel.recipe.constants import family
+from moco_accel.recipe.schema import Recipe
 
 Which = Literal["latest", "best"]
 PREPROCESSING = "preprocessing.json"
@@ -72,7 +73,7 @@ class Trained:
 
 
 def find_trained(path: Path, which: Which) -> Trained:
-    """The encoder of a run, its newest or best checkpoint, or of one checkpoint's folder. Raises RecipeError."""
+    """The encoder of a run, its newest or best checkpoint, or of one checkpoint's folder. Raises UserError."""
     of_best = which == "best" and not (path / MANIFEST).exists()
     checkpoint, run = find_checkpoint_of(_best(path) if of_best else path)
     encoder = load_encoder_from(checkpoint).eval().requires_grad_(False)
@@ -125,10 +126,10 @@ def _best(run: Path) -> Path:
     try:
         name = read_ordinary(run / "best", 256).decode().split()[0]
     except (OSError, ValueError, IndexError):
-        raise RecipeError(f"--which=best: {run}/best names no checkpoint; --which latest works") from None
+        raise UserError(f"--which=best: {run}/best names no checkpoint; --which latest works") from None
     folder = run / "checkpoints" / Path(name).name
     if not (folder / MANIFEST).exists():
-        raise RecipeError(f"--which=best: {run}/best names {name!r}, which is not there; --which latest works")
+        raise UserError(f"--which=best: {run}/best names {name!r}, which is not there; --which latest works")
     return folder
 
 
@@ -143,5 +144,5 @@ def _summary(path: Path) -> dict[str, Any]:
     try:
         found = strict_json(read_ordinary(path, _MAX_SUMMARY_BYTES), path.name)
     except ValueError as error:
-        raise RecipeError(f"{path}: {error}; move it away, or run moco-eval again") from None
+        raise UserError(f"{path}: {error}; move it away, or run moco-eval again") from None
     return found if isinstance(found, dict) else {}

@@ -15,15 +15,15 @@ from typing import Any
 
 import datasets
 
+from moco_accel.common.errors import UserError
 from moco_accel.imagery.cutting import PAIR_COLUMN, Cut, Cutter, is_picture
 from moco_accel.imagery.journal import REPORT_FILE, Journal, Tally
 from moco_accel.imagery.options import Options, asked, check_out
 from moco_accel.imagery.outcome import check_kept, report_of
 from moco_accel.imagery.plan import Plan, make_plan
-from moco_accel.imagery.shard_writer import GrowingShard
 from moco_accel.imagery.workers import in_order
-from moco_accel.recipe_text import RecipeError
-from moco_accel.tile_facts import TileFacts
+from moco_accel.sources.shard_writer import GrowingShard
+from moco_accel.sources.tile_facts import TileFacts
 
 OnProgress = Callable[[str, int, int, int], None]
 
@@ -65,11 +65,11 @@ def build_tiles(
     pixels, crs, and bounds (left, bottom, right, top; null without a CRS). What a window no longer fits into at the
     right and lower edge is left out. `on_progress(stage, done, all, tiles)` hears of `scenes` looked at, then of
     `windows` done.
-    Raises RecipeError when there is nothing to read, nothing is kept, or `out_dir` holds something else.
+    Raises UserError when there is nothing to read, nothing is kept, or `out_dir` holds something else.
     """
     started = time.monotonic()
     if workers is not None and workers < 1:
-        raise RecipeError(f"--workers={workers} must be at least 1; --workers 1 takes the least memory")
+        raise UserError(f"--workers={workers} must be at least 1; --workers 1 takes the least memory")
     options = options or Options()
     hear = on_progress or (lambda stage, done, total, tiles: None)
     journal = Journal(out_dir, asked(source, options))
@@ -86,7 +86,7 @@ def build_tiles(
         tally = journal.agree(plan.decided(), tally, overwrite)
         resumed = tally.tiles
         report, facts = _write(plan, journal, tally, workers, hear)
-    except RecipeError:
+    except UserError:
         if not tally.shards:
             with contextlib.suppress(OSError):  # what went wrong is told already
                 journal.remove()
@@ -111,7 +111,7 @@ def _write(
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
         hint = "there is room" if error.errno == errno.ENOSPC else "that is mended"
-        raise RecipeError(
+        raise UserError(
             f"OUT={str(journal.out)!r} cannot be written ({why}); whole shards stay ({tally.shards}), and the same "
             f"command goes on from there once {hint}"
         ) from None

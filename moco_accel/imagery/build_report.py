@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from moco_accel.console import console
+from moco_accel.common.console import console
 from moco_accel.imagery.build import Built, OnProgress
 from moco_accel.imagery.cutting import PAIR_COLUMN
-from moco_accel.recipe_text import set_word
+from moco_accel.recipe.overrides import set_word
 
 _MAX_LISTED = 10
 

@@ -9,10 +9,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from moco_accel.bands import parse_bands
-from moco_accel.console import console, progress_bar, user_errors
-from moco_accel.looking import look_cli
-from moco_accel.recipe_text import set_word
+from moco_accel.common.console import console, progress_bar, user_errors
+from moco_accel.inspection import cli
+from moco_accel.recipe.bands import parse_bands
+from moco_accel.recipe.overrides import set_word
 
 app = typer.Typer(
     help="Imagery into shards of tiles to pretrain on.\n\nExample: moco-data demo data/demo",
@@ -38,7 +38,8 @@ def demo(out: Out, overwrite: Overwrite = False) -> None:
         from moco_accel.imagery.options import check_out
 
         check_out(out, overwrite)
-        from moco_accel.imagery.bluemarble import WEAKNESSES, class_counts, load_demo, write_demo
+        from moco_accel.evaluation.demo_classes import WEAKNESSES
+        from moco_accel.imagery.demo import class_counts, load_demo, write_demo
 
         with console.status("choosing tiles"):
             chosen = load_demo()
@@ -145,7 +146,7 @@ def build(
 
 def main() -> None:
     """Entry point of `moco-data`. Exit codes: 0 done, 2 the user's mistake."""
-    from moco_accel.console import run_command
+    from moco_accel.common.console import run_command
 
     run_command(app)
 
@@ -167,7 +168,7 @@ def _names(text: str | None, option: str) -> tuple[str, ...] | None:
     return None if text is None else tuple(parse_bands(text, option))
 
 
-look_cli.register(app)  # inspect and preview register themselves: see look_cli.py
+cli.register(app)  # inspect and preview register themselves: see look_cli.py
 
 if __name__ == "__main__":
     main()

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from moco_accel.band_counter import BandCounter
-from moco_accel.imagery.clouds import CloudRule, cloud_rule
-from moco_accel.imagery.grids import Grid
+from moco_accel.common.pixels import Mask, Pixels
 from moco_accel.imagery.labels import Classes, LabelReader, folder_of
-from moco_accel.imagery.layouts import Layout
 from moco_accel.imagery.options import Options
-from moco_accel.imagery.pictures import UnreadableImage
-from moco_accel.imagery.rasters import PictureReader, RasterReader
-from moco_accel.tile_facts import Mask, Pixels
+from moco_accel.scenes.clouds import CloudRule, cloud_rule
+from moco_accel.scenes.grids import Grid
+from moco_accel.scenes.layouts import Layout
+from moco_accel.scenes.pictures import UnreadableImage
+from moco_accel.scenes.rasters import PictureReader, RasterReader
+from moco_accel.tiles.band_counter import BandCounter
 
 Tile = tuple[Pixels, Mask | None, bytes | None]  # pixels, where they hold data, the file's bytes if they can serve
 

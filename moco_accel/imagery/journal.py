@@ -20,10 +20,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from moco_accel.atomic_files import write_atomically
-from moco_accel.band_counter import BandCounter
-from moco_accel.recipe_text import RecipeError
-from moco_accel.tile_facts import FACTS_FILE, TileFacts, facts_from_json
+from moco_accel.common.atomic_files import write_atomically
+from moco_accel.common.errors import UserError
+from moco_accel.sources.tile_facts import FACTS_FILE, TileFacts, facts_from_json
+from moco_accel.tiles.band_counter import BandCounter
 
 REPORT_FILE = "build.json"
 _FOLDER, _OLD = ".build", ".build-done"
@@ -62,7 +62,7 @@ class Journal:
         self._lock: IO[str] | None = None
 
     def finished(self) -> tuple[dict[str, Any], TileFacts] | None:
-        """Report and facts of a finished build of the same tiles. Raises RecipeError for one of others."""
+        """Report and facts of a finished build of the same tiles. Raises UserError for one of others."""
         shutil.rmtree(self.out / _OLD, ignore_errors=True)
         if not (self.out / FACTS_FILE).is_file() or not (self.out / REPORT_FILE).is_file() or self.folder.exists():
             return None
@@ -77,7 +77,7 @@ class Journal:
         return report, facts
 
     def begin(self, overwrite: bool) -> Tally:
-        """How far an earlier build of the same tiles got, or a new start. Raises RecipeError."""
+        """How far an earlier build of the same tiles got, or a new start. Raises UserError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._take_lock()
@@ -87,10 +87,10 @@ class Journal:
                     path.unlink()
         except OSError as error:
             self.close()
-            raise RecipeError(
+            raise UserError(
                 f"OUT={str(self.out)!r} cannot be written ({error.strerror}); choose a folder of yours"
             ) from None
-        except RecipeError:
+        except UserError:
             self.close()
             raise
         return tally
@@ -98,12 +98,12 @@ class Journal:
     def agree(self, decided: dict[str, str], tally: Tally, overwrite: bool) -> Tally:
         """`tally`, when the build that it is of had decided the same; a new start else.
 
-        Raises RecipeError when that loses whole shards and `overwrite` is false.
+        Raises UserError when that loses whole shards and `overwrite` is false.
         """
         try:
             self._compare(decided, self._read(_DECIDED), "was begun")
             return tally
-        except RecipeError:
+        except UserError:
             if tally.shards and not overwrite:
                 raise
         self._start_anew()
@@ -116,7 +116,7 @@ class Journal:
             try:
                 self._compare(self.asked, self._read(_ASKED), "was begun")
                 return self._load()
-            except RecipeError:
+            except UserError:
                 if not overwrite:
                     raise
         self._start_anew()
@@ -203,7 +203,7 @@ class Journal:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RecipeError(
+            raise UserError(
                 f"OUT={str(self.out)!r} is being written by another build; wait, or choose another folder"
             ) from None
 
@@ -215,8 +215,8 @@ class Journal:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
             raise self.damaged(name) from None
 
-    def damaged(self, name: str) -> RecipeError:
-        return RecipeError(f"OUT={str(self.out)!r} holds a damaged {name}; choose another folder, or pass --overwrite")
+    def damaged(self, name: str) -> UserError:
+        return UserError(f"OUT={str(self.out)!r} holds a damaged {name}; choose another folder, or pass --overwrite")
 
     def _compare(self, now: dict[str, str], begun: dict[str, str], verb: str) -> None:
         for name, value in now.items():
@@ -224,8 +224,8 @@ class Journal:
                 continue
             if name in ("files", "scenes", "format"):
                 what = "by another version" if name == "format" else "of files that have changed since"
-                raise RecipeError(f"OUT={str(self.out)!r} {verb} {what}; choose another folder, or pass --overwrite")
-            raise RecipeError(
+                raise UserError(f"OUT={str(self.out)!r} {verb} {what}; choose another folder, or pass --overwrite")
+            raise UserError(
                 f"OUT={str(self.out)!r} {verb} {_as_asked(name, begun.get(name))}, not {_as_asked(name, value)}; "
                 f"choose another folder, or pass --overwrite"
             )

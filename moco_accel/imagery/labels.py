@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from moco_accel.imagery.grids import Grid, overlap, place
-from moco_accel.imagery.layouts import open_raster
-from moco_accel.imagery.pictures import UnreadableImage
-from moco_accel.imagery.rasters import OnGrid
-from moco_accel.imagery.scenes import Scene
-from moco_accel.recipe_text import RecipeError
+from moco_accel.common.errors import UserError
+from moco_accel.scenes.grids import Grid, overlap, place
+from moco_accel.scenes.layouts import open_raster
+from moco_accel.scenes.pictures import UnreadableImage
+from moco_accel.scenes.rasters import OnGrid
+from moco_accel.scenes.scenes import Scene
 
 # why a window has no label
 NO_LABEL, UNCLEAR = "no label there", "no clear label"
@@ -32,11 +32,11 @@ class Classes:
 
 
 def folder_classes(source: Path, scenes: list[Scene]) -> Classes:
-    """Names of the folders directly under `source`, sorted. Raises RecipeError when a scene lies outside of them."""
+    """Names of the folders directly under `source`, sorted. Raises UserError when a scene lies outside of them."""
     for scene in scenes:
         if not source.is_dir() or scene.files[0].parent == source:
             path = scene.files[0]
-            raise RecipeError(f"--labels-from-folders: {path} lies in no class folder; {source}/forest/… works")
+            raise UserError(f"--labels-from-folders: {path} lies in no class folder; {source}/forest/… works")
     return Classes(tuple(sorted({folder_of(source, scene) for scene in scenes})))
 
 
@@ -47,17 +47,17 @@ def folder_of(source: Path, scene: Scene) -> str:
 def raster_classes(path: Path, class_names: str | None) -> Classes:
     """As `class_names` says (`sea,land` for 0 and 1, or `10=forest,80=water`), else every number in the raster.
 
-    Raises RecipeError for a raster that holds no classes or a list that makes no sense.
+    Raises UserError for a raster that holds no classes or a list that makes no sense.
     """
     try:
         dataset = open_raster(path)
     except UnreadableImage as reason:
-        raise RecipeError(f"--label-raster={path} {reason}; a GeoTIFF of one band of class numbers works") from None
+        raise UserError(f"--label-raster={path} {reason}; a GeoTIFF of one band of class numbers works") from None
     with dataset:
         dtype = dataset.dtypes[0]
         if np.dtype(dtype).kind not in "ui" or dataset.count != 1 or dataset.crs is None:
             found = "has no coordinate system" if dataset.crs is None else f"has {dataset.count} × {dtype}"
-            raise RecipeError(
+            raise UserError(
                 f"--label-raster={path} {found}; a GeoTIFF of one band of class numbers (uint8) on Earth works"
             )
         if class_names:
@@ -67,7 +67,7 @@ def raster_classes(path: Path, class_names: str | None) -> Classes:
             rows = ((top, min(top + _SCAN_ROWS, dataset.height)), (0, dataset.width))
             values |= set(np.unique(dataset.read(1, window=rows)).tolist())
             if len(values) > _MAX_CLASSES:
-                raise RecipeError(
+                raise UserError(
                     f"--label-raster={path} has over {_MAX_CLASSES} classes; name yours: --class-names 1=sea"
                 )
         values -= {dataset.nodata}
@@ -75,7 +75,7 @@ def raster_classes(path: Path, class_names: str | None) -> Classes:
 
 
 def check_covered(path: Path, grids: Sequence[Grid]) -> None:
-    """Raises RecipeError when a label raster lies beside every scene."""
+    """Raises UserError when a label raster lies beside every scene."""
     from rasterio.errors import RasterioError
     from rasterio.warp import transform_bounds
 
@@ -91,7 +91,7 @@ def check_covered(path: Path, grids: Sequence[Grid]) -> None:
         if overlap(moved, own):
             return
         first = first or f"{place(bounds, grid.crs)}{f', there {place(moved, crs)}' * (grid.crs != crs)}"
-    raise RecipeError(
+    raise UserError(
         f"--label-raster={path} covers none of the {len(grids)} scenes: it spans {place(own, crs)}, the first scene "
         f"{first}; a raster of the same place works"
     )
@@ -107,9 +107,7 @@ def _parse(text: str) -> Classes:
         pairs = []
     names = [name for _, name in pairs]
     if len(pairs) != len(entries) or len(set(names)) < len(names) or len(dict(pairs)) < len(pairs) or not all(names):
-        raise RecipeError(
-            f"--class-names={text!r} is no list of distinct classes; sea,land or 10=forest,80=water works"
-        )
+        raise UserError(f"--class-names={text!r} is no list of distinct classes; sea,land or 10=forest,80=water works")
     pairs.sort()
     return Classes(tuple(name for _, name in pairs), tuple(number for number, _ in pairs))
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moco_accel.band_counter import BandCounter
-from moco_accel.imagery.clouds import OFFSET_BASELINE, cloud_rule
-from moco_accel.imagery.layouts import LOWEST_FLOAT, Layout
 from moco_accel.imagery.options import Options
-from moco_accel.tile_facts import TileFacts
+from moco_accel.scenes.clouds import OFFSET_BASELINE, cloud_rule
+from moco_accel.scenes.layouts import LOWEST_FLOAT, Layout
+from moco_accel.sources.tile_facts import TileFacts
+from moco_accel.tiles.band_counter import BandCounter
 
 _USUAL_NODATA = {"int16": (-32768, -9999), "float32": (LOWEST_FLOAT, -99999, -32768, -9999)}
 _SUSPICIOUS_SHARE = 0.01

@@ -7,16 +7,16 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from moco_accel.bands import canonical_bands
-from moco_accel.imagery.scenes import find_images
-from moco_accel.recipe_text import RecipeError
+from moco_accel.common.errors import UserError
+from moco_accel.recipe.bands import canonical_bands
+from moco_accel.scenes.scenes import find_images
 
 _MAJORITY = 0.6
 
 
 @dataclass(frozen=True)
 class Options:
-    """Each field is an option of the command line: `tile_size` is --tile-size. Raises RecipeError.
+    """Each field is an option of the command line: `tile_size` is --tile-size. Raises UserError.
 
     Shares are of a tile's pixels. `stride` None: the tile size. `max_nodata` or `max_cloud` 1: no tile is skipped.
     """
@@ -39,19 +39,19 @@ class Options:
         for name, least, works in (("tile_size", 8, 224), ("stride", 1, self.tile_size), ("max_shard_mb", 1, 256)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise RecipeError(f"{flag(name)}={value} must be at least {least}; {flag(name)} {works} works")
+                raise UserError(f"{flag(name)}={value} must be at least {least}; {flag(name)} {works} works")
         for name, share in (("max_nodata", 0.1), ("max_cloud", 0.5), ("min_majority", _MAJORITY)):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise RecipeError(f"{flag(name)}={value} is no share from 0 to 1; {flag(name)} {share} works")
+                raise UserError(f"{flag(name)}={value} is no share from 0 to 1; {flag(name)} {share} works")
         if self.labels_from_folders and self.label_raster:
-            raise RecipeError("--labels-from-folders and --label-raster both make the column label; give one of them")
+            raise UserError("--labels-from-folders and --label-raster both make the column label; give one of them")
         if self.class_names and not self.label_raster:
-            raise RecipeError(
+            raise UserError(
                 f"--class-names={self.class_names!r} names the numbers of --label-raster, which is absent; leave it out"
             )
         if self.min_majority is not None and not self.label_raster:
-            raise RecipeError(
+            raise UserError(
                 f"--min-majority={self.min_majority} is of the classes of --label-raster, which is absent; leave it out"
             )
         for name in ("bands", "band_names"):
@@ -74,9 +74,9 @@ class Options:
 
 
 def asked(source: Path, options: Options) -> dict[str, str]:
-    """All that decides the tiles of a build, as its journal keeps it. Raises RecipeError when there is no imagery."""
+    """All that decides the tiles of a build, as its journal keeps it. Raises UserError when there is no imagery."""
     if options.pair_with and options.pair_with.resolve() == source.resolve():
-        raise RecipeError(f"--pair-with={options.pair_with} is SRC itself; give the folder of another season")
+        raise UserError(f"--pair-with={options.pair_with} is SRC itself; give the folder of another season")
     return {"SRC": str(source.resolve())} | options.as_text() | {"files": _digest(source, options)}
 
 
@@ -85,13 +85,13 @@ def flag(name: str) -> str:
 
 
 def check_out(out: Path, may_hold_tiles: bool) -> None:
-    """Raises RecipeError when `out` is a file, or holds what is not ours to replace."""
+    """Raises UserError when `out` is a file, or holds what is not ours to replace."""
     if out.exists() and not out.is_dir():
-        raise RecipeError(f"OUT={str(out)!r} is a file; a folder works, e.g. {out.with_suffix('')}_tiles")
+        raise UserError(f"OUT={str(out)!r} is a file; a folder works, e.g. {out.with_suffix('')}_tiles")
     if not may_hold_tiles and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise RecipeError(f"OUT={str(out)!r} is not empty; choose another folder, or pass --overwrite")
+        raise UserError(f"OUT={str(out)!r} is not empty; choose another folder, or pass --overwrite")
     if foreign := set(out.glob("*.parquet")) - set(out.glob("tiles-*-of-*.parquet")):
-        raise RecipeError(f"OUT={str(out)!r} holds other shards ({min(foreign).name}, …); choose another folder")
+        raise UserError(f"OUT={str(out)!r} holds other shards ({min(foreign).name}, …); choose another folder")
 
 
 def _digest(source: Path, options: Options) -> str:
@@ -101,7 +101,7 @@ def _digest(source: Path, options: Options) -> str:
         groups.append((options.pair_with, find_images(options.pair_with, "--pair-with")))
     if options.label_raster:
         if not options.label_raster.is_file():
-            raise RecipeError(f"--label-raster={options.label_raster} does not exist; a GeoTIFF of class numbers works")
+            raise UserError(f"--label-raster={options.label_raster} does not exist; a GeoTIFF of class numbers works")
         groups.append((options.label_raster, [options.label_raster]))
     digest = hashlib.sha256()
     for root, files in groups:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from moco_accel.common.errors import UserError
 from moco_accel.imagery.journal import Tally
 from moco_accel.imagery.labels import NO_LABEL, UNCLEAR, UNNAMED
 from moco_accel.imagery.notes import nodata_notes
-from moco_accel.imagery.partners import RULE
+from moco_accel.imagery.paired_seasons import RULE
 from moco_accel.imagery.plan import Plan
-from moco_accel.recipe_text import RecipeError
 
 _MAX_UNNAMED = 20  # classes counted by number
 
@@ -40,16 +40,16 @@ def _skipped(tally: Tally) -> dict[str, int]:
 
 
 def check_kept(plan: Plan, tally: Tally, report: Mapping[str, Any]) -> None:
-    """Raises RecipeError when there is not one tile, with what would make one."""
+    """Raises UserError when there is not one tile, with what would make one."""
     if tally.tiles:
         return
     if tally.skipped:
         reasons = ", ".join(f"{name}: {count:,}" for name, count in report["skipped"].items())
-        raise RecipeError(
+        raise UserError(
             f"none of {tally.windows:,} windows was kept ({reasons}); {'; '.join(_hints(plan, report['skipped']))}"
         )
     path, reason = report["left_out"][0]
-    raise RecipeError(f"none of the images in {str(plan.source)!r} makes a tile; {path}: {reason}")
+    raise UserError(f"none of the images in {str(plan.source)!r} makes a tile; {path}: {reason}")
 
 
 def _hints(plan: Plan, skipped: Mapping[str, int]) -> Iterator[str]:

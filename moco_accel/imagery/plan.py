@@ -12,19 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from moco_accel.bands import example_bands
-from moco_accel.imagery.clouds import cloud_rule
+from moco_accel.common.errors import UserError
 from moco_accel.imagery.cutting import Job, window_shape
 from moco_accel.imagery.labels import Classes, check_covered, folder_classes, raster_classes
-from moco_accel.imagery.layouts import LOWEST_FLOAT, Layout, NotBandFiles, check_nodata, describe
 from moco_accel.imagery.notes import plan_notes
 from moco_accel.imagery.options import Options
-from moco_accel.imagery.partners import Described, both_files, no_partner, partner_finder, same_bands
-from moco_accel.imagery.pictures import UnreadableImage
-from moco_accel.imagery.scenes import Scene, find_scenes, single_file
+from moco_accel.imagery.paired_seasons import Described, both_files, no_partner, partner_finder, same_bands
 from moco_accel.imagery.workers import in_order
-from moco_accel.recipe_text import RecipeError
-from moco_accel.tile_facts import TileFacts
+from moco_accel.recipe.bands import example_bands
+from moco_accel.scenes.clouds import cloud_rule
+from moco_accel.scenes.layouts import LOWEST_FLOAT, Layout, NotBandFiles, check_nodata, describe
+from moco_accel.scenes.pictures import UnreadableImage
+from moco_accel.scenes.scenes import Scene, find_scenes, single_file
+from moco_accel.sources.tile_facts import TileFacts
 
 _UNIT_BYTES = 32 << 20  # of tiles that one worker cuts at once; what a build needs per core is a few times this
 _MAX_UNIT_TILES = 512
@@ -101,7 +101,7 @@ class Plan:
 
 
 def make_plan(source: Path, options: Options, workers: int, on_scenes: OnScenes | None = None) -> Plan:
-    """Look at every scene's headers; `on_scenes(done, all)` hears of it. Raises RecipeError on nothing to do."""
+    """Look at every scene's headers; `on_scenes(done, all)` hears of it. Raises UserError on nothing to do."""
     found = find_scenes(source)
     described = _describe_all(source, found.scenes, options, workers, on_scenes)
     layouts, left_out = _of_one_kind(source, described, options)
@@ -159,21 +159,21 @@ def _describe_portion(root: Path, options: Options, scenes: tuple[Scene, ...]) -
 
 
 def _of_one_kind(source: Path, described: Described, options: Options) -> tuple[list[Layout], list[tuple[str, str]]]:
-    """The scenes whose bands and dtype most windows have; the others with the reason. Raises RecipeError on none."""
+    """The scenes whose bands and dtype most windows have; the others with the reason. Raises UserError on none."""
     windows: Counter[tuple[tuple[str, ...], str, int]] = Counter()
     for _, layout in described:
         if isinstance(layout, Layout):
             windows[layout.key] += num_windows(layout, options)
     if not windows:
         scene, reason = described[0]
-        raise RecipeError(
+        raise UserError(
             f"none of the {len(described)} images in {str(source)!r} makes a tile; {scene.files[0]}: {reason}"
         )
     usual_key = windows.most_common(1)[0][0]
     usual = next(layout for _, layout in described if isinstance(layout, Layout) and layout.key == usual_key)
     if usual.unnamed:
         more = ": the last is called alpha and holds too many numbers for a mask" if usual.near_alpha else ""
-        raise RecipeError(
+        raise UserError(
             f"{usual.scene.files[0]} has {usual.dtype} bands without names ({usual.unnamed}{more}); "
             f"name them in their order, e.g. --band-names {example_bands(usual.unnamed)}"
         )
@@ -194,7 +194,7 @@ def _with_place(
 ) -> tuple[list[Layout], list[tuple[str, str]]]:  # fmt: skip
     lost = [layout for layout in layouts if layout.grid.crs is None]
     if len(lost) == len(layouts):
-        raise RecipeError(
+        raise UserError(
             f"--label-raster needs imagery with a place on Earth; {lost[0].scene.files[0]} has no coordinate system"
         )
     reason = "has no coordinate system, so the label raster has no place in it"

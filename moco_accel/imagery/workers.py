@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-from moco_accel.imagery.rasters import gdal_settings
-from moco_accel.recipe_text import RecipeError
+from moco_accel.common.errors import UserError
+from moco_accel.scenes.rasters import gdal_settings
 
 _AHEAD = 4  # results that may wait for an earlier one, beyond one for each worker
 
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 def in_order(start: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """Results of `start()(item)` in the order of `items`, whatever `workers` is; one worker is this process itself.
 
-    `start` is called once in every process; it and the items must bear being sent there. Raises RecipeError when a
+    `start` is called once in every process; it and the items must bear being sent there. Raises UserError when a
     worker is killed.
     """
     if workers == 1:
@@ -85,7 +85,7 @@ class _Pool:
                 failure, result = connection.recv()
             except (EOFError, OSError):
                 raise _killed() from None
-            if isinstance(failure, RecipeError):
+            if isinstance(failure, UserError):
                 raise failure
             if failure:
                 raise RuntimeError(f"a worker failed:\n{failure}")
@@ -101,8 +101,8 @@ class _Pool:
             process.close()
 
 
-def _killed() -> RecipeError:
-    return RecipeError("a worker was killed, most often for want of memory; --workers 1 takes the least")
+def _killed() -> UserError:
+    return UserError("a worker was killed, most often for want of memory; --workers 1 takes the least")
 
 
 def _serve(connection: Connection, start: Callable[[], Callable[[Any], Any]]) -> None:
@@ -117,10 +117,10 @@ def _serve(connection: Connection, start: Callable[[], Callable[[Any], Any]]) ->
             return
 
 
-def _answer(work: Callable[[Any], Any], item: Any) -> tuple[RecipeError | str | None, Any]:
+def _answer(work: Callable[[Any], Any], item: Any) -> tuple[UserError | str | None, Any]:
     try:
         return None, work(item)
-    except RecipeError as error:
+    except UserError as error:
         return error, None
     except Exception:
         return traceback.format_exc(), None

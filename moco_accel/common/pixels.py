@@ -1,0 +1,31 @@
+"""Array types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[Any]
+
+
+Mask = npt.NDArray[np.bool_]
+
+
+def valid_pixels(tile: Pixels, nodata: float | Sequence[float | None] | None) -> Mask | None:
+    """[height, width], False where `tile` [bands, height, width] holds no data; None: it holds data everywhere.
+
+    `nodata` is one number or one per band, None where there is none. A pixel has no data when any band holds its
+    number; in 8 bits, where that is an ordinary value too, when all bands do. Floats have none where a band is NaN or
+    infinite, whatever `nodata` is.
+    """
+    numbers = list(nodata) if isinstance(nodata, Sequence) else [nodata] * len(tile)
+    marked = [np.asarray(band == number) for band, number in zip(tile, numbers, strict=True) if number is not None]
+    empty = np.zeros(tile.shape[1:], np.bool_)
+    if marked:
+        empty |= np.logical_and.reduce(marked) if tile.dtype == np.uint8 else np.logical_or.reduce(marked)
+    if tile.dtype.kind == "f":
+        empty |= ~np.isfinite(tile).all(axis=0)
+    return ~empty if empty.any() else None

@@ -1,0 +1,1 @@
+"""Look at tiles before training: `moco-data inspect` and `moco-data preview`."""

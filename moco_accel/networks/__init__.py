@@ -1,0 +1,1 @@
+"""Encoders, the MoCo model, the loss, what crosses processes, and sharding (FSDP2)."""

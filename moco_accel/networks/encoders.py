@@ -1,0 +1,212 @@
+"""Encoders: ViT from transformers, ResNet from torchvision, for any number of bands, initialised as MoCo v3 does.
+
+Every encoder maps pixels `[tiles, bands, height, width]` to features `[tiles, feature_dim]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.schema import Encoder as EncoderConfig
+
+# hidden size, layers, heads. ViT-S and ViT-B have 12 heads in MoCo v3; the others as in DeiT and ViT.
+_VIT_SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 12),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+_RESNET_DIMS = {"resnet10": 512, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
+
+
+def feature_dim(name: str) -> int:
+    """Width of the encoder's features."""
+    return _RESNET_DIMS[name] if name in _RESNET_DIMS else _VIT_SIZES[name.split("_")[1]][0]
+
+
+def build_encoder(config: EncoderConfig, activation_checkpointing: bool = False) -> nn.Module:
+    """The encoder a recipe names, freshly initialised from torch's global random state.
+
+    With `activation_checkpointing` only the inputs of its blocks are kept for backward; the gradient is the same.
+    """
+    build = _build_resnet if config.name in RESNET_NAMES else _build_vit
+    encoder = build(config, activation_checkpointing)
+    if config.freeze_patch_projection:
+        patch_projection(encoder).requires_grad_(False)
+    return encoder
+
+
+def patch_projection(encoder: nn.Module) -> nn.Conv2d:
+    """The layer that first sees the pixels: a ViT's patch projection, a ResNet's conv1. Raises LookupError."""
+    for path in ("vit.embeddings.patch_embeddings.projection", "conv1"):
+        try:
+            layer = encoder.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(layer, nn.Conv2d):
+            return layer
+    raise LookupError(f"{type(encoder).__name__} has no patch projection to freeze")
+
+
+def blocks(encoder: nn.Module) -> list[nn.Module]:
+    """A ViT's transformer blocks, first to last."""
+    from transformers.models.vit.modeling_vit import ViTLayer
+
+    return [module for module in encoder.modules() if isinstance(module, ViTLayer)]
+
+
+def recomputed(function: Callable[..., Tensor], module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    """`function(*args, **kwargs)`, its activations recomputed in backward instead of kept.
+
+    `module` holds the BatchNorm layers that `function` runs: recomputation leaves their running statistics alone.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _frozen_running_statistics(module)
+
+    output: Tensor = checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    return output
+
+
+def recomputed_apart(function: Callable[..., Tensor], module: nn.Module, *args: Any) -> Tensor:
+    """As `recomputed`, and the backward through it is one of its own.
+
+    In one backward over several calls, autograd would hold the sum of all gradients of each parameter until the last
+    call has added its own. Here they are added to `.grad` call by call. One of `args` must require gradient.
+    """
+
+    def compute(*args: Any) -> Tensor:
+        with _frozen_running_statistics(module) if torch.is_grad_enabled() else nullcontext():
+            return function(*args)  # the first time without gradient, the second time with it
+
+    output: Tensor = checkpoint(compute, *args, use_reentrant=True)
+    return output
+
+
+def _recompute_blocks(encoder: nn.Module, block_type: type[nn.Module] | tuple[type[nn.Module], ...]) -> None:
+    for block in encoder.modules():
+        if isinstance(block, block_type):
+            block.forward = partial(recomputed, block.forward, block)
+
+
+@contextmanager
+def _frozen_running_statistics(module: nn.Module) -> Iterator[None]:
+    """Momentum 0 leaves the running statistics as they are, while the same tensors are saved for backward."""
+    norms: list[Any] = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+class VisionTransformer(nn.Module):
+    """transformers' ViT, reduced to its CLS token after the final norm."""
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        # a copy: the CLS tokens as a view would keep all the others' memory
+        return cast(Tensor, self.vit(pixels).last_hidden_state[:, 0].contiguous())
+
+
+def _build_vit(config: EncoderConfig, activation_checkpointing: bool) -> nn.Module:
+    from transformers import ViTConfig, ViTModel
+    from transformers.initialization import no_init_weights
+    from transformers.models.vit.modeling_vit import ViTLayer
+
+    size, patch = config.name.split("_")[1:]
+    hidden, layers, heads = _VIT_SIZES[size]
+    settings = ViTConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        image_size=config.image_size,
+        patch_size=int(patch.removeprefix("patch")),
+        num_channels=config.bands,
+        layer_norm_eps=1e-6,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    # transformers' own initialisation is data-dependent (fake tensors refuse it) and not MoCo v3's
+    with no_init_weights():
+        vit = ViTModel(settings, add_pooling_layer=False)
+    _initialise_vit(vit)
+    for layer in vit.layers:
+        layer.layernorm_before.register_forward_hook(cast_once)
+    if activation_checkpointing:
+        _recompute_blocks(vit, ViTLayer)
+    return VisionTransformer(vit)
+
+
+def cast_once(_: nn.Module, __: Any, normed: Tensor) -> Tensor:
+    """Under autocast, the 16-bit copy of a norm's output that query, key and value would each make and keep."""
+    device = normed.device.type
+    return normed.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed
+
+
+@torch.no_grad()
+def _initialise_vit(vit: Any) -> None:
+    """MoCo v3's initialisation: Xavier-uniform Linears (q, k, v each on its own fan), fixed sin-cos positions."""
+    for module in vit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(vit.embeddings.cls_token, std=1e-6)
+    projection = vit.embeddings.patch_embeddings.projection
+    bands, patch = projection.in_channels, projection.kernel_size[0]
+    bound = math.sqrt(6 / (bands * patch**2 + projection.out_channels))
+    nn.init.uniform_(projection.weight, -bound, bound)
+    nn.init.zeros_(projection.bias)
+    positions = vit.embeddings.position_embeddings
+    side = vit.config.image_size // vit.config.patch_size
+    positions.copy_(sin_cos_positions(side, positions.shape[-1]))
+    positions.requires_grad_(False)
+
+
+def sin_cos_positions(side: int, dim: int, temperature: float = 10_000.0) -> Tensor:
+    """Fixed 2-D position embedding `[1, 1 + side², dim]`: sin w, cos w, sin h, cos h; zero for the CLS token."""
+    # built from plain numbers in float64, so that it is the same under any default dtype
+    frequencies = temperature ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    rows = angles[:, None].expand(side, side, -1).flatten(0, 1)
+    columns = angles[None, :].expand(side, side, -1).flatten(0, 1)
+    patches = torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], dim=1)
+    return torch.cat([torch.zeros(1, dim, dtype=torch.float64), patches])[None].to(torch.get_default_dtype())
+
+
+def _build_resnet(config: EncoderConfig, activation_checkpointing: bool) -> nn.Module:
+    resnet: Any
+    if config.name == "resnet10":  # one block per stage; torchvision has the parts but no name for it
+        resnet = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], zero_init_residual=True)
+    else:
+        resnet = torchvision.models.get_model(config.name, weights=None, zero_init_residual=True)
+    resnet.fc = nn.Identity()
+    if config.bands != 3:
+        resnet.conv1 = nn.Conv2d(config.bands, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if activation_checkpointing:
+        _recompute_blocks(resnet, (BasicBlock, Bottleneck))
+    # the same bytes, and convolutions run faster: the forward measured twice as fast on a CPU
+    return cast(nn.Module, resnet.to(memory_format=torch.channels_last))

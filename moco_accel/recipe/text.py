@@ -1,0 +1,114 @@
+"""Recipe text: YAML in and out, `section.field=value` overrides, and errors in one line a person can act on."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moco_accel.common.errors import UserError, short
+
+MAX_RECIPE_BYTES = 1 << 18
+_MOST_NODES, _MOST_LEVELS = 4000, 20  # of YAML: a recipe has some 200, in 3
+_REPLACED_TAGS = ("bool", "float", "int", "timestamp", "merge", "value")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data of YAML 1.2: `1e-4` is a number (PyYAML reads a string), `no` is a word (PyYAML reads false).
+
+    Anchors and tags, with which a short text can mean what no memory holds, are refused; so are keys given twice.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = self._levels = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        self._nodes, self._levels = self._nodes + 1, self._levels + 1
+        if self._nodes > _MOST_NODES or self._levels > _MOST_LEVELS:
+            raise yaml.YAMLError(f"more than {_MOST_NODES} values, or deeper than {_MOST_LEVELS} levels")
+        if event.anchor or getattr(event, "tag", None):
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: &anchors, *aliases and !tags are not read")
+        node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        self._levels -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for (_, key), count in keys.items():
+            if count > 1:
+                raise yaml.YAMLError(
+                    f"line {node.start_mark.line + 1}: {short(key)} is given {count} times; once works"
+                )
+        return super().construct_mapping(node, deep)
+
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        return int(self.construct_scalar(node))
+
+
+def load_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+class Dumper(yaml.SafeDumper):
+    """Whole floats as people write them: 40, not 40.0. Text that any reader takes for more is quoted."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _REPLACED_TAGS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$", re.I), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$"),
+    list("-+0123456789."),
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+(_\d+)*$"), list("-+0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
+
+
+def parse_yaml(path: Path) -> object:
+    """Read one YAML document of plain data. Raises UserError when it is absent, too large or no YAML."""
+    if not path.is_file():
+        folder = path.parent if path.parent != Path() else Path("recipes")
+        near = sorted(str(p) for p in folder.glob("*.yaml"))
+        raise UserError(
+            f"--recipe={path} does not exist; "
+            + (f"there are: {', '.join(near)}" if near else "moco-plan --gpus 2 --vram 8 writes one")
+        )
+    with path.open("rb") as file:
+        raw = file.read(MAX_RECIPE_BYTES + 1)
+    if len(raw) > MAX_RECIPE_BYTES:
+        raise UserError(f"--recipe={path} has {path.stat().st_size} bytes; a recipe has at most {MAX_RECIPE_BYTES}")
+    try:
+        return load_yaml(raw.decode())
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--recipe={path} is no recipe in YAML: {' '.join(str(error).split())}") from None
+
+
+def dump_yaml(fields: dict[str, Any], comment: str) -> str:
+    """YAML with one section per block, in the order of `fields`, under `# comment` lines."""
+    head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
+    body = yaml.dump(fields, Dumper=Dumper, sort_keys=False, width=110, default_flow_style=None, allow_unicode=True)
+    return head + body
+
+
+Dumper.yaml_implicit_resolvers = {
+    first: _Loader.yaml_implicit_resolvers.get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
+    for first in {*_Loader.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
+}
+
+
+def _represent_float(dumper: Dumper, value: float) -> yaml.Node:
+    return dumper.represent_int(int(value)) if value.is_integer() else yaml.SafeDumper.represent_float(dumper, value)
+
+
+Dumper.add_representer(float, _represent_float)

@@ -1,0 +1,116 @@
+"""Tiles into Hugging Face `datasets` parquet shards, in constant memory; a shard has its name only once it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moco_accel.common.errors import UserError
+
+MAX_SHARD_BYTES = 256 << 20
+_ROWS_PER_CHUNK = 64  # held in memory at once
+
+
+def write_shards(
+    rows: Iterable[dict[str, Any]],
+    features: datasets.Features,
+    out_dir: Path,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+) -> int:
+    """Stream `rows` into `out_dir/tiles-00000-of-000NN.parquet`; returns the number of rows (0 writes nothing).
+
+    Shards keep the `datasets` schema, so `load_dataset("parquet", …)` restores Image, ClassLabel and Array3D. They get
+    their names only once all of them are whole; until then, and after an error, old shards stay as they were.
+    Raises UserError when `out_dir` holds shards already; with `overwrite` only when they are not of this function.
+    """
+    old_shards = set(out_dir.glob("tiles-*-of-*.parquet"))
+    if foreign := set(out_dir.glob("*.parquet")) - (old_shards if overwrite else set()):
+        raise UserError(f"{str(out_dir)!r} holds shards already ({min(foreign).name}, …); choose an empty folder")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for path in out_dir.glob(".tiles-*.partial"):  # left by a run that was killed
+        path.unlink()
+    partial: list[Path] = []
+    try:
+        num_rows = _write_partial(_tables(rows, features), features.arrow_schema, out_dir, max_shard_bytes, partial)
+    except BaseException:
+        for path in partial:
+            path.unlink(missing_ok=True)
+        raise
+    for path in old_shards if partial else ():
+        path.unlink()
+    for index, path in enumerate(partial):
+        path.replace(out_dir / f"tiles-{index:05d}-of-{len(partial):05d}.parquet")
+    return num_rows
+
+
+def _tables(rows: Iterable[dict[str, Any]], features: datasets.Features) -> Iterator[pa.Table]:
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, _ROWS_PER_CHUNK)):
+        table = datasets.Dataset.from_list(chunk, features=features).with_format("arrow")[:]
+        yield table.select(list(features)).cast(features.arrow_schema)  # rows may list their columns in any order
+
+
+def _write_partial(
+    tables: Iterable[pa.Table], schema: pa.Schema, out_dir: Path, max_shard_bytes: int, partial: list[Path]
+) -> int:
+    """Write tables to hidden `.partial` files and list those in `partial`; returns the number of rows."""
+    num_rows = shard_bytes = 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        for table in tables:
+            if writer is None or shard_bytes + table.nbytes > max_shard_bytes:
+                if writer is not None:
+                    writer.close()
+                partial.append(out_dir / f".tiles-{len(partial):05d}.parquet.partial")
+                writer, shard_bytes = pq.ParquetWriter(partial[-1], schema), 0
+            writer.write_table(table)
+            shard_bytes += table.nbytes
+            num_rows += table.num_rows
+    finally:
+        if writer is not None:
+            writer.close()
+    return num_rows
+
+
+class GrowingShard:
+    """One parquet file that has its name once it is whole; a row group for each `write`."""
+
+    def __init__(self, path: Path, schema: pa.Schema, compression: str) -> None:
+        self._path, self._schema = path, schema
+        self._partial = path.with_name(path.name + ".partial")
+        self._file = self._partial.open("wb")
+        self._writer = pq.ParquetWriter(self._file, schema, compression=compression)
+        self._groups = 0
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        self._writer.write_table(pa.Table.from_pylist(rows, self._schema))
+        self._groups += 1
+
+    def next_would_exceed(self, max_bytes: int) -> bool:
+        """Whether another row group of the average size makes the file larger than `max_bytes`."""
+        return self._file.tell() * (self._groups + 1) > max_bytes * self._groups
+
+    def close(self) -> None:
+        """Finish the file, see that it is on the disk, and give it its name."""
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._partial.replace(self._path)
+
+    def discard(self) -> None:
+        """Drop what is not whole."""
+        with contextlib.suppress(OSError):  # of a full disk, for which it is dropped
+            self._writer.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._partial.unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""Optimizers, and learning rate and momentum coefficient as functions of progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, cast, overload
+
+import torch
+from torch import Tensor, nn
+
+from moco_accel.recipe.schema import Recipe
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the trainable parameters, weight decay on every one of them (MoCo v3)."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    lr, weight_decay = recipe.optimizer.lr, recipe.optimizer.weight_decay
+    if recipe.optimizer.name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    if recipe.optimizer.name == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        # it would do so itself in its first step, and take gradients out of the buffer that is zeroed and sent
+        for parameter in parameters:
+            parameter.data = parameter.data.contiguous()
+        # bitsandbytes' default decay is 0.01 and its betas are torch's
+        return cast(torch.optim.Optimizer, AdamW8bit(parameters, lr=lr, weight_decay=weight_decay))
+    return LARS(parameters, lr=lr, weight_decay=weight_decay)
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017) as MoCo v3 uses it.
+
+    For parameters of more than one dimension: g ← g + wd·p, then g ← 0.001·(‖p‖/‖g‖)·g, the factor 1 where either
+    norm is 0. For all: μ ← momentum·μ + g; p ← p − lr·μ.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        trust_coefficient: float = 0.001,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "trust_coefficient": trust_coefficient,
+        }
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        assert closure is None, "the step owns forward and backward"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return None
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        if parameter.ndim > 1:
+            gradient = gradient.add(parameter, alpha=group["weight_decay"])
+            norms = parameter.norm(), gradient.norm()
+            ratio = group["trust_coefficient"] * norms[0] / norms[1]
+            gradient *= torch.where((norms[0] > 0) & (norms[1] > 0), ratio, torch.ones_like(ratio))
+        state = self.state[parameter]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(parameter)
+        state["velocity"].mul_(group["momentum"]).add_(gradient)
+        parameter.sub_(group["lr"] * state["velocity"])
+
+
+def lr_at(recipe: Recipe, epoch: float) -> float:
+    """Learning rate at `epoch` (fractional): linear warm-up from 0, then half a cosine to 0."""
+    warmup, epochs = recipe.schedule.warmup_epochs, recipe.schedule.epochs
+    if epoch < warmup:
+        return recipe.optimizer.lr * epoch / warmup
+    progress = (epoch - warmup) / (epochs - warmup) if epochs > warmup else 0.0
+    return recipe.optimizer.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def momentum_coefficient_at(recipe: Recipe, epoch: float) -> float:
+    """Momentum coefficient at `epoch`: constant, or from m₀ to 1 along half a cosine."""
+    start = recipe.moco.momentum_coefficient
+    if recipe.moco.momentum_schedule == "constant":
+        return start
+    return 1 - 0.5 * (1 + math.cos(math.pi * epoch / recipe.schedule.epochs)) * (1 - start)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

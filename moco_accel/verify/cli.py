@@ -1,0 +1,63 @@
+"""`moco-verify`: does what a recipe builds do what MoCo v3 does."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+@app.command(epilog="Example: moco-verify --recipe recipes/dual8gb.yaml")
+def verify(
+    recipe: Annotated[Path, typer.Option(help="The recipe to check.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field: text as it is, all else as YAML."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The checks as JSON on stdout.")] = False,
+) -> None:
+    """Check, in seconds and without a GPU, that a recipe's networks and step are MoCo v3's.
+
+    Exit codes: 0 every check passed, 1 one failed, 2 the recipe is wrong.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    from moco_accel.common.console import console, user_errors
+    from moco_accel.recipe.load import load_recipe
+
+    with user_errors():
+        loaded = load_recipe(recipe, overrides)
+    from moco_accel.verify.checks import verify as checks_of
+
+    begun = time.perf_counter()
+    with console.status(f"checking {escape(str(recipe))}"):
+        checks = list(checks_of(loaded))
+    failed = sum(not check.passed for check in checks)
+    if as_json:
+        typer.echo(json.dumps({"recipe": str(recipe), "passed": not failed, "checks": [asdict(c) for c in checks]}))
+        raise typer.Exit(1 if failed else 0)
+    console.print(
+        f"[bold]{escape(str(recipe))}[/]: {loaded.encoder.name}, networks as the recipe builds them; "
+        "steps on 16 tiles of at most 32 pixels, in fp32, on the CPU",
+        soft_wrap=True,
+    )
+    table = Table("", "check", "found", box=None, pad_edge=False)
+    for check in checks:
+        table.add_row("[green]✓[/]" if check.passed else "[bold red]✗[/]", escape(check.name), escape(check.found))
+    console.print(table)
+    verdict = f"[bold red]{failed} of {len(checks)} checks failed[/]" if failed else f"all {len(checks)} checks passed"
+    console.print(f"{verdict} in {time.perf_counter() - begun:.0f} s")
+    raise typer.Exit(1 if failed else 0)
+
+
+def main() -> None:
+    from moco_accel.common.console import run_command
+
+    run_command(app)

@@ -1,0 +1,96 @@
+"""How a planned run is started: what to type on each node, or a job for Slurm. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from rich.markup import escape
+
+from moco_accel.recipe.hardware_sections import Hardware
+from moco_accel.recipe.launch_command import launch_command
+from moco_accel.recipe.schema import Recipe
+
+_ALL_SHOWN = 4  # nodes; of more, the first two show what changes
+SAVING_SECONDS = 300  # before a job's time is over: for the step it is in, and its checkpoint
+
+_JOB = """\
+#!/bin/bash
+# {recipe} on {where}: from the repository's folder, with its environment active, type
+#   sbatch {job}
+#SBATCH --job-name={name}
+#SBATCH --nodes={nodes}
+# a process per device
+#SBATCH --ntasks-per-node={per_node}
+{gpus}# data.num_workers of the recipe, and the trainer
+#SBATCH --cpus-per-task={cpus}
+# as long as your partition allows, and well above the seconds of --signal: what is not done then goes on in the queue
+#SBATCH --time=24:00:00
+# so many seconds before that, each process is told to finish its step, save and end
+#SBATCH --signal=TERM@{saving_seconds}
+# after a node's failure too, from the newest whole checkpoint
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+run={run}
+logs=$run-logs
+mkdir -p "$logs"
+
+# where all processes meet: on the first node, at a port of this job's own
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+export MASTER_ADDR MASTER_PORT WORLD_SIZE={devices} LOCAL_WORLD_SIZE={per_node} OMP_NUM_THREADS=1{cpu}
+
+# no launcher stands between: Slurm's signal reaches the trainers, and nothing ends them while they save
+srun --cpus-per-task={cpus} --kill-on-bad-exit=1 --open-mode=append --output="$logs/%j-node%n.log" --label \\
+    bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' trainer \\
+    python moco_accel/train.py --recipe {recipe} --output-dir "$run" --resume
+code=$?
+
+# without an error and told to end, the run is saved and not done: it goes on where it was
+if [ "$code" -eq 0 ] && [ -e "$run/stopped" ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+"""
+
+
+def launch_lines(hardware: Hardware, recipe_path: str) -> list[str]:
+    """What to type, on every node; of many nodes, on the first two, and what changes on the others."""
+    nodes = hardware.num_nodes
+    if nodes <= _ALL_SHOWN:
+        return [launch_command(hardware, recipe_path, node) for node in range(nodes)]
+    lines = [launch_command(hardware, recipe_path, node) for node in range(2)]
+    rank = "--machine_rank" if "--machine_rank" in lines[0] else "--node_rank"
+    return [*lines, f"… {rank} 2 to {nodes - 1} on the others"]
+
+
+def slurm_job(recipe: Recipe, recipe_path: str, job: Path) -> str:
+    """An sbatch script that starts or resumes the run, saves it before its time is over, and queues it again."""
+    hardware = recipe.hardware
+    per_node, stem = hardware.num_devices // hardware.num_nodes, Path(recipe_path).stem
+    on_cpu = hardware.vram_gib is None
+    return _JOB.format(
+        recipe=shlex.quote(recipe_path),
+        where=f"{hardware.num_nodes} node{'s' if hardware.num_nodes > 1 else ''} of {per_node}",
+        job=shlex.quote(str(job)),
+        name=re.sub(r"[^\w.-]+", "_", stem, flags=re.ASCII),
+        nodes=hardware.num_nodes,
+        per_node=per_node,
+        devices=hardware.num_devices,
+        gpus="" if on_cpu else f"#SBATCH --gpus-per-node={per_node}\n",
+        cpus=recipe.data.num_workers + 1,
+        saving_seconds=SAVING_SECONDS,
+        run=shlex.quote(f"runs/{stem}"),
+        cpu=" ACCELERATE_USE_CPU=true" if on_cpu else "",
+    )
+
+
+def write_job(job: Path | None, recipe: Recipe, recipe_path: str) -> list[str]:
+    """Write it where one was asked for, and say how it is queued."""
+    if job is None:
+        return []
+    job.write_text(slurm_job(recipe, recipe_path, job), encoding="utf-8")
+    return [f"For Slurm: [bold green]sbatch {escape(shlex.quote(str(job)))}[/]"]

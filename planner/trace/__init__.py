@@ -1,0 +1,1 @@
+"""Trace the trainer's own step on fake tensors: each allocation, free, operation and message."""

@@ -1,0 +1,222 @@
+"""Damaged imagery costs its own tiles; a damaged or unwritable OUT is one line."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.builds import OPTIONS, build, cli, contents, save, stop_at
+from support.geo_files import noise, rows_of, save_raster
+
+from moco_accel.common.errors import UserError
+
+
+def mutants(path, count):
+    """Copies of a file beside it with up to 8 bytes changed, most where headers lie, at either end, or cut off."""
+    raw = path.read_bytes()
+    for number in range(count):
+        draw, changed = np.random.default_rng(number), bytearray(raw)
+        for _ in range(draw.integers(1, 9)):
+            first, last = [(0, 300), (len(raw) - 300, len(raw)), (0, len(raw))][draw.integers(3)]
+            changed[min(draw.integers(max(first, 0), last), len(raw) - 1)] = draw.integers(256)
+        if draw.random() < 0.2:
+            del changed[draw.integers(len(raw)) :]
+        name, _, kind = path.name.partition(".")
+        path.with_name(f"{name}_{number:03d}.{kind}").write_bytes(changed)
+
+
+def test_what_cannot_be_read_is_left_out_with_its_reason(tmp_path):
+    src = tmp_path / "src"
+    save(src / "a.png", 32, 32)
+    save(src / "b_truncated.png", 32, 32)
+    (src / "b_truncated.png").write_bytes((src / "b_truncated.png").read_bytes()[:1500])
+    (src / "c_text.jpg").write_text("hello")
+    save_raster(src / "d_double.tif", np.zeros((3, 32, 32)))
+    save(src / "e_grey.png", 32, 32, bands=1)
+    save(src / "f_transparent.png", 32, 32, bands=4)
+    opaque = np.full((32, 32, 4), 200, np.uint8)
+    opaque[..., 3] = 255
+    Image.fromarray(opaque).save(src / "g_opaque.png")
+    Image.new("P", (32, 32)).save(src / "h_palette.png")
+    Image.new("CMYK", (32, 32)).save(src / "i_cmyk.jpg")
+    save_raster(src / "j_classes.tif", np.zeros((1, 32, 32), np.uint8), photometric="palette")
+    built = build(src, tmp_path / "out", tile_size=32)
+    reasons = {path.rpartition("/")[2]: reason for path, reason in built.left_out}
+    assert sorted(reasons) == [
+        "b_truncated.png",
+        "c_text.jpg",
+        "d_double.tif",
+        "e_grey.png",
+        "f_transparent.png",
+        "i_cmyk.jpg",
+        "j_classes.tif",
+    ]
+    assert reasons["b_truncated.png"].startswith("is damaged (")
+    assert reasons["c_text.jpg"] == "cannot be identified; JPEG, PNG, TIFF and JPEG 2000 files can be read"
+    assert reasons["d_double.tif"] == (
+        "is float64; tiles can be uint8, uint16, int16, float32: gdal_translate -ot Float32 makes it float32"
+    )
+    assert reasons["e_grey.png"] == (
+        "has bands [grey] uint8, most tiles [red, green, blue] uint8; build them apart"
+    )  # fmt: skip
+    assert reasons["f_transparent.png"] == "has transparent pixels; flatten it to RGB first"
+    assert reasons["i_cmyk.jpg"].startswith("is of mode CMYK")
+    assert reasons["j_classes.tif"].startswith("has a colour table")
+    assert (built.num_scenes, built.num_tiles, built.num_left_out) == (3, 3, 7)
+    assert [int(row["image"].mean()) for row in rows_of(tmp_path / "out")[1:]] == [200, 0]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "geo.tif"])
+def test_no_damage_to_a_file_ends_a_build(tmp_path, kind):
+    """Each file is a scene or left out with a reason of one line, and the one that is whole is kept."""
+    good = tmp_path / f"src/a.{kind}"
+    if kind == "geo.tif":
+        save_raster(good, noise(3, 32, 32, "uint8"), compress="deflate", nodata=7)
+    else:
+        save(good, 32, 32, **{"compression": "tiff_lzw"} if kind == "tif" else {})
+    mutants(good, 200)
+    built = build(tmp_path / "src", tmp_path / "out", tile_size=32)
+    assert built.num_scenes + built.num_left_out == 201
+    reasons = dict(built.left_out)
+    assert str(good) not in reasons
+    assert len(reasons) == built.num_left_out > 50
+    assert not any("\n" in reason for reason in reasons.values())
+
+
+def test_no_damage_to_a_partner_or_a_band_ends_a_build(tmp_path):
+    save_raster(tmp_path / "src/a.tif", noise(3, 32, 32, "uint8"))
+    save_raster(tmp_path / "src/b.tif", noise(3, 32, 32, "uint8"), origin=(3, 3))
+    save_raster(tmp_path / "winter/a.tif", noise(3, 64, 64, "uint8"), origin=(-4, 4), compress="deflate")
+    mutants(tmp_path / "winter/a.tif", 100)
+    save_raster(tmp_path / "classes.tif", np.ones((1, 64, 64), np.uint8), origin=(-4, 4))
+    built = build(
+        tmp_path / "src", tmp_path / "out", pair_with=tmp_path / "winter", label_raster=tmp_path / "classes.tif"
+    )
+    assert built.num_tiles + sum(built.skipped.values()) == 2
+    for number in range(60):
+        folder = tmp_path / f"bands/{number:02d}"
+        save_raster(folder / "x_B2.tif", noise(1, 32, 32))
+        save_raster(folder / "x_B1.tif", noise(1, 17, 17), metres=20, compress="deflate")
+        mutants(folder / "x_B1.tif", 1) if number else None
+        for changed in folder.glob("x_B1_*.tif"):
+            changed.replace(folder / "x_B1.tif")
+    built = build(tmp_path / "bands", tmp_path / "stacked", tile_size=32)
+    assert built.num_scenes + built.num_left_out == 60
+    assert built.num_tiles >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("tiles.json", '{"bands": ['), ("tiles.json", "{}"), ("build.json", "[]"), ("build.json", '{"asked": {}}')],
+)
+def test_a_damaged_finished_build_is_one_line(tmp_path, name, text):
+    save(tmp_path / "src/a.png", 32, 32)
+    out = tmp_path / "out"
+    build(tmp_path / "src", out)
+    before = contents(out)
+    if text == '{"asked": {}}':
+        (out / name).write_text((out / name).read_text().replace("num_tiles", "tiles"))
+    else:
+        (out / name).write_text(text)
+    result = cli("build", tmp_path / "src", out)
+    assert result.exit_code == 2
+    assert " ".join(result.stderr.split()).endswith(
+        f"OUT={str(out)!r} holds a damaged {name}; choose another folder, or pass --overwrite"
+    )
+    assert cli("build", tmp_path / "src", out, "--overwrite").exit_code == 0
+    assert contents(out).keys() == before.keys()
+
+
+@pytest.mark.parametrize("name", ["state.npz", "options.json", "decided.json"])
+def test_a_damaged_begun_build_is_one_line(source, whole, tmp_path, name):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        build(source, out, on_progress=stop_at(60), **OPTIONS)
+    raw = (out / ".build" / name).read_bytes()
+    (out / ".build" / name).write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(UserError, match=rf"holds a damaged .build/{name}; choose another folder, or pass --over"):
+        build(source, out, **OPTIONS)
+    assert build(source, out, overwrite=True, **OPTIONS).num_resumed == 0
+    assert contents(out) == whole
+
+
+def test_what_cannot_be_written_while_publishing_is_one_line(source, whole, tmp_path):
+    """A folder where build.json has to go."""
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        build(source, out, on_progress=stop_at(60), **OPTIONS)
+    (out / "build.json").mkdir()
+    with pytest.raises(UserError, match=r"cannot be written \(Is a directory\); whole shards stay \(5\), and the"):
+        build(source, out, **OPTIONS)
+    (out / "build.json").rmdir()
+    assert build(source, out, **OPTIONS).num_resumed == 156
+    assert contents(out) == whole
+
+
+def test_a_build_killed_while_its_journal_goes_is_finished(source, whole, tmp_path, monkeypatch):
+    """The lock is no open file by then: NFS would keep it, and the folder with it."""
+    out, real = tmp_path / "out", shutil.rmtree
+
+    def die_half_way(folder, **more):
+        if Path(folder, "state.npz").exists():
+            Path(folder, "state.npz").unlink()
+            fds = Path("/proc/self/fd")
+            assert not any(os.path.realpath(fd).endswith("/lock") for fd in fds.iterdir()) or not fds.is_dir()
+            raise KeyboardInterrupt
+        real(folder, **more)
+
+    monkeypatch.setattr(shutil, "rmtree", die_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        build(source, out, **OPTIONS)
+    monkeypatch.undo()
+    assert build(source, out, **OPTIONS).found_complete
+    assert contents(out) == whole
+    assert not [path for path in out.iterdir() if path.is_dir()]
+
+
+def test_overwrite_leaves_a_build_alone_that_runs(source, tmp_path):
+    out = tmp_path / "out"
+
+    def second(stage, done, total, kept):
+        if kept >= 60:
+            before = sorted(path.name for path in (out / ".build").iterdir())
+            assert "shard-00000.parquet" in before
+            with pytest.raises(UserError, match="is being written by another build"):
+                build(source, out, overwrite=True, **OPTIONS | {"tile_size": 50})
+            assert sorted(path.name for path in (out / ".build").iterdir()) == before
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(source, out, on_progress=second, **OPTIONS)
+
+
+def test_a_renamed_class_folder_is_noticed(tmp_path):
+    for number in range(12):
+        save(tmp_path / f"src/class{number % 2}/{number:02d}.png", 200, 200, seed=number)
+    options, out = OPTIONS | {"max_shard_mb": 1}, tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "src", out, on_progress=stop_at(40), **options)
+    (tmp_path / "src/class0").rename(tmp_path / "src/sea")
+    with pytest.raises(UserError, match="was begun of files that have changed since; choose another folder, or pass"):
+        build(tmp_path / "src", out, **options)
+    assert build(tmp_path / "src", out, overwrite=True, **options).tiles_per_class == {"class1": 24, "sea": 24}
+    (tmp_path / "src/sea").rename(tmp_path / "src/lake")
+    with pytest.raises(UserError, match="holds tiles built of files that have changed since"):
+        build(tmp_path / "src", out, **options)
+
+
+def test_other_classes_are_noticed_though_every_file_looks_the_same(tmp_path):
+    """Size and time of change stay; the one picture of a class can no longer be read."""
+    for number in range(12):
+        save(tmp_path / f"src/class{min(number, 1)}/{number:02d}.png", 200, 200, seed=number)
+    out, path = tmp_path / "out", tmp_path / "src/class0/00.png"
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "src", out, on_progress=stop_at(40), **OPTIONS)
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match="was begun with classes=class0,class1, not with classes=class1; choose anot"):
+        build(tmp_path / "src", out, **OPTIONS)
+    assert build(tmp_path / "src", out, overwrite=True, **OPTIONS).tiles_per_class == {"class1": 44}

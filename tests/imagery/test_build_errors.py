@@ -1,0 +1,169 @@
+"""Builds that keep nothing, or were asked for what makes no sense, say why in one line and what works."""
+
+import numpy as np
+import pytest
+from support.builds import build, cli, save
+from support.geo_files import noise, rows_of, save_raster
+
+from moco_accel.common.errors import UserError
+
+RULE = "scenes pair by place where both have a CRS, else by the same path below SRC and --pair-with and the same size"
+
+
+@pytest.fixture
+def message(tmp_path):
+    def told(source, **options):
+        with pytest.raises(UserError) as caught:
+            build(source, tmp_path / "out", tile_size=32, **options)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out/.build").exists()
+        return str(caught.value)
+
+    return told
+
+
+def test_two_single_files_pair_whatever_their_names(tmp_path):
+    save(tmp_path / "july.png", 32, 64, seed=1)
+    winter = save(tmp_path / "january.png", 32, 64, seed=2).transpose(2, 0, 1)
+    built = build(tmp_path / "july.png", tmp_path / "out", tile_size=32, pair_with=tmp_path / "january.png")
+    assert built.notes == ["1 of 1 scenes of --pair-with have the same bands; paired by path, for not all have a CRS"]
+    pairs = [row["image_pair"] for row in rows_of(tmp_path / "out")]
+    assert np.array_equal(np.concatenate(pairs, axis=2), winter)
+
+
+def test_a_scene_with_a_crs_pairs_by_path_with_one_without(tmp_path):
+    save_raster(tmp_path / "a/x.tif", noise(1, 32, 32), names=["B8"], origin=(1000, 1000))
+    flat = save_raster(tmp_path / "b/x.tif", noise(1, 32, 32, seed=1), names=["B8"], crs=None)
+    for here, there, seed in (("a", "b", 1), ("b", "a", 0)):
+        build(tmp_path / here, tmp_path / f"out_{here}", tile_size=32, pair_with=tmp_path / there)
+        pair = rows_of(tmp_path / f"out_{here}")[0]["image_pair"]
+        assert np.array_equal(pair, noise(1, 32, 32, seed=seed))
+    assert np.array_equal(flat, noise(1, 32, 32, seed=1))
+
+
+def test_without_partners_the_reason_and_the_rule_are_told(tmp_path, message):
+    save(tmp_path / "summer/a.png", 32, 64)
+    save(tmp_path / "winter/b.png", 32, 64)
+    assert message(tmp_path / "summer", pair_with=tmp_path / "winter") == (
+        f"no scene of SRC has a partner: no scene of --pair-with has the path a.png; there is b.png; {RULE}"
+    )
+    save(tmp_path / "winter/a.png", 32, 60)
+    assert message(tmp_path / "summer", pair_with=tmp_path / "winter") == (
+        f"no scene of SRC has a partner: {tmp_path}/summer/a.png has 32 × 64 pixels, "
+        f"{tmp_path}/winter/a.png has 32 × 60 pixels; {RULE}"
+    )
+    for name, crs, x in (("here", "EPSG:32618", 0), ("east", "EPSG:32618", 900), ("zone", "EPSG:32619", 0)):
+        save_raster(tmp_path / f"{name}/a.tif", noise(1, 32, 32), names=["B8"], crs=crs, origin=(x, 320))
+    assert message(tmp_path / "here", pair_with=tmp_path / "east") == (
+        f"no scene of SRC has a partner: {tmp_path}/here/a.tif (x 0 to 320, y 0 to 320 (EPSG:32618)) shares no place "
+        f"with {tmp_path}/east/a.tif (x 900 to 1220, y 0 to 320 (EPSG:32618)); {RULE}"
+    )
+    assert "(EPSG:32619)); gdalwarp -t_srs brings both into one CRS; " in message(
+        tmp_path / "here", pair_with=tmp_path / "zone"
+    )
+    save_raster(tmp_path / "part/a.tif", noise(1, 32, 32), names=["B8"], origin=(10, 320))
+    assert message(tmp_path / "here", pair_with=tmp_path / "part") == (
+        f"none of 1 windows was kept (no partner: 1); no scene of --pair-with covers a whole tile: {RULE}"
+    )
+    for same in (tmp_path / "here", tmp_path / "east/../here"):
+        assert message(tmp_path / "here", pair_with=same) == (
+            f"--pair-with={same} is SRC itself; give the folder of another season"
+        )
+
+
+def test_without_labels_the_reason_is_told(tmp_path, message):
+    save_raster(tmp_path / "a.tif", noise(1, 32, 64), names=["B8"], origin=(500_000, 4_000_000), metres=100)
+    classes = np.full((1, 32, 64), 10, np.uint8)
+    classes[:, :, 32:] = 20
+    near, far = tmp_path / "near.tif", tmp_path / "far.tif"
+    save_raster(near, classes, origin=(500_000, 4_000_000), metres=100)
+    save_raster(far, classes, crs="EPSG:4326", origin=(20, 50), metres=0.01)
+    assert message(tmp_path / "a.tif", label_raster=far) == (
+        f"--label-raster={far} covers none of the 1 scenes: it spans x 20 to 20.64, y 49.68 to 50 (EPSG:4326), "
+        "the first scene x 500000 to 506400, y 3996800 to 4000000 (EPSG:32618), "
+        "there x -75 to -74.9289, y 36.1158 to 36.1447 (EPSG:4326); a raster of the same place works"
+    )
+    save_raster(far, classes, origin=(0, 0))
+    assert "y 3996800 to 4000000 (EPSG:32618); a raster" in message(tmp_path / "a.tif", label_raster=far)
+    assert message(tmp_path / "a.tif", label_raster=near, class_names="sea,land") == (
+        "none of 2 windows was kept (class 10, not in --class-names: 1, class 20, not in --class-names: 1); "
+        "--class-names names 0=sea, 1=land, the label raster has 10, 20; --class-names 10=class10,20=class20 works"
+    )
+    classes[:, ::2] = 30
+    save_raster(near, classes, origin=(500_000, 4_000_000), metres=100)
+    assert message(tmp_path / "a.tif", label_raster=near) == (
+        "none of 2 windows was kept (no clear label: 2); "
+        "no class covers --min-majority 0.6 of a tile; e.g. --min-majority 0.3"
+    )
+    save_raster(near, classes * 0, origin=(500_000, 4_000_000), metres=100, nodata=0)
+    assert message(tmp_path / "a.tif", label_raster=near, class_names="sea") == (
+        "none of 2 windows was kept (no label there: 2); a label raster with data where the scenes lie works"
+    )
+
+
+def test_of_many_unnamed_classes_the_largest_are_counted_by_number(tmp_path):
+    save_raster(tmp_path / "a.tif", noise(1, 16, 16 * 31), names=["B8"])
+    save_raster(tmp_path / "c.tif", np.arange(31, dtype=np.uint8).repeat(16)[None, None].repeat(16, axis=1))
+    built = build(
+        tmp_path / "a.tif", tmp_path / "out", tile_size=16, label_raster=tmp_path / "c.tif", class_names="7=sea"
+    )
+    assert built.tiles_per_class == {"sea": 1}
+    assert (len(built.skipped), built.skipped["other classes, not in --class-names"]) == (21, 10)
+
+
+def test_hints_are_of_what_was_found(tmp_path, message):
+    pixels = noise(3, 32, 64, "uint8")
+    pixels[:, :, :32] = 0
+    pixels[:, :, 32:] = 250
+    save_raster(tmp_path / "a.tif", pixels, nodata=0)
+    assert message(tmp_path / "a.tif") == (
+        "none of 2 windows was kept (cloud white: 1, no data: 1); --max-nodata 1 --max-cloud 1 keeps them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number", "holds"),
+    [
+        ("uint8", 300, "uint8, which holds whole numbers from 0 to 255; --nodata 0 works"),
+        ("uint8", 0.5, "uint8, which holds whole numbers from 0 to 255; --nodata 0 works"),
+        ("uint16", -1, "uint16, which holds whole numbers from 0 to 65535; --nodata 0 works"),
+        ("int16", float("nan"), "int16, which holds whole numbers from -32768 to 32767; --nodata -9999 works"),
+        ("float32", 1e39, "float32, which holds numbers from -3.4028235e+38 to 3.4028235e+38; --nodata -9999 works"),
+    ],
+)
+def test_nodata_must_be_a_number_of_the_imagery(tmp_path, message, dtype, number, holds):
+    save_raster(tmp_path / "a.tif", noise(1, 32, 32, dtype), names=["B8"])
+    assert message(tmp_path / "a.tif", nodata=number) == f"--nodata={number:g}: the imagery is {holds}"
+
+
+def test_options_that_change_nothing_are_told_of(tmp_path, message):
+    save(tmp_path / "src/sea/a.png", 32, 32)
+    assert message(tmp_path / "src", min_majority=0.5, labels_from_folders=True) == (
+        "--min-majority=0.5 is of the classes of --label-raster, which is absent; leave it out"
+    )
+    assert message(tmp_path / "src", nodata=256) == (
+        "--nodata=256: the imagery is uint8, which holds whole numbers from 0 to 255; --nodata 0 works"
+    )
+    assert message(tmp_path / "src", workers=0) == "--workers=0 must be at least 1; --workers 1 takes the least memory"
+
+
+def test_too_few_names_are_answered_with_as_many_as_there_are_bands(tmp_path, message):
+    save(tmp_path / "src/a.png", 32, 32)
+    assert message(tmp_path / "src", band_names=("red",)).endswith(
+        "a.png: has 3 bands, --band-names=red names 1; --band-names red,green,blue works"
+    )
+
+
+def test_help_and_errors_tell_the_rule_of_pairs_and_odd_paths_stay_whole(tmp_path):
+    save(tmp_path / "src [out]/[red]sea/a[b].png", 32, 32)
+    (tmp_path / "src [out]/[red]sea/b[i].png").write_text("x")
+    out = tmp_path / "[out]"
+    done = cli("build", tmp_path / "src [out]", out, "--labels-from-folders")
+    text = " ".join(done.stderr.split())
+    assert f"looking for scenes in {tmp_path}/src [out] " in text
+    assert f"{tmp_path}/src [out]/[red]sea/b[i].png: cannot be" in text
+    assert f"--set 'data.source={out}' --set encoder.bands=3" in text
+    assert "│ [red]sea │ 1 │" in text
+    assert f"{out} is complete" in cli("build", tmp_path / "src [out]", out, "--labels-from-folders").stderr
+    text = " ".join(cli("build", "--help").stdout.split())
+    assert "by place where both have a CRS, else by the same path below SRC and SRC2" in text

@@ -1,0 +1,141 @@
+"""Tiles and shards from anyone: 1,600 hostile kinds; none crashes, hangs or keeps memory, each has its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from support.hostile_arrays import npy_of
+from support.hostile_pictures import many_scans, pictures
+from support.hostile_rasters import many_tags, sparse, tiff
+from support.hostile_shards import GOOD, dictionary_bomb, image_table, parquet
+from support.hostile_worker import Result, all_sources, all_tiles, run_kinds
+from support.source_files import message
+
+from moco_accel.common.errors import UserError
+from moco_accel.images.decoding import DamagedTile, decode_raster
+from moco_accel.images.headers import MAX_ENCODED_BYTES, read_file
+from moco_accel.sources.tar_store import open_tar
+
+MOST_SECONDS = 5.0  # of the processor; measured: 0.97, 8192 x 8192 pixels of a whole PNG
+MOST_MIB = 600  # measured: 450, as many of four bands
+MOST_GROWTH_MIB = 32  # measured: 16, once in twelve times, of GDAL's; 0 otherwise
+ONE_OF = 20
+
+
+def names_of_tiles() -> list[str]:
+    return list(all_tiles())
+
+
+def names_of_sources() -> list[str]:
+    names = list(all_sources())
+    return names + [f"{name} streamed" for name in names if name.startswith("parquet")]
+
+
+def check(results: list[Result], resident: list[list[int]]) -> None:
+    bugs = [result for result in results if result.outcome.split()[0] not in ("read", "damaged", "refused")]
+    assert not bugs, bugs
+    slow = [result for result in results if result.seconds > MOST_SECONDS]
+    assert not slow, slow
+    large = [result for result in results if result.peak_mib > MOST_MIB]
+    assert not large, large
+    assert len(resident) == 1  # no child died
+    assert resident[0][-1] - resident[0][1] <= MOST_GROWTH_MIB, resident
+
+
+def few(names: list[str]) -> list[str]:
+    """One of twenty, none of those that are heavy without being hostile."""
+    return [name for name in names[::ONE_OF] if "8192" not in name and "bomb" not in name]
+
+
+def test_a_twentieth_of_the_hostile_tiles() -> None:
+    names = few(names_of_tiles())
+    results, resident = run_kinds(names, "tiles")
+    assert [result.name for result in results] == names
+    check(results, resident)
+
+
+def test_a_twentieth_of_the_hostile_sources() -> None:
+    names = few(names_of_sources())
+    results, resident = run_kinds(names, "sources")
+    assert [result.name for result in results] == names
+    check(results, resident)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("what", ["tiles", "sources"])
+def test_all_hostile_kinds(what: str) -> None:
+    names = names_of_tiles() if what == "tiles" else names_of_sources()
+    results, resident = run_kinds(names, what)
+    assert len(results) == len(names) > 500
+    check(results, resident)
+
+
+def test_there_are_five_hundred_kinds_and_more() -> None:
+    assert len(names_of_tiles()) > 500
+    assert len(all_sources()) > 400
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (lambda: pictures()["png of 81 megapixels"](), "has 9000 x 9000 pixels; at most 67108864 are read"),
+        (lambda: many_scans(20_000, 8192), "scans over 8192 x 8192 pixels; together at most"),
+        (lambda: pictures()["jp2 16 x 16 tiles 16 x 16 components 16384"](), "has 16384 bands; at most 1024 are read"),
+        (lambda: pictures()["bare jp2 of many tiles"](), "16384 bands of 4080 x 4080 pixels; at most"),
+        (lambda: pictures()["jp2 8192 x 8192 tiles 1 x 1 components 1"](), "in 67108864 blocks; at most 65536"),
+        (lambda: many_tags(4000, 1 << 20), "has tags of 4194304030 bytes, in a file of 1048584"),
+        (lambda: many_tags(5000, 4), "has 5010 tags; at most 4096 are read"),
+        (lambda: tiff({322: (4, 1, 1 << 20), 323: (4, 1, 1 << 20)}), "has 1048576 x 1048576 pixels"),
+        (lambda: sparse(8192, 1, 16, "uint8"), "is stored in 262144 blocks; at most 65536 are read"),
+        (lambda: sparse(4096, 16, 256, "float32"), "16 bands of 4096 x 4096 pixels; at most 268435456 bytes are read"),
+        (lambda: npy_of("'|O'", "(3, 8, 8)"), "holds object"),
+        (lambda: b"\x93NUMPY\x01\x00\x28\x23" + b"-" * 9000, "its header is no description of an array"),
+    ],
+)  # fmt: skip
+def test_what_headers_say_is_held_against_limits(raw: object, reason: str) -> None:
+    with pytest.raises(DamagedTile, match=reason):
+        decode_raster(raw())  # type: ignore[operator]
+
+
+def test_files_without_end_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "huge.tif").touch()
+    with (tmp_path / "huge.tif").open("r+b") as file:
+        file.truncate(1 << 40)
+    (tmp_path / "zeros.tif").symlink_to("/dev/zero")
+    for name, reason in (("huge", f"has {1 << 40} bytes; at most {MAX_ENCODED_BYTES}"), ("zeros", "is no file")):
+        with pytest.raises(DamagedTile, match=reason):
+            read_file(tmp_path / f"{name}.tif")
+
+
+def test_row_groups_that_would_unpack_without_end_are_refused(tmp_path: Path) -> None:
+    """Ten megabytes, 4,000 times, in a file of kilobytes."""
+    folder = dictionary_bomb(tmp_path / "t")
+    assert (folder / "part.parquet").stat().st_size < 10_000
+    assert "repeats values of image until they take up to" in message(folder)
+
+
+def test_names_of_columns_break_no_line(tmp_path: Path) -> None:
+    table = image_table("none", **{"x\n\x1b[31m": pa.array([GOOD] * 12)})
+    assert "has several columns of imagery (image, x [31m)" in message(parquet(tmp_path / "t", table))
+
+
+def test_a_tar_header_of_terabytes_is_not_read(tmp_path: Path) -> None:
+    source = all_sources()["sparse tar size 1099511627776 of x"](tmp_path / "t")
+    with pytest.raises(UserError, match="a header of 1099511627776 bytes"):
+        open_tar([source / "part.tar"], str(source), "data.source")
+
+
+@pytest.mark.parametrize("kind", ["npy pickle", "bare pickle", "npy header code 1", "npy header calls 1"])
+def test_code_in_a_tile_is_not_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pickles would make a file here."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DamagedTile):
+        decode_raster(all_tiles()[kind]())
+    assert not list(tmp_path.iterdir())
+
+
+def test_good_tiles_are_read_among_the_hostile() -> None:
+    assert decode_raster(GOOD).shape == (3, 40, 30)

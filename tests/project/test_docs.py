@@ -1,0 +1,171 @@
+"""Every command in README and docs is one: options, fields and files are there, and what can be run here is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from support.launches import train, write_labelled
+from support.recipes import small_recipe
+
+from moco_accel.evaluation.features import cli as eval_cli
+from moco_accel.export import cli as export_cli
+from moco_accel.imagery import cli as data_cli
+from moco_accel.recipe.load import load_recipe, save_recipe
+from moco_accel.report import cli as report_cli
+from moco_accel.train import app as train_app
+from moco_accel.verify.checks import cli as verify_cli
+from planner import cli as plan_cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+APPS = {
+    "moco-data": data_cli.app,
+    "moco-plan": plan_cli.app,
+    "moco-eval": eval_cli.app,
+    "moco-verify": verify_cli.app,
+    "moco-report": report_cli.app,
+    "moco-export": export_cli.app,
+}
+_START = re.compile(r"moco-data \w+ [^-]|moco-(?!data)[a-z]+ \S|accelerate launch -|torchrun -|python benchmarks/")
+TRAIN = "moco_accel/train.py"
+WRITTEN_BY_THE_PLANNER = ("recipes/dual8gb_13bands.yaml", "recipes/4x8x24gb.yaml")
+NOT_RUN = {
+    "moco-plan": "test_plan.py runs it; half a minute each",
+    "moco-verify": "test_verify.py runs it",
+    "S2A_MSIL1C": "no product of Sentinel-2 lies here; test_build_bands.py makes one",
+    "blanchon/": "needs the hub",
+    "--pair-with": "test_build_labels_pairs.py runs it",
+    "--push-to-hub": "needs the hub; test_export_hub.py runs it against a server of its own",
+    "--split": "wants places or words for each tile; test_eval_splits.py runs each",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    page: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.page}: {shlex.join(self.words)}"
+
+
+def commands() -> list[Command]:
+    """Each once; a program's bare name, or a subcommand's, is none."""
+    found: dict[tuple[str, ...], Command] = {}
+    for page in PAGES:
+        text = page.read_text()
+        blocks = [block.replace("\\\n", " ") for block in re.findall(r"```\w*\n(.*?)```", text, re.S)]
+        lines = [line.partition("  #")[0] for block in blocks for line in block.splitlines()]
+        prose = re.sub(r"```.*?```", "", text, flags=re.S)
+        lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+        for line in lines:
+            line = line.removeprefix("ACCELERATE_USE_CPU=true ")
+            if _START.match(line) and "…" not in line:
+                words = tuple(shlex.split(line))
+                found.setdefault(words, Command(page.name, words))
+    return list(found.values())
+
+
+COMMANDS = commands()
+
+
+def parse(app: typer.Typer, words: list[str]) -> None:
+    """Raises what typer says of a wrong option; runs nothing."""
+    command = typer.main.get_command(app)
+    if words and hasattr(command, "commands") and words[0] in command.commands:
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context("command", list(words))
+
+
+def test_there_are_commands_of_every_kind() -> None:
+    assert {command.words[0] for command in COMMANDS} >= {*APPS, "accelerate", "torchrun", "python"}
+    assert len(COMMANDS) > 30
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_options_fields_and_files_are_there(command: Command) -> None:
+    first, rest = command.words[0], list(command.words[1:])
+    if first in APPS:
+        parse(APPS[first], rest)
+    elif first == "python":
+        assert (ROOT / rest[0]).is_file()
+    else:
+        arguments = rest[rest.index(TRAIN) + 1 :]
+        parse(train_app, arguments)
+        if "--config_file" in rest:
+            assert (ROOT / rest[rest.index("--config_file") + 1]).is_file()
+        recipe = arguments[arguments.index("--recipe") + 1]
+        overrides = [value for option, value in pairwise(arguments) if option == "--set"]
+        if recipe not in WRITTEN_BY_THE_PLANNER:
+            load_recipe(ROOT / recipe, overrides)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def runnable() -> list[Command]:
+    return [
+        command
+        for command in COMMANDS
+        if command.words[0] in APPS and not any(name in str(command).partition(": ")[2] for name in NOT_RUN)
+    ]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the pages' names are things: imagery, tiles, labelled tiles, runs."""
+    desk = tmp_path_factory.mktemp("desk")
+    draw = np.random.default_rng(0)
+    for folder in ("YOUR_IMAGES", "SRC"):
+        (desk / folder).mkdir()
+        for number in range(3):
+            pixels = draw.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(desk / folder / f"{number}.png")
+    for side, count in (("train", 40), ("test", 20)):
+        (desk / "data" / "labelled").mkdir(parents=True, exist_ok=True)
+        write_labelled(desk / "data" / "labelled" / side, count, count)
+    for name in ("tiles", "s2"):
+        (desk / "data" / name).mkdir()
+        shutil.copy(desk / "data" / "labelled" / "train" / "tiles.parquet", desk / "data" / name)
+    labelled = {f"{side}_source": str(desk / "data" / "labelled" / side) for side in ("train", "test")}
+    recipe = small_recipe(data={"source": str(desk / "data" / "tiles")}, evaluation=labelled, schedule={"epochs": 1})
+    save_recipe(recipe, desk / "small.yaml")
+    train(desk / "small.yaml", desk / "runs" / "demo")
+    for name in ("dual8gb", "dual8gb_13bands", "mine"):
+        shutil.copytree(desk / "runs" / "demo", desk / "runs" / name)
+    (desk / "RUN").symlink_to(desk / "runs" / "demo")
+    return desk
+
+
+@pytest.mark.parametrize("command", runnable(), ids=str)
+def test_a_command_runs(command: Command, desk: Path) -> None:
+    program = Path(sys.executable).with_name(command.words[0])
+    words = list(command.words[1:])
+    if words[0] == "build":
+        shutil.rmtree(desk / words[2], ignore_errors=True)
+    if command.words[0] == "moco-export":
+        shutil.rmtree(desk / words[1], ignore_errors=True)
+    done = subprocess.run(
+        [str(program), *words],
+        cwd=desk,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,51 @@
+"""Bands by name: one spelling each, chosen by name, never by count."""
+
+from __future__ import annotations
+
+import pytest
+
+from moco_accel.common.errors import UserError
+from moco_accel.recipe.bands import SENTINEL2, canonical_band, canonical_bands, picture_bands, select_bands
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        *[(spelling, "B1") for spelling in ("B01", "B1", "b1", "b01", "Band 1", "band_1", "BAND01", "SR_B1", " B1 ")],
+        *[(spelling, "B8A") for spelling in ("B8a", "B8A", "b8a", "B08A")],
+        ("B8", "B8"),
+        ("B11", "B11"),
+        ("ST_B10", "B10"),
+        *[(spelling, "red") for spelling in ("Red", "R", "r", "RED")],
+        ("gray", "grey"),
+        ("NIR", "nir"),
+        ("elevation", "elevation"),
+        ("VV", "vv"),
+    ],
+)
+def test_one_spelling_for_each(name: str, canonical: str) -> None:
+    assert canonical_band(name) == canonical
+    assert canonical_band(canonical) == canonical
+
+
+def test_two_names_of_one_band_are_refused() -> None:
+    assert canonical_bands(["B01", "b8a"]) == ["B1", "B8A"]
+    with pytest.raises(UserError, match=r"bands B01, B2, B1: B01 and another are both B1; name it once"):
+        canonical_bands(["B01", "B2", "B1"])
+
+
+def test_bands_are_chosen_by_name_in_the_order_asked_for() -> None:
+    stored = ["B02", "B03", "B04", "B8A"]
+    assert select_bands(["b4", "B3", "B8a"], stored, "data.bands", "tiles") == [2, 1, 3]
+    with pytest.raises(UserError) as caught:
+        select_bands(["B4", "B8"], stored, "data.bands", "tiles")
+    assert str(caught.value) == "data.bands=[B4, B8] but 'tiles' has [B2, B3, B4, B8A]: B8 is not there"
+
+
+def test_true_colour_where_names_tell() -> None:
+    assert picture_bands(SENTINEL2, 13, "sentinel2") == (3, 2, 1)
+    assert picture_bands(["B1", "B2", "B3", "B4", "B5", "B7"], 6, "landsat7") == (2, 1, 0)
+    assert picture_bands(["B1", "B2", "B3", "B4", "B5", "B7"], 6, "landsat8") == (3, 2, 1)
+    assert picture_bands(["nir", "Red", "Green", "Blue"], 4) == (1, 2, 3)
+    assert picture_bands(["B8", "B11"], 2) == (0, 0, 0)
+    assert picture_bands(None, 5) == (0, 1, 2)

@@ -1,0 +1,104 @@
+"""Tar shards in the webdataset convention, read at random."""
+
+import json
+import pickle
+import resource
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.source_files import LEVEL_2A, draw, message, npy, picture, tiff, tiles_of, write_tar
+
+from moco_accel.images.decoding import DamagedTile
+
+
+def test_tar_shards_of_twelve_bands(tmp_path):
+    arrays = draw((5, 12, 16, 16))
+    for shard, part in enumerate(np.split(np.arange(5), [3])):
+        members = [(f"images/patch_{index}.tif", tiff(arrays[index])) for index in part]
+        write_tar(tmp_path / "t" / f"shard-{shard:06d}.tar", [("images/readme.md", b"words"), *members])
+    tiles = tiles_of(tmp_path / "t", 12, bands=LEVEL_2A, scaling="reflectance")
+    assert tiles.shard_sizes == [3, 2]
+    for index in (4, 0, 2, 1, 3):
+        assert np.array_equal(tiles[index].numpy(), arrays[index])
+    assert tiles.column("__key__") == [f"images/patch_{index}" for index in range(5)]
+    assert torch.equal(pickle.loads(pickle.dumps(tiles))[3], tiles[3])
+    assert len(tiles_of(tmp_path / "t" / "*-000001.tar", 12, bands=LEVEL_2A, scaling="reflectance")) == 2
+
+
+@pytest.mark.parametrize(
+    ("suffix", "raws", "labels"),
+    [
+        ("cls", [b"2", b"0", b"1\n"], ([2, 0, 1], ["0", "1", "2"])),
+        ("txt", [b"sea", b"ice", b"sea"], ([1, 0, 1], ["ice", "sea"])),
+        ("json", [json.dumps({"label": n, "lon": 1.5}).encode() for n in (1, 0, 1)], ([1, 0, 1], ["0", "1"])),
+    ],
+)
+def test_tar_shards_with_labels(tmp_path, suffix, raws, labels):
+    arrays = draw((3, 12, 12, 3), "uint8")
+    kinds = [("0.png", picture(arrays[0])), ("0.jpeg", picture(arrays[1], "jpeg")), ("0.npy", npy(arrays[2]))]
+    members = [m for i, raw in enumerate(raws) for m in ((f"a{i}.png", picture(arrays[i])), (f"a{i}.{suffix}", raw))]
+    write_tar(tmp_path / "t.tar", members)
+    tiles = tiles_of(tmp_path / "t.tar")
+    assert tiles.labels("label") == labels
+    assert np.array_equal(tiles[2].numpy(), arrays[2].transpose(2, 0, 1))
+    for name, raw in kinds:
+        write_tar(tmp_path / "one" / "t.tar", [(name, raw)])
+        assert tiles_of(tmp_path / "one")[0].shape == (3, 12, 12)
+
+
+def test_a_band_in_each_member(tmp_path):
+    arrays = draw((2, 2, 16, 16))
+    members = [(f"{i}.B0{b + 3}.tif", tiff(arrays[i, b : b + 1])) for i in range(2) for b in range(2)]
+    write_tar(tmp_path / "t.tar", [*members, ("2.B04.tif", members[0][1])])
+    tiles = tiles_of(tmp_path / "t.tar", 2, bands=["B4", "B3"], scaling="reflectance")
+    assert np.array_equal(tiles[1].numpy(), arrays[1][::-1])
+    with pytest.raises(DamagedTile, match=r"^B3 is missing: 2 in .*t.tar$"):
+        tiles[2]
+
+
+def test_tar_shards_that_cannot_be_read(tmp_path):
+    raw = picture(draw((12, 12, 3), "uint8"))
+    with tarfile.open(tmp_path / "t.tar.gz", "w:gz"):
+        pass
+    assert message(tmp_path / "t.tar.gz") == message(tmp_path / "*.tar.gz")
+    assert message(tmp_path / "t.tar.gz").endswith(f"gunzip {tmp_path}/t.tar.gz makes a .tar that can")
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "t.tar.gz").rename(tmp_path / "hidden" / "t.tar")
+    assert "is not a whole, uncompressed tar (gunzip < " in message(tmp_path / "hidden")
+    write_tar(tmp_path / "cut" / "t.tar", [("0.png", raw), ("1.png", raw)])
+    whole = (tmp_path / "cut" / "t.tar").read_bytes()
+    (tmp_path / "cut" / "t.tar").write_bytes(whole[: 512 + 512 * (-(-len(raw) // 512)) + 512 + 100])
+    assert "is not a whole, uncompressed tar (unexpected end of data)" in message(tmp_path / "cut")
+    write_tar(tmp_path / "two" / "t.tar", [("0.image.png", raw), ("0.mask.png", raw)])
+    assert message(tmp_path / "two").endswith(
+        "has several columns of imagery (image.png, mask.png); data.image_column=image.png works"
+    )
+    assert tiles_of(tmp_path / "two", image_column="mask.png").image_column == "mask.png"
+    write_tar(tmp_path / "words" / "t.tar", [("0.txt", b"a")])
+    assert "holds tar shards without images" in message(tmp_path / "words")
+
+
+def test_more_shards_than_files_that_may_be_open(tmp_path):
+    raw = picture(draw((12, 12, 3), "uint8"))
+    for shard in range(40):
+        write_tar(tmp_path / "t" / f"{shard:02}.tar", [("0.png", raw)])
+    tiles = tiles_of(tmp_path / "t")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
+    free = [number for number in range(len(taken) + 16) if number not in taken]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[15] + 1, limits[1]))
+    try:
+        assert {tuple(tiles[index].shape) for index in range(40)} == {(3, 12, 12)}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_shard_that_is_gone_is_damage(tmp_path):
+    write_tar(tmp_path / "t.tar", [("0.png", picture(draw((12, 12, 3), "uint8")))])
+    tiles = tiles_of(tmp_path / "t.tar")
+    (tmp_path / "t.tar").unlink()
+    with pytest.raises(DamagedTile, match=r"^cannot be read \(No such file or directory\): 0 in .*t.tar$"):
+        tiles[0]

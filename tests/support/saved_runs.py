@@ -1,0 +1,66 @@
+"""A run in this process, without a loop: steps on random views, saved as the loop saves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState
+from support.recipes import small_recipe
+from support.steps import make_views
+
+from moco_accel.checkpoints.random_states import seed_all
+from moco_accel.checkpoints.run_folder import newest_whole
+from moco_accel.checkpoints.saver import Saver
+from moco_accel.networks.moco import build_moco
+from moco_accel.processes.control_group import Agreement
+from moco_accel.processes.signals import StopRequest
+from moco_accel.recipe.schema import Recipe
+from moco_accel.sources.base import Reading
+from moco_accel.training.optimizers import build_optimizer, set_lr
+from moco_accel.training.step import build_accelerator, prepare, train_step
+
+TILES = 40
+
+
+class SavedRun:
+    """Build it on a folder with checkpoints, and it goes on from the newest."""
+
+    def __init__(self, run: Path, recipe: Recipe | None = None, scale: float | None = None) -> None:
+        AcceleratorState._reset_state()
+        self.run, self.said = run, list[str]()
+        self.recipe = recipe or small_recipe(moco={"queue_size": 8})
+        self.accelerator = build_accelerator(self.recipe, cpu=True)
+        if scale is not None:
+            self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
+        seed_all(self.recipe.run.seed)
+        self.moco = build_moco(self.recipe)
+        self.model, self.optimizer = prepare(self.accelerator, self.moco, build_optimizer(self.recipe, self.moco))
+        micro_batch = self.recipe.batch.micro_batch_size
+        everything = (run, self.accelerator, Agreement(), self.moco, self.optimizer, micro_batch, TILES, Reading())
+        self.saver = Saver(*everything, StopRequest())
+        found = newest_whole(run, self.said.append)
+        self.step, _ = self.saver.restore(found, False, self.said.append)
+
+    def train(self, steps: int) -> list[float]:
+        """The losses."""
+        losses = []
+        for _ in range(steps):
+            first, second = (v.split(self.recipe.batch.micro_batch_size) for v in make_views(self.recipe, self.step))
+            set_lr(self.optimizer, 1e-3)
+            losses.append(
+                train_step(self.accelerator, self.model, self.optimizer, (first, second), self.recipe, 0.9).loss.item()
+            )
+            self.step += 1
+        return losses
+
+    def save(self) -> Path:
+        self.saver.save(self.recipe, self.step, 0)
+        return self.run / "checkpoints" / f"step_{self.step:08d}"
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+SMALL = small_recipe(encoder={"name": "resnet10"}, optimizer={"name": "lars"}, run={"keep_checkpoints": 2})
