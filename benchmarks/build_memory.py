@@ -1,8 +1,9 @@
-"""Memory and speed of `moco-data build` on a generated scene, and on one four times as large: memory must not grow.
+"""Measure memory and speed of `moco-data build` on a generated scene and on one four times as large.
 
-The scene is real Sentinel-2 imagery (tests/fixtures/sentinel2) repeated, darker or brighter each time: a tiled GeoTIFF
-of 4 bands of uint16. Peak memory is the largest sum of the resident sizes of all processes of the build, looked at ten
-times a second; pages they share are counted in each, so it is an upper bound.
+Memory must not grow with the scene. The scene is a tiled GeoTIFF of 4 bands of uint16: real Sentinel-2 imagery
+(tests/fixtures/sentinel2), repeated with varying brightness. Peak memory is the largest sum of the resident sizes of
+all processes of the build, sampled ten times a second. Shared pages are counted once for each process, so it is an
+upper bound.
 
     python benchmarks/build_memory.py --sides 15000,30000 --workers 2 >> benchmarks/results/build_memory.jsonl
 """
@@ -31,7 +32,7 @@ MIB = 1 << 20
 
 
 def write_scene(path: Path, side: int) -> None:
-    """A scene of `side` × `side` pixels, a row of blocks at a time."""
+    """Write a scene of `side` × `side` pixels, one row of blocks at a time."""
     pixels = []
     for band in BANDS:
         with rasterio.open(FIXTURE / f"s2_{band}.tif") as file:
@@ -58,14 +59,14 @@ def write_scene(path: Path, side: int) -> None:
 
 
 def build(scene: Path, out: Path, workers: int) -> dict[str, Any]:
-    """Run the command; seconds, and peak memory over all of its processes."""
+    """Run the command; return its duration and the peak memory of all its processes."""
     code = "from moco_accel.imagery.cli import main; main()"
     command = [sys.executable, "-c", code, "build", str(scene), str(out), "--workers", str(workers)]
     started = time.monotonic()
     process = psutil.Popen(command, stderr=subprocess.PIPE)
     peak_all = peak_main = 0
     while process.poll() is None:
-        sizes = resident(process)
+        sizes = resident_bytes(process)
         peak_all, peak_main = max(peak_all, sum(sizes)), max(peak_main, sizes[0])
         time.sleep(0.1)
     if process.returncode:
@@ -74,8 +75,8 @@ def build(scene: Path, out: Path, workers: int) -> dict[str, Any]:
     return {"seconds": round(seconds, 1), "peak_mib": peak_all // MIB, "peak_main_process_mib": peak_main // MIB}
 
 
-def resident(process: psutil.Process) -> list[int]:
-    """Bytes of the main process, then of each worker."""
+def resident_bytes(process: psutil.Process) -> list[int]:
+    """Return the resident size of the main process, then those of its workers."""
     sizes = [0]
     try:
         sizes = [process.memory_info().rss]
@@ -87,10 +88,10 @@ def resident(process: psutil.Process) -> list[int]:
 
 def main(
     sides: Annotated[str, typer.Option(help="Sides of the scenes in pixels.")] = "15000,30000",
-    workers: Annotated[int, typer.Option(help="Of the build.")] = 2,
-    folder: Annotated[Path | None, typer.Option(help="Where there is room for a scene and its tiles.")] = None,
+    workers: Annotated[int, typer.Option(help="Worker processes of the build.")] = 2,
+    folder: Annotated[Path | None, typer.Option(help="Folder with space for a scene and its tiles.")] = None,
 ) -> None:
-    """One JSON row for each side on stdout."""
+    """Print one JSON row for each side."""
     for side in map(int, sides.split(",")):
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             scene, out = Path(temporary) / "scene.tif", Path(temporary) / "tiles"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The demo's recipe at its lr and at a hundred times that: what loss, features and kNN say. After `make demo`.
+# Train the demo's recipe at its lr and at 100 times that; print loss, features and kNN of each evaluation. Run `make demo` first.
 #   benchmarks/collapse.sh > benchmarks/results/collapse.jsonl
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,13 +11,13 @@ for lr in 4e-3 0.4; do
 import json, sys
 from pathlib import Path
 
-from moco_accel.run_health import verdict
-from moco_accel.run_rows import read_logged
+from moco_accel.checkpoints.run_log import read_run_log
+from moco_accel.training.run_health import assess_health
 
-logged = read_logged(Path(sys.argv[1]))
-for examined in logged.evaluations:
-    row = max((row for row in logged.rows if row["step"] < examined["step"]), key=lambda row: row["step"])
-    found = verdict(logged.recipe, row, examined)
-    print(json.dumps({"lr": logged.recipe.optimizer.lr, "loss": row["loss"], "level": found.level, "text": found.text, **examined}))
+log = read_run_log(Path(sys.argv[1]))
+for evaluation in log.evaluations:
+    row = max((row for row in log.rows if row["step"] < evaluation["step"]), key=lambda row: row["step"])
+    found = assess_health(log.recipe, row, evaluation)
+    print(json.dumps({"lr": log.recipe.optimizer.lr, "loss": row["loss"], "level": found.level, "text": found.text, **evaluation}))
 PYTHON
 done

@@ -1,9 +1,10 @@
-"""Tiles a second of one core, side by side: the paper's pipeline, ours, lightly's and torchgeo's; kornia's photometric
-part; parquet shards and loose files; and the memory of a loader's worker over 50,000 tiles.
+"""Compare data pipelines on one core, in tiles per second, and measure the memory of a loader worker over 50,000 tiles.
 
-Tiles of 256 pixels are cut from the Blue Marble and stored as JPEG of quality 90. Every round runs each pipeline on the
-same tiles, in an order that moves on by one each round; a ratio is taken within a round. Seconds are the process's
-own, for machines that do other things too. `pip install lightly torchgeo` beside moco-accel to include those two.
+The pipelines are the paper's, this project's, lightly's and torchgeo's; kornia's photometric part; and the reading of
+parquet shards and loose files. Tiles of 256 pixels are cut from the Blue Marble and stored as JPEG of quality 90. Every
+round runs each pipeline on the same tiles, in an order that is rotated by one each round; a ratio compares times of one
+round. Times are CPU times of the process, so that other load on the machine matters less. `pip install lightly
+torchgeo` to include those two.
 
     python benchmarks/data.py >> benchmarks/results/data.jsonl
 """
@@ -38,19 +39,20 @@ from moco_accel.recipe.load import recipe_from_dict
 from moco_accel.recipe.rules import scaled_lr
 from moco_accel.recipe.schema import Recipe
 from moco_accel.tiles.tiles import open_tiles
-from moco_accel.training.loader import TwoViews
-from moco_accel.views.augment import Crop, CropBatch, augment_pixels, make_crop, stack_crops
+from moco_accel.training.loader import TwoViewDataset
+from moco_accel.views.augment import augment_pixels
+from moco_accel.views.crops import Crop, CropBatch, make_crop, stack_crops
 
 IMAGERY = Path(__file__).parents[1] / "moco_accel/assets/bmng.jpg"
 PAPER, LOADER, WHOLE, SATELLITE = "the paper's", "our loader", "ours, whole", "ours, whole, preset satellite"
 KORNIA, PHOTOMETRIC = "kornia, view 1", "our photometric part, view 1"
 PARQUET, LOOSE = "parquet shards", "loose files"
-STORED = 1000  # tiles in those
+STORED = 1000  # tiles in each of the two
 console = Console(stderr=True)
 
 
 def tiles_of(imagery: Path, count: int, side: int = 256) -> list[bytes]:
-    """`count` JPEG tiles cut from `imagery` at random places away from its border."""
+    """Cut `count` JPEG tiles from `imagery` at random positions."""
     draw, tiles = random.Random(0), []
     with Image.open(imagery) as image:
         whole = image.convert("RGB")
@@ -74,7 +76,7 @@ def recipe_of(preset: str, side: int = SIDE, source: str = "unused") -> Recipe:
 
 
 def crops_of(tiles: Sequence[bytes], recipe: Recipe) -> tuple[CropBatch, CropBatch]:
-    """What a loader's worker does with a micro-batch."""
+    """Do what a loader worker does for a micro-batch."""
     views: tuple[list[Crop], list[Crop]] = [], []
     for index, raw in enumerate(tiles):
         tile = decode_raster(raw)
@@ -124,7 +126,7 @@ def photometric_parts(tiles: Sequence[bytes]) -> tuple[dict[str, Callable[[], ob
 
 
 def sources(tiles: Sequence[bytes], folder: Path) -> dict[str, Callable[[], object]]:
-    """The same tiles as parquet shards and as a folder of files, read in the same random order."""
+    """Store the tiles as parquet shards and as a folder of files, and read both in the same random order."""
     for name in (PARQUET, LOOSE):
         (folder / name).mkdir()
     features = datasets.Features({"image": datasets.Image()})
@@ -142,39 +144,39 @@ def sources(tiles: Sequence[bytes], folder: Path) -> dict[str, Callable[[], obje
 
 
 def timed_rounds(runs: dict[str, Callable[[], object]], rounds: int, tiles: int) -> list[dict[str, float]]:
-    """Milliseconds of this process per tile, for each run, round by round."""
-    names, seconds = list(runs), []
+    """Return the CPU milliseconds per tile of each pipeline, for each round."""
+    names, timings = list(runs), []
     for run in runs.values():
         run()
     for turn in range(rounds):
         row = {}
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            begun = time.process_time()
+            start = time.process_time()
             runs[name]()
-            row[name] = round((time.process_time() - begun) * 1e3 / tiles, 4)
-        seconds.append({name: row[name] for name in names})
-    return seconds
+            row[name] = round((time.process_time() - start) * 1e3 / tiles, 4)
+        timings.append({name: row[name] for name in names})
+    return timings
 
 
-def report(title: str, seconds: list[dict[str, float]]) -> None:
-    """Milliseconds and speed against the first, each the median of the rounds, with the extremes of the latter."""
-    table = Table("pipeline", "ms per tile", "tiles/s", "speed against the first", title=title, box=None)
-    first = next(iter(seconds[0]))
-    for name in seconds[0]:
-        ratios = sorted(row[first] / row[name] for row in seconds)
-        median = statistics.median(row[name] for row in seconds)
+def report(title: str, timings: list[dict[str, float]]) -> None:
+    """Print the median milliseconds, and the speed relative to the first pipeline: median, minimum and maximum."""
+    table = Table("pipeline", "ms per tile", "tiles/s", "speed relative to the first", title=title, box=None)
+    first = next(iter(timings[0]))
+    for name in timings[0]:
+        ratios = sorted(row[first] / row[name] for row in timings)
+        median = statistics.median(row[name] for row in timings)
         speed = f"{statistics.median(ratios):.2f} × ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         table.add_row(name, f"{median:.2f}", f"{1000 / median:.0f}", speed)
     console.print(table)
 
 
 def worker_memory(folder: Path, count: int) -> list[dict[str, float]]:
-    """MiB of a loader's worker (anonymous and shared memory, no mapped files), as tiles go by.
+    """Return the MiB of anonymous and shared memory of a loader worker as it reads tiles.
 
-    Spawned, not forked, for it would else begin with all that this process has taken so far.
+    The worker is spawned, because a forked one would inherit the memory of this process.
     """
     recipe = recipe_of("satellite", 64, str(folder / PARQUET))
-    views = TwoViews(open_tiles(recipe.data.source, recipe.data, 3), recipe)
+    views = TwoViewDataset(open_tiles(recipe.data.source, recipe.data, 3), recipe)
     draw = random.Random(2)
     batches = ([(epoch, draw.randrange(STORED)) for _ in range(50)] for epoch in range(count // 50))
     loader = DataLoader(
@@ -184,23 +186,23 @@ def worker_memory(folder: Path, count: int) -> list[dict[str, float]]:
     worker = iterator._workers[0].pid  # type: ignore[attr-defined]
     for number, _ in enumerate(iterator, 1):
         if number % max(1, count // 1000) == 0:
-            rows.append({"tiles": number * 50, "mib": round(sum(_own_kib(worker)) / 1024, 1)})
+            rows.append({"tiles": number * 50, "mib": round(sum(_private_kib(worker)) / 1024, 1)})
     return rows
 
 
-def _own_kib(process: int) -> Iterator[int]:
+def _private_kib(process: int) -> Iterator[int]:
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(("RssAnon", "RssShmem")):
             yield int(line.split()[1])
 
 
 def main(
-    tiles: Annotated[int, typer.Option(help="In a micro-batch.")] = 32,
+    tiles: Annotated[int, typer.Option(help="Tiles per micro-batch.")] = 32,
     rounds: int = 9,
-    memory_tiles: Annotated[int, typer.Option(help="Tiles that a loader's worker reads; 0: none.")] = 50_000,
-    imagery: Annotated[Path, typer.Option(help="What tiles are cut from.")] = IMAGERY,
+    memory_tiles: Annotated[int, typer.Option(help="Tiles that the loader worker reads; 0 to skip.")] = 50_000,
+    imagery: Annotated[Path, typer.Option(help="Image from which tiles are cut.")] = IMAGERY,
 ) -> None:
-    """Compare pipelines on one core. A JSON row per round on stdout, tables on stderr."""
+    """Compare pipelines on one core. Print a JSON row per round to stdout, and tables to stderr."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     datasets.disable_progress_bars()
@@ -215,16 +217,16 @@ def main(
             "reading 256-px JPEG": (sources(stored, Path(folder)), [], STORED),
         }
         for title, (runs, versions, count) in compared.items():
-            seconds = timed_rounds(runs, rounds, count)
-            for number, row in enumerate(seconds):
+            timings = timed_rounds(runs, rounds, count)
+            for number, row in enumerate(timings):
                 print(json.dumps({"kind": title, "round": number, "ms_per_tile": row, "versions": versions, **machine}))
-            report(title, seconds)
+            report(title, timings)
         if memory_tiles:
             rows = worker_memory(Path(folder), memory_tiles)
             print(json.dumps({"kind": "memory of a loader's worker", "rows": rows, **machine}))
             mib = [row["mib"] for row in rows]
             console.print(
-                f"a loader's worker over {memory_tiles:,} tiles: {mib[0]} MiB at first, {min(mib)} to {max(mib)} "
+                f"a loader worker over {memory_tiles:,} tiles: {mib[0]} MiB at first, {min(mib)} to {max(mib)} "
                 f"({max(mib) / mib[0] - 1:+.1%})"
             )
 

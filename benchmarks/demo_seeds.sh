@@ -1,5 +1,5 @@
 #!/bin/sh
-# The demo's training and evaluation with three seeds; a row per seed to stdout. Needs `make demo` once, for its tiles.
+# Train and evaluate the demo with three seeds; print one row per seed. Run `make demo` first, for its tiles.
 set -e
 for seed in 0 1 2; do
     run=runs/demo_seed_$seed

@@ -1,7 +1,7 @@
-"""A run's encoder through every export format: loaded in the other library, does it get the same labelled tiles right?
+"""Compare kNN predictions of a run's encoder with those of each of its exports, loaded in the other library.
 
-One row for each format: tiles right of all test tiles, as the trainer's own encoder and as the export, and the largest
-difference of features.
+One JSON row for each format: test tiles classified correctly by the trainer's encoder and by the export, and the
+largest difference of features.
 
     python benchmarks/export_knn.py runs/demo >> benchmarks/results/export_knn.jsonl
 """
@@ -19,22 +19,17 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from moco_accel.evaluation.baselines import open_labelled
-from moco_accel.evaluation.features import extract_features, knn_predictions
-from moco_accel.export.exporting import export, format_named
-from moco_accel.export.trained import find_trained
+from moco_accel.evaluation.features import extract_features
+from moco_accel.evaluation.knn import predict_by_knn
+from moco_accel.evaluation.labelled_tiles import open_labelled_tiles
+from moco_accel.export.export import export_encoder, get_format
+from moco_accel.export.trained_encoder import find_trained_encoder
 
-FORMATS = {
-    "transformers": "transformers",
-    "torchvision": "torchvision",
-    "timm": "timm",
-    "torchgeo": "timm",
-    "onnx": "onnxruntime",
-}
+FORMATS = ("transformers", "torchvision", "timm", "torchgeo", "onnx")
 
 
-class Loaded(nn.Module):
-    """An export as another library computes it."""
+class ExportedEncoder(nn.Module):
+    """An export, computed by another library."""
 
     def __init__(self, features: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -44,42 +39,34 @@ class Loaded(nn.Module):
         return self.features(pixels)
 
 
-def main(run: Annotated[Path, typer.Argument(help="A run whose recipe names labelled tiles.")]) -> None:
-    trained = find_trained(run, "latest")
-    recipe, tiles = trained.recipe, open_labelled(trained.recipe)
-    evaluation = recipe.evaluation
+def main(run: Annotated[Path, typer.Argument(help="Run whose recipe names labelled tiles.")]) -> None:
+    trained = find_trained_encoder(run, "latest")
+    recipe, tiles = trained.recipe, open_labelled_tiles(trained.recipe)
 
-    def judge(encoder: nn.Module) -> tuple[Tensor, Tensor]:
-        """Which test tiles are right, and all features."""
+    def evaluate(encoder: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return which test tiles are classified correctly [test tiles], and all features [tiles, feature_dim]."""
         train, test = (extract_features(encoder, side, recipe, "cpu") for side in (tiles.train, tiles.test))
-        found = knn_predictions(
-            train,
-            tiles.train_labels,
-            test,
-            evaluation.neighbours,
-            evaluation.temperature,
-            len(tiles.names),
-            "cosine",
-        )
-        return found == tiles.test_labels, torch.cat([train, test])
+        predicted = predict_by_knn(train, tiles.train_labels, test, len(tiles.names), recipe.evaluation)
+        return predicted == tiles.test_labels, torch.cat([train, test])
 
-    own_right, own = judge(trained.encoder)
-    for name, library in FORMATS.items():
+    own_correct, own_features = evaluate(trained.encoder)
+    for name in FORMATS:
         with tempfile.TemporaryDirectory() as folder:
-            chosen = format_named(name)
-            export(trained, Path(folder) / "out", chosen)
+            export_format = get_format(name)
+            export_encoder(trained, Path(folder) / "out", export_format)
             with torch.no_grad():
-                right, features = judge(Loaded(chosen.features(Path(folder) / "out", trained)))
+                loaded = ExportedEncoder(export_format.read_features(Path(folder) / "out", trained))
+                correct, features = evaluate(loaded)
         row = {
             "format": name,
             "encoder": recipe.encoder.name,
             "test_tiles": len(tiles.test),
-            "right": int(right.sum()),
-            "right_in_the_trainer": int(own_right.sum()),
-            "same_tiles": bool((right == own_right).all()),
-            "largest_difference": float((features - own).abs().max()),
-            "largest_feature": float(own.abs().max()),
-            library: version(library),
+            "right": int(correct.sum()),
+            "right_in_the_trainer": int(own_correct.sum()),
+            "same_tiles": bool((correct == own_correct).all()),
+            "largest_difference": float((features - own_features).abs().max()),
+            "largest_feature": float(own_features.abs().max()),
+            export_format.reader: version(export_format.reader),
         }
         print(json.dumps(row), flush=True)
 

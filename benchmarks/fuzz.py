@@ -1,4 +1,4 @@
-"""How mutated recipes, hostile tiles and shards come out: `python benchmarks/fuzz.py` writes results/fuzz.json."""
+"""Fuzz recipes, tiles and shards: `python benchmarks/fuzz.py` writes results/fuzz.json."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from hypothesis import HealthCheck, given, settings
 from support.hostile_worker import Result, all_sources, all_tiles, run_kinds
-from support.mutated_recipes import MUTATED, OVERRIDES, outcome
+from support.mutated_recipes import MUTATED, OVERRIDES, load_or_refuse
 
 EXAMPLES = 5000
 
 
 def recipes() -> dict[str, object]:
-    """5,000 mutated recipes, then as many odd overrides; any that is neither loaded nor refused in a line raises."""
+    """Try 5,000 mutated recipes and 5,000 odd overrides; fail if one is neither loaded nor refused in one line."""
     figures: dict[str, object] = {}
     quiet = settings(
         max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
@@ -30,9 +30,9 @@ def recipes() -> dict[str, object]:
         seconds: list[float] = []
 
         def count(overrides: list[str] | None) -> None:
-            begun = time.process_time()
-            counts[outcome(path, overrides)] += 1
-            seconds.append(time.process_time() - begun)
+            start = time.process_time()
+            counts[load_or_refuse(path, overrides)] += 1
+            seconds.append(time.process_time() - start)
 
         @quiet
         @given(MUTATED)

@@ -1,4 +1,4 @@
-"""What `gpu_validate.py` runs: recipes small enough for seconds on a large card, and plans made for small cards."""
+"""Configurations for `gpu_validate.py`: recipes that run in seconds on a large GPU, and plans for small GPUs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ CARDS_GIB = (8.0, 12.0, 24.0)
 
 @dataclass(frozen=True)
 class Configuration:
-    """A recipe to run as it is, or (`card_gib`) the planner's own plan of it for a card sold with so much memory."""
+    """A recipe to validate.
+
+    Attributes:
+        name: Unique name.
+        recipe: The recipe.
+        card_gib: Nominal memory of the GPU to plan the recipe for; None runs the recipe as it is.
+    """
 
     name: str
     recipe: Recipe
@@ -25,15 +31,16 @@ class Configuration:
 
     @property
     def family(self) -> str:
+        """Return the family of the encoder, `resnet` or `vit`."""
         return "resnet" if self.recipe.encoder.name in RESNET_NAMES else "vit"
 
 
-def recipe_of(
+def build_recipe(
     encoder: str, tiles: tuple[int, int], *, side: int = 224, bands: int = 3, precision: str = "bf16",
     optimizer: str = "adamw", devices: int = 1, queue: int = 0, contrast: str = "global_batch", recompute: bool = False,
     train_patches: bool = False, expandable: bool = True, keep_last: bool = True, sharded: bool = False,
 ) -> Recipe:  # fmt: skip
-    """A valid recipe; `tiles` is (micro-batch size, accumulation steps)."""
+    """Build a valid recipe; `tiles` is (micro-batch size, accumulation steps)."""
     micro, count = tiles
     batch = {"global_batch_size": micro * count * devices, "micro_batch_size": micro, "accumulation_steps": count}
     frozen = encoder not in RESNET_NAMES and not train_patches
@@ -57,8 +64,8 @@ def recipe_of(
     return recipe_from_dict(fields)
 
 
-def _run(encoder: str, micro: int, count: int, **more: Any) -> Configuration:
-    recipe = recipe_of(encoder, (micro, count), **more)
+def _config(encoder: str, micro: int, count: int, **more: Any) -> Configuration:
+    recipe = build_recipe(encoder, (micro, count), **more)
     parts = [encoder.removesuffix("_patch16"), f"{more.get('side', 224)}px", f"{micro}x{count}"]
     parts += [recipe.memory.mixed_precision, recipe.optimizer.name]
     parts += [f"{recipe.encoder.bands}bands"] * (recipe.encoder.bands != 3)
@@ -74,80 +81,84 @@ def _run(encoder: str, micro: int, count: int, **more: Any) -> Configuration:
 
 
 _TINY, _SMALL, _BASE = (f"vit_{size}_patch16" for size in ("tiny", "small", "base"))
-_AS_THEY_ARE = (
+_UNPLANNED = (
     # whole batches
-    _run(_TINY, 256, 1),
-    _run(_SMALL, 128, 1),
-    _run(_SMALL, 128, 1, precision="no"),
-    _run(_SMALL, 128, 1, precision="fp16"),
-    _run(_BASE, 64, 1),
-    _run(_BASE, 64, 1, precision="no"),
-    _run("resnet18", 256, 1),
-    _run("resnet18", 128, 1, precision="no"),
-    _run("resnet50", 64, 1),
-    _run("resnet50", 64, 1, precision="no"),
-    _run("resnet50", 64, 1, precision="fp16"),
+    _config(_TINY, 256, 1),
+    _config(_SMALL, 128, 1),
+    _config(_SMALL, 128, 1, precision="no"),
+    _config(_SMALL, 128, 1, precision="fp16"),
+    _config(_BASE, 64, 1),
+    _config(_BASE, 64, 1, precision="no"),
+    _config("resnet18", 256, 1),
+    _config("resnet18", 128, 1, precision="no"),
+    _config("resnet50", 64, 1),
+    _config("resnet50", 64, 1, precision="no"),
+    _config("resnet50", 64, 1, precision="fp16"),
     # micro-batches
-    _run(_TINY, 128, 4, precision="no"),
-    _run(_SMALL, 128, 2, precision="fp16"),
-    _run(_SMALL, 64, 4),
-    _run(_SMALL, 64, 16),
-    _run(_SMALL, 16, 16),
-    _run(_BASE, 32, 4),
-    _run(_BASE, 64, 16),
-    _run("resnet18", 128, 4, precision="fp16"),
-    _run("resnet50", 32, 4),
-    _run("resnet50", 32, 16, optimizer="lars"),
+    _config(_TINY, 128, 4, precision="no"),
+    _config(_SMALL, 128, 2, precision="fp16"),
+    _config(_SMALL, 64, 4),
+    _config(_SMALL, 64, 16),
+    _config(_SMALL, 16, 16),
+    _config(_BASE, 32, 4),
+    _config(_BASE, 64, 16),
+    _config("resnet18", 128, 4, precision="fp16"),
+    _config("resnet50", 32, 4),
+    _config("resnet50", 32, 16, optimizer="lars"),
     # other sizes and bands
-    _run(_TINY, 512, 1, side=96),
-    _run("vit_small_patch8", 64, 2, side=96),
-    _run(_SMALL, 128, 1, bands=13),
-    _run(_SMALL, 64, 4, bands=13, train_patches=True),
-    _run("resnet18", 512, 2, side=64),
-    _run("resnet18", 128, 2, bands=13),
-    _run("resnet50", 64, 2, side=120, bands=13),
-    # what decides memory otherwise: optimizer, negatives, queue, recomputation, the patch projection
-    _run(_SMALL, 128, 1, optimizer="lars"),
-    _run(_SMALL, 128, 4, optimizer="adamw_8bit"),
-    _run(_BASE, 64, 2, optimizer="adamw_8bit"),
-    _run(_SMALL, 64, 4, contrast="micro_batch"),
-    _run(_SMALL, 64, 4, queue=65_536),
-    _run(_SMALL, 256, 1, recompute=True),
-    _run(_BASE, 128, 4, recompute=True),
-    _run(_SMALL, 128, 1, train_patches=True),
-    _run("resnet50", 64, 4, contrast="micro_batch", queue=65_536),
-    _run("resnet50", 128, 2, recompute=True),
+    _config(_TINY, 512, 1, side=96),
+    _config("vit_small_patch8", 64, 2, side=96),
+    _config(_SMALL, 128, 1, bands=13),
+    _config(_SMALL, 64, 4, bands=13, train_patches=True),
+    _config("resnet18", 512, 2, side=64),
+    _config("resnet18", 128, 2, bands=13),
+    _config("resnet50", 64, 2, side=120, bands=13),
+    # other settings that change memory: optimizer, negatives, queue, recomputation, the patch projection
+    _config(_SMALL, 128, 1, optimizer="lars"),
+    _config(_SMALL, 128, 4, optimizer="adamw_8bit"),
+    _config(_BASE, 64, 2, optimizer="adamw_8bit"),
+    _config(_SMALL, 64, 4, contrast="micro_batch"),
+    _config(_SMALL, 64, 4, queue=65_536),
+    _config(_SMALL, 256, 1, recompute=True),
+    _config(_BASE, 128, 4, recompute=True),
+    _config(_SMALL, 128, 1, train_patches=True),
+    _config("resnet50", 64, 4, contrast="micro_batch", queue=65_536),
+    _config("resnet50", 128, 2, recompute=True),
     # several devices
-    _run(_TINY, 1024, 1, devices=8),
-    _run(_SMALL, 128, 1, devices=2),
-    _run(_SMALL, 64, 4, devices=8),
-    _run(_SMALL, 128, 16, devices=2),
-    _run(_SMALL, 128, 16, devices=2, optimizer="adamw_8bit"),
-    _run(_BASE, 64, 2, devices=8),
-    _run(_BASE, 32, 4, devices=2, contrast="micro_batch"),
-    _run("resnet18", 256, 2, devices=2),
-    _run("resnet18", 256, 4, side=96, precision="no", optimizer="lars", devices=8),
-    _run("resnet50", 64, 2, devices=8, optimizer="lars"),
-    _run("resnet50", 64, 4, devices=2, optimizer="adamw_8bit", queue=65_536),
-    # networks divided over devices
-    _run(_SMALL, 64, 4, devices=2, sharded=True, keep_last=False),
-    _run(_BASE, 32, 4, devices=8, sharded=True, keep_last=False, optimizer="adamw_8bit"),
-    _run("vit_large_patch16", 32, 4, devices=2, sharded=True, keep_last=False, recompute=True, optimizer="adamw_8bit"),
-    _run("vit_huge_patch14", 16, 2, devices=2, sharded=True, keep_last=False, recompute=True, optimizer="adamw_8bit"),
-    # segments of fixed size, and no micro-batch's activations kept for backward
-    _run(_TINY, 256, 1, expandable=False),
-    _run(_SMALL, 128, 1, expandable=False),
-    _run(_SMALL, 128, 4, expandable=False),
-    _run(_SMALL, 64, 4, keep_last=False),
-    _run(_SMALL, 64, 4, devices=8, expandable=False),
-    _run(_SMALL, 64, 4, precision="no", keep_last=False, expandable=False),
-    _run(_BASE, 64, 1, precision="fp16", expandable=False),
-    _run(_BASE, 32, 4, expandable=False),
-    _run("resnet18", 128, 2, bands=13, expandable=False),
-    _run("resnet50", 64, 1, expandable=False),
-    _run("resnet50", 64, 4, expandable=False),
-    _run("resnet50", 32, 4, keep_last=False),
-    _run("resnet50", 32, 4, precision="fp16", devices=2, expandable=False),
+    _config(_TINY, 1024, 1, devices=8),
+    _config(_SMALL, 128, 1, devices=2),
+    _config(_SMALL, 64, 4, devices=8),
+    _config(_SMALL, 128, 16, devices=2),
+    _config(_SMALL, 128, 16, devices=2, optimizer="adamw_8bit"),
+    _config(_BASE, 64, 2, devices=8),
+    _config(_BASE, 32, 4, devices=2, contrast="micro_batch"),
+    _config("resnet18", 256, 2, devices=2),
+    _config("resnet18", 256, 4, side=96, precision="no", optimizer="lars", devices=8),
+    _config("resnet50", 64, 2, devices=8, optimizer="lars"),
+    _config("resnet50", 64, 4, devices=2, optimizer="adamw_8bit", queue=65_536),
+    # sharded networks
+    _config(_SMALL, 64, 4, devices=2, sharded=True, keep_last=False),
+    _config(_BASE, 32, 4, devices=8, sharded=True, keep_last=False, optimizer="adamw_8bit"),
+    _config(
+        "vit_large_patch16", 32, 4, devices=2, sharded=True, keep_last=False, recompute=True, optimizer="adamw_8bit"
+    ),
+    _config(
+        "vit_huge_patch14", 16, 2, devices=2, sharded=True, keep_last=False, recompute=True, optimizer="adamw_8bit"
+    ),
+    # segments of fixed size; activations of the last micro-batch not kept
+    _config(_TINY, 256, 1, expandable=False),
+    _config(_SMALL, 128, 1, expandable=False),
+    _config(_SMALL, 128, 4, expandable=False),
+    _config(_SMALL, 64, 4, keep_last=False),
+    _config(_SMALL, 64, 4, devices=8, expandable=False),
+    _config(_SMALL, 64, 4, precision="no", keep_last=False, expandable=False),
+    _config(_BASE, 64, 1, precision="fp16", expandable=False),
+    _config(_BASE, 32, 4, expandable=False),
+    _config("resnet18", 128, 2, bands=13, expandable=False),
+    _config("resnet50", 64, 1, expandable=False),
+    _config("resnet50", 64, 4, expandable=False),
+    _config("resnet50", 32, 4, keep_last=False),
+    _config("resnet50", 32, 4, precision="fp16", devices=2, expandable=False),
 )
 
 
@@ -161,22 +172,22 @@ _PLANNED = (  # encoder, devices, expandable segments
 )
 
 
-def configurations(cards_gib: Iterable[float] = CARDS_GIB) -> list[Configuration]:
-    """All of them, those of every kind taking turns, so that the first few cover every kind."""
+def list_configurations(cards_gib: Iterable[float] = CARDS_GIB) -> list[Configuration]:
+    """Return all configurations, in an order in which the first few cover every kind."""
     plans = []
     for gib in cards_gib:
         for encoder, devices, expandable in _PLANNED:
-            recipe = recipe_of(encoder, (1024, 1), devices=devices, expandable=expandable)
+            recipe = build_recipe(encoder, (1024, 1), devices=devices, expandable=expandable)
             parts = ["plan", encoder.removesuffix("_patch16"), f"{gib:g}gb"]
             parts += ["2devices"] * (devices == 2) + ["expandable"] * expandable
             plans.append(Configuration("-".join(parts), recipe, gib))
-    return taking_turns([*_AS_THEY_ARE, *plans])
+    return _interleave_kinds([*_UNPLANNED, *plans])
 
 
-def taking_turns(found: Sequence[Configuration]) -> list[Configuration]:
-    """One of each kind (family, precision, planned or not, devices), then another of each, while there are any."""
+def _interleave_kinds(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """Reorder: one of each kind (family, precision, planned or not, devices), then a second of each, and so on."""
     kinds: dict[tuple[Any, ...], list[Configuration]] = {}
-    for configuration in found:
+    for configuration in configurations:
         precision, devices = configuration.recipe.memory.mixed_precision, configuration.recipe.hardware.num_devices
         kind = (configuration.family, precision, configuration.card_gib is not None, devices > 1)
         kinds.setdefault(kind, []).append(configuration)

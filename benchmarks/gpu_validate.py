@@ -1,12 +1,12 @@
-"""Predicted beside measured on this machine's first GPU: the planner's figures held against the real step.
+"""Compare the planner's predictions with the real training step on the first GPU of this machine.
 
-Each configuration is predicted in one process, without a GPU to be seen, and measured in another; they overlap, but for
-the GPU's own work. Plans for small cards run with the allocator held to exactly the budget of such a card. Needs no
-installation of moco-accel itself.
+Each configuration is predicted in one process, which sees no GPU, and measured in another. Processes overlap, except on
+the GPU. Plans for small GPUs run with the allocator limited to the memory budget of such a GPU. moco-accel itself need
+not be installed.
 
     python benchmarks/gpu_validate.py
 
-Exit codes: 0 every target is met, 1 one is missed, 2 the question is wrong.
+Exit codes: 0 all targets are met, 1 a target is missed, 2 user error.
 """
 
 from __future__ import annotations
@@ -28,159 +28,182 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpu_configurations import CARDS_GIB, Configuration, configurations
-from gpu_verdict import Row, failures, show, told, worst_first
+from gpu_configurations import CARDS_GIB, Configuration, list_configurations
+from gpu_report import Row, describe_row, find_failures, print_report, worst_first
 from rich.markup import escape
 
 from moco_accel.common.console import console, user_errors
 from moco_accel.common.errors import UserError
-from planner.memory.evidence import append_row, read_rows
+from planner.evidence.records import append_row, read_rows
 
 RESULTS = Path(__file__).parent / "results"
-_CHILD_SECONDS = 300
-_EXPLAINING_SECONDS = 30
+_WORKER_TIMEOUT_SECONDS = 300
+_COMPARISON_SECONDS = 30
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def child(question: Row, gpu: bool = True, expandable_segments: bool = False) -> Row | None:
-    """`gpu_one.answer`'s answer, given by a process of its own; or `error`, the end of its stderr."""
+def _run_worker(request: Row, gpu: bool = True, expandable_segments: bool = False) -> Row | None:
+    """Run `gpu_worker.handle_request` in a new process; return its result, or `error` with the end of its stderr."""
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_ALLOC_CONF")}
     environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if gpu else ""
     if expandable_segments:
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-    command = [sys.executable, __file__, "--one", json.dumps(question)]
+    command = [sys.executable, __file__, "--one", json.dumps(request)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=_CHILD_SECONDS, check=False
+            command, capture_output=True, text=True, env=environment, timeout=_WORKER_TIMEOUT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"no answer in {_CHILD_SECONDS} s"}
+        return {"error": f"no result after {_WORKER_TIMEOUT_SECONDS} s"}
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
     last_lines = [line.strip() for line in done.stderr.strip().splitlines()[-3:]]
     return {"error": " ".join(last_lines) or f"exit code {done.returncode}"}
 
 
-def row_of(configuration: Configuration, here: Row, folder: Path, explanation: Path | None = None) -> Row:
-    """`configuration`'s row: predicted, then measured on the GPU that `here` describes.
+def validate_configuration(configuration: Configuration, gpu: Row, folder: Path, comparison: Path | None = None) -> Row:
+    """Predict a configuration, then measure it.
 
-    With `explanation`, its peak is written there block by block.
+    Args:
+        configuration: The configuration.
+        gpu: Result of the `describe_card` task.
+        folder: Folder for temporary files.
+        comparison: File to write the predicted and measured blocks of the peak to.
+
+    Returns:
+        The row; with `skipped` or `error` if it could not be measured.
     """
-    blocks = str(folder / f"{configuration.name}.json") if explanation else None
-    about = {"name": configuration.name, "card_gib": configuration.card_gib, "card": here["card"]}
-    predicted = child({"ask": "prediction", **about, "blocks": blocks}, gpu=False)
+    blocks = str(folder / f"{configuration.name}.json") if comparison else None
+    about = {"name": configuration.name, "card_gib": configuration.card_gib, "card": gpu["card"]}
+    predicted = _run_worker({"task": "predict", **about, "blocks": blocks}, gpu=False)
     assert predicted is not None
     if "error" in predicted:
         return {"name": configuration.name, "family": configuration.family, **predicted}
     row: Row = predicted["row"]
     if "skipped" in row:
         return row
-    if (needed := row["budget_bytes"] or row["predicted_bytes"]["peak_reserved"]) > here["free_bytes"]:
-        return {**row, "skipped": f"it may take {needed} bytes, and {here['free_bytes']} are free on this card"}
-    question = {"ask": "measurement", **predicted, "lock": str(folder / "gpu"), "blocks": blocks}
-    question["explanation"] = str(explanation.resolve()) if explanation else None
-    measured = child(question, expandable_segments=row["recipe"]["memory"]["expandable_segments"])
+    if (needed := row["budget_bytes"] or row["predicted_bytes"]["peak_reserved"]) > gpu["free_bytes"]:
+        return {**row, "skipped": f"needs up to {needed} bytes; {gpu['free_bytes']} are free on this GPU"}
+    request = {"task": "measure", **predicted, "lock": str(folder / "gpu"), "blocks": blocks}
+    request["comparison"] = str(comparison.resolve()) if comparison else None
+    measured = _run_worker(request, expandable_segments=row["recipe"]["memory"]["expandable_segments"])
     assert measured is not None
     return {**row, **measured}
 
 
-def in_turn(
-    wanted: Sequence[Configuration], work: Callable[[Configuration], Row], jobs: int, budget_seconds: float
+def run_in_parallel(
+    configurations: Sequence[Configuration], work: Callable[[Configuration], Row], jobs: int, budget_seconds: float
 ) -> Iterator[Row]:
-    """`work`'s rows as they come, `jobs` at a time; none is begun that would end after `budget_seconds` if it took
-    as long as the longest so far."""
-    begun, longest = time.monotonic(), 0.0
-    waiting, running = list(wanted), dict[Future[Row], float]()
+    """Yield the rows of `work` as they are ready.
+
+    Args:
+        configurations: The configurations to run.
+        work: Function that returns the row of a configuration.
+        jobs: Number of configurations at a time.
+        budget_seconds: None is started that would end later if it took as long as the longest so far.
+    """
+    started, longest = time.monotonic(), 0.0
+    waiting, running = list(configurations), dict[Future[Row], float]()
     with ThreadPoolExecutor(jobs) as pool:
         while waiting or running:
-            while waiting and len(running) < jobs and time.monotonic() - begun + longest < budget_seconds:
+            while waiting and len(running) < jobs and time.monotonic() - started + longest < budget_seconds:
                 running[pool.submit(work, waiting.pop(0))] = time.monotonic()
             if not running:
-                console.print(f"{len(waiting)} not begun, for want of time; --resume goes on with them")
+                console.print(f"{len(waiting)} configurations not started within --budget-seconds; --resume runs them")
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 longest = max(longest, time.monotonic() - running.pop(future))
                 yield future.result()
 
 
-def explain(wanted: Sequence[Configuration], here: Row, folder: Path, output: Path, deadline: float) -> None:
-    """Run `wanted` again with every allocation recorded, and write their peaks, block by block, beside `output`."""
-    for configuration in wanted:
-        if time.monotonic() + _EXPLAINING_SECONDS > deadline:
+def _write_comparisons(
+    configurations: Sequence[Configuration], gpu: Row, folder: Path, output: Path, deadline: float
+) -> None:
+    """Run configurations again, record all allocations and write the blocks at the peak to files next to `output`."""
+    for configuration in configurations:
+        if time.monotonic() + _COMPARISON_SECONDS > deadline:
             return
         path = output.with_name(f"{output.stem}-{configuration.name}.json")
-        row = row_of(configuration, here, folder, path)
-        console.print(f"{configuration.name}, its peak by blocks: {row.get('error', path)}", soft_wrap=True)
+        row = validate_configuration(configuration, gpu, folder, path)
+        console.print(f"{configuration.name}, blocks of its peak: {row.get('error', path)}", soft_wrap=True)
 
 
-def ask_card() -> Row:
-    """The GPU, asked by another process: a context of ours would be measured too."""
-    here = child({"ask": "card"})
-    if here is None:
-        raise UserError("gpu_validate needs a GPU and torch sees none here; --list names the configurations")
-    if "error" in here:
-        raise UserError(f"torch cannot be asked about the GPU: {here['error']}")
-    return here
+def _find_gpu() -> Row:
+    """Describe the GPU, from another process: a CUDA context in this one would be measured too."""
+    gpu = _run_worker({"task": "describe_card"})
+    if gpu is None:
+        raise UserError("gpu_validate needs a GPU and torch finds none; --list prints the configurations")
+    if "error" in gpu:
+        raise UserError(f"torch cannot describe the GPU: {gpu['error']}")
+    return gpu
 
 
-def rows_before(output: Path, resume: bool) -> list[Row]:
-    """What `output` holds. Raises UserError where it is not to be gone on with."""
+def _read_previous_rows(output: Path, resume: bool) -> list[Row]:
     rows = [row for row in read_rows(output) if "error" not in row]
     if rows and not resume:
-        raise UserError(f"--output={output} holds {len(rows)} rows; --resume goes on with them, or name another file")
+        raise UserError(f"--output={output} has {len(rows)} rows; --resume continues with them, another file works too")
     return rows
 
 
-def validate(
-    wanted: list[Configuration], output: Path | None, resume: bool, jobs: int, budget: float, count: int
+def _validate(
+    configurations: list[Configuration], output: Path | None, resume: bool, jobs: int, budget_seconds: float, count: int
 ) -> int:
-    """Run what is wanted, write its rows, judge them. Returns the exit code."""
-    begun, here = time.monotonic(), ask_card()
-    gpu = here["card"]["name"]
-    output = output or RESULTS / f"gpu_validate_{re.sub(r'[^a-z0-9]+', '_', gpu.lower()).strip('_')}.jsonl"
-    rows = rows_before(output, resume)
-    left = [configuration for configuration in wanted if configuration.name not in {row["name"] for row in rows}]
-    console.print(f"{len(left)} of {len(wanted)} configurations on {gpu}; rows: {output}", soft_wrap=True)
+    """Run the configurations, report, and compare the blocks of the `count` worst; return the exit code."""
+    started, gpu = time.monotonic(), _find_gpu()
+    gpu_name = gpu["card"]["name"]
+    output = output or RESULTS / f"gpu_validate_{re.sub(r'[^a-z0-9]+', '_', gpu_name.lower()).strip('_')}.jsonl"
+    rows = _read_previous_rows(output, resume)
+    done = {row["name"] for row in rows}
+    left = [configuration for configuration in configurations if configuration.name not in done]
+    console.print(f"{len(left)} of {len(configurations)} configurations on {gpu_name}; rows: {output}", soft_wrap=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for row in in_turn(left, lambda c: row_of(c, here, folder), jobs, budget):
+        for row in run_in_parallel(left, lambda c: validate_configuration(c, gpu, folder), jobs, budget_seconds):
             rows.append(row)
             append_row(output, row)
-            console.print(f"{time.monotonic() - begun:5.0f} s  {row['name']}: {escape(told(row))}", soft_wrap=True)
-        show(rows)
+            seconds = time.monotonic() - started
+            console.print(f"{seconds:5.0f} s  {row['name']}: {escape(describe_row(row))}", soft_wrap=True)
+        print_report(rows)
         worst = [row["name"] for row in worst_first(rows)[:count]]
-        explain([c for c in wanted if c.name in worst], here, folder, output, begun + budget)
-    return 1 if failures(rows) else 0
+        to_compare = [configuration for configuration in configurations if configuration.name in worst]
+        _write_comparisons(to_compare, gpu, folder, output, started + budget_seconds)
+    return 1 if find_failures(rows) else 0
 
 
 @app.command()
 def main(
-    output: Annotated[Path | None, typer.Option(help="Raw rows.", show_default="results/, by the card's name")] = None,
-    budget_seconds: Annotated[float, typer.Option(help="Begin nothing that would end later.")] = math.inf,
-    only: Annotated[str, typer.Option(help="Only configurations whose name has this in it.")] = "",
-    card_gib: Annotated[list[float] | None, typer.Option(help="Cards to emulate.", show_default="8, 12, 24")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on: leave out what the output holds.")] = False,
-    snapshots: Annotated[int, typer.Option(help="How many of the worst to explain block by block.")] = 3,
-    jobs: Annotated[int, typer.Option(help="Processes at once; the GPU is for one.")] = max(
+    output: Annotated[
+        Path | None, typer.Option(help="File for the rows.", show_default="results/, named after the GPU")
+    ] = None,
+    budget_seconds: Annotated[float, typer.Option(help="Start no configuration that would end later.")] = math.inf,
+    only: Annotated[str, typer.Option(help="Run only configurations whose name contains this.")] = "",
+    card_gib: Annotated[
+        list[float] | None, typer.Option(help="Memory of the GPUs to emulate, in GiB.", show_default="8, 12, 24")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Skip configurations that the output has already.")] = False,
+    snapshots: Annotated[int, typer.Option(help="Number of the worst configurations whose blocks to compare.")] = 3,
+    jobs: Annotated[int, typer.Option(help="Parallel processes; one of them uses the GPU.")] = max(
         1, (os.cpu_count() or 1) // 4
     ),
-    names: Annotated[bool, typer.Option("--list", help="Print the configurations and run none.")] = False,
+    names: Annotated[bool, typer.Option("--list", help="Print the configurations and exit.")] = False,
     one: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Hold the planner's predictions against this machine's GPU."""
+    """Compare the planner's predictions with measurements on this machine's GPU."""
     if one is not None:
-        from gpu_one import answer
+        from gpu_worker import handle_request
 
-        print(json.dumps(answer(json.loads(one))))
+        print(json.dumps(handle_request(json.loads(one))))
         return
-    wanted = [found for found in configurations(card_gib or CARDS_GIB) if only in found.name]
+    chosen = [
+        configuration for configuration in list_configurations(card_gib or CARDS_GIB) if only in configuration.name
+    ]
     if names:
-        print("\n".join(configuration.name for configuration in wanted))
+        print("\n".join(configuration.name for configuration in chosen))
         return
     with user_errors():
-        if not wanted:
-            raise UserError(f"--only={only} names no configuration; --list names them all")
-        code = validate(wanted, output, resume, jobs, budget_seconds, snapshots)
+        if not chosen:
+            raise UserError(f"--only={only} matches no configuration; --list prints all of them")
+        code = _validate(chosen, output, resume, jobs, budget_seconds, snapshots)
     raise typer.Exit(code)
 
 

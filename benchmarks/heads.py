@@ -1,8 +1,8 @@
-"""What running heads and loss on the whole batch costs, as batch and processes grow: share of counted operations.
+"""Compute the share of operations that heads and loss take on the whole batch, as batch and ranks grow.
 
-Nothing is measured: operations and bytes are counted in the trainer's own step on fake tensors, as moco-plan counts
-them, on a card that computes in bf16. No micro-batch is recomputed, which makes the shares as large as they can be.
-Memory is that of micro-batches of 32 tiles of 224 pixels: there the encoder takes little, and the loss shows.
+Nothing is measured: operations and bytes are counted in the trainer's step on fake tensors, as in moco-plan, for a
+GPU with bf16. No micro-batch is recomputed, which makes the shares as large as possible. Memory is that of
+micro-batches of 32 tiles of 224 pixels, where the encoder needs little compared with the loss.
 
     python benchmarks/heads.py > benchmarks/results/heads.jsonl
 """
@@ -20,21 +20,22 @@ from rich.table import Table
 
 from moco_accel.recipe.constants import ENCODER_NAMES
 from moco_accel.recipe.schema import Recipe
-from planner.answer.request import Request, recipe_for
-from planner.cards.devices import CARDS, MIB
-from planner.memory.candidate import with_memory, with_micro_batch
-from planner.memory.estimate import judge
-from planner.time.network import operations_share
+from planner.answer.request import Request, build_recipe
+from planner.cards.card import MIB
+from planner.cards.lookup import CARDS
+from planner.search.best_recipe import evaluate
+from planner.time.throughput import operations_share
+from planner.trace.recipe_variants import with_memory, with_micro_batch
 
 SCALES = ((4096, 2), (32_768, 64), (1_048_576, 1024))
-PROMISED = {(4096, 2): 0.05, (32_768, 64): 0.10}
+MAX_SHARES = {(4096, 2): 0.05, (32_768, 64): 0.10}
 CARD = CARDS["h100_sxm"]
-FEW, LARGE = 32, 224
+MICRO_BATCH_SIZE, MEMORY_IMAGE_SIZE = 32, 224
 console = Console(stderr=True)
 
 
 def recipe_at(encoder: str, image_size: int, global_batch_size: int, processes: int) -> Recipe:
-    """In one micro-batch per process."""
+    """Return a recipe with one micro-batch per rank."""
     request = Request(
         gpus=processes,
         encoder=encoder,
@@ -43,35 +44,35 @@ def recipe_at(encoder: str, image_size: int, global_batch_size: int, processes: 
         vram_gib=CARD.marketed_gib,
         mixed_precision="bf16",
     )
-    return recipe_for(request, encoder)
+    return build_recipe(request, encoder)
 
 
 def row(encoder: str, image_size: int, global_batch_size: int, processes: int) -> dict[str, Any]:
-    """Counted operations of a process's step by part, heads' and loss's share, and bytes at the peak."""
+    """Return the operations of a rank's step by part, the shares of heads and loss, and bytes at the peak."""
     whole = recipe_at(encoder, image_size, global_batch_size, processes)
-    judged = judge(whole, CARD)
-    shares = operations_share(judged)
-    promised = PROMISED.get((global_batch_size, processes))
+    candidate = evaluate(whole, CARD)
+    shares = operations_share(candidate.flops)
+    limit = MAX_SHARES.get((global_batch_size, processes))
     return {
         "encoder": encoder,
         "image_size": image_size,
         "global_batch_size": global_batch_size,
         "processes": processes,
-        "operations": {part: round(count) for part, count in judged.flops.items()},
+        "operations": {part: round(count) for part, count in candidate.flops.items()},
         "heads_share": round(shares["heads"], 5),
         "loss_share": round(shares["loss"], 5),
-        "promised": promised,
-        "holds": promised is None or shares["heads"] + shares["loss"] < promised,
-        "memory": memory(whole) if image_size == LARGE else None,
+        "promised": limit,
+        "holds": limit is None or shares["heads"] + shares["loss"] < limit,
+        "memory": memory(whole) if image_size == MEMORY_IMAGE_SIZE else None,
         "torch": version("torch"),
     }
 
 
 def memory(whole: Recipe) -> dict[str, Any]:
-    """Predicted bytes at the peak, in micro-batches of a few tiles; a process's logits are there several times."""
-    found = judge(with_memory(with_micro_batch(whole, FEW), keep_last_micro_batch=False), CARD).memory
+    """Return predicted bytes at the peak, in small micro-batches; a rank holds its logits several times."""
+    found = evaluate(with_memory(with_micro_batch(whole, MICRO_BATCH_SIZE), keep_last_micro_batch=False), CARD).memory
     return {
-        "micro_batch_size": FEW,
+        "micro_batch_size": MICRO_BATCH_SIZE,
         "logits_bytes": 4 * whole.per_device_batch_size * whole.batch.global_batch_size,
         "peak_allocated_bytes": found.peak_allocated_bytes,
         "peak_in": found.peak_operation,
@@ -80,17 +81,17 @@ def memory(whole: Recipe) -> dict[str, Any]:
     }
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    table = Table("encoder", "px", "batch / processes", "heads", "loss", "promise", "peak MiB", "in")
+def print_table(rows: list[dict[str, Any]]) -> None:
+    table = Table("encoder", "px", "batch / processes", "heads", "loss", "limit", "peak MiB", "in")
     for each in rows:
-        promise = "" if each["promised"] is None else f"< {each['promised']:.0%}: {'yes' if each['holds'] else 'NO'}"
+        limit = "" if each["promised"] is None else f"< {each['promised']:.0%}: {'yes' if each['holds'] else 'NO'}"
         table.add_row(
             each["encoder"],
             str(each["image_size"]),
             f"{each['global_batch_size']:,} / {each['processes']:,}",
             f"{each['heads_share']:.2%}",
             f"{each['loss_share']:.2%}",
-            promise,
+            limit,
             "" if each["memory"] is None else f"{each['memory']['peak_allocated_bytes'] / MIB:,.0f}",
             "" if each["memory"] is None else each["memory"]["peak_in"],
         )
@@ -98,18 +99,19 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main(
-    encoders: Annotated[str, typer.Option(help="Names, with commas.")] = ",".join(ENCODER_NAMES),
-    image_sizes: Annotated[str, typer.Option(help="Pixels, with commas.")] = "224,64,32",
+    encoders: Annotated[str, typer.Option(help="Encoder names, separated by commas.")] = ",".join(ENCODER_NAMES),
+    image_sizes: Annotated[str, typer.Option(help="Image sizes in pixels, separated by commas.")] = "224,64,32",
 ) -> None:
-    begun, rows = time.perf_counter(), []
+    """Print one JSON row per encoder, image size and scale on stdout, a table on stderr."""
+    start, rows = time.perf_counter(), []
     for encoder in encoders.split(","):
         patch = int(encoder.partition("patch")[2] or 1)
         for image_size in map(int, image_sizes.split(",")):
             for scale in SCALES:
                 rows.append(row(encoder, image_size - image_size % patch, *scale))
                 print(json.dumps(rows[-1]), flush=True)
-    show(rows)
-    console.print(f"{len(rows)} rows in {time.perf_counter() - begun:.0f} s")
+    print_table(rows)
+    console.print(f"{len(rows)} rows in {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

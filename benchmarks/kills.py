@@ -1,8 +1,8 @@
-"""Runs of two processes, killed with SIGKILL again and again, resumed, and held against undisturbed ones.
+"""Kill runs of two processes with SIGKILL, resume them, and compare them with undisturbed runs.
 
-One row for each seed: where each kill landed (phase, place in it, step, which processes died, seconds until the last of
-them was gone), from which step each launch went on, and whether the end is the same to the byte. tests/killed_runs.py
-says what is compared.
+Prints one row per seed: each kill (phase, place, step, processes that died, seconds until the last one was gone), the
+step from which each launch resumed, and whether the results are byte-equal. tests/support/run_differences.py lists what
+is compared.
 
     python benchmarks/kills.py --first 0 --last 200 >> benchmarks/results/kills.jsonl
 """
@@ -32,8 +32,8 @@ def outcomes(first: int, last: int) -> Iterator[Outcome]:
     with tempfile.TemporaryDirectory() as folder, KilledRuns(Path(folder)) as runs:
         for seed in range(first, last):
             yield runs.run(seed, *draw_case(seed))
-            for ended in Path(folder).glob(f"killed {seed}*"):
-                shutil.rmtree(ended)
+            for finished in Path(folder).glob(f"killed {seed}*"):
+                shutil.rmtree(finished)
 
 
 def row(outcome: Outcome) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def row(outcome: Outcome) -> dict[str, Any]:
 
 
 def main(
-    first: Annotated[int, typer.Option(help="seed")] = 0, last: Annotated[int, typer.Option(help="not included")] = 200
+    first: Annotated[int, typer.Option(help="First seed.")] = 0,
+    last: Annotated[int, typer.Option(help="Last seed, exclusive.")] = 200,
 ) -> None:
     for outcome in outcomes(first, last):
         print(json.dumps(row(outcome)), flush=True)

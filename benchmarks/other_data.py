@@ -1,7 +1,7 @@
-"""Two-view pipelines and photometric augmentation by others, on the CPU: what `data.py` compares ours with.
+"""Build two-view pipelines and photometric augmentation of other libraries on the CPU, for `data.py`.
 
-Each takes encoded JPEG tiles and gives two normalised views of each, 224 pixels a side. Those whose library is missing
-raise ImportError when built.
+A pipeline takes encoded JPEG tiles and returns two normalised views of each, 224 pixels a side. Building one raises
+ImportError if its library is not installed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Views = Callable[[Sequence[bytes]], tuple[Tensor, Tensor]]
 
 
 def paper() -> tuple[str, Views]:
-    """MoCo v3's augmentation for a ViT, from the paper's table, with torchvision and Pillow one tile at a time."""
+    """Build MoCo v3's augmentation for a ViT from the paper's table, with torchvision and Pillow, tile by tile."""
 
     def blurred(image: Image.Image) -> Image.Image:
         return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
@@ -48,7 +48,7 @@ def paper() -> tuple[str, Views]:
 
 
 def lightly() -> tuple[str, Views]:
-    """lightly's MoCo v2 transform: no solarization, and blur for half of the tiles of both views."""
+    """Build lightly's MoCo v2 transform: it has no solarization, and blurs half of the tiles of both views."""
     import lightly as package
     from lightly.transforms import MoCoV2Transform
 
@@ -69,7 +69,7 @@ def _by_tile(first: Callable[[Image.Image], Tensor], second: Callable[[Image.Ima
 
 
 def torchgeo() -> tuple[str, Views]:
-    """torchgeo's augmentation of MoCo v3, in batches, by kornia: without saturation and hue. Decoded by us."""
+    """Build torchgeo's batched augmentation for MoCo v3 by kornia: no saturation and hue. `decode_raster` decodes."""
     import torchgeo as package
     from torchgeo.trainers.moco import moco_augmentations
 
@@ -85,7 +85,7 @@ def torchgeo() -> tuple[str, Views]:
 
 
 def kornia_photometric() -> tuple[str, Callable[[Tensor], Tensor]]:
-    """View 1's photometric part of MoCo v3 with a parameter per tile, by kornia, on crops in [0, 1]."""
+    """Build the photometric part of MoCo v3's view 1 by kornia, with parameters per tile, on crops in [0, 1]."""
     import kornia
     from kornia import augmentation
 

@@ -1,4 +1,4 @@
-"""MoCo v3 steps put together from other libraries' components, on our encoder. Each is left out where it is missing."""
+"""MoCo v3 steps built from components of other libraries, on our encoder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Step = Callable[[], float]
 
 
 def lightly_step(recipe: Recipe, views: Tensor) -> tuple[str, Step]:
-    """lightly's heads, loss and momentum update, in the order of the paper. Returns its version and the step."""
+    """Return the version of lightly, and a step with its heads, loss and momentum update in the order of the paper."""
     import lightly
     from lightly.loss import NTXentLoss
     from lightly.models.modules.heads import MoCoProjectionHead
@@ -50,12 +50,12 @@ def lightly_step(recipe: Recipe, views: Tensor) -> tuple[str, Step]:
 
 
 def torchgeo_step(recipe: Recipe, views: Tensor) -> tuple[str, Step]:
-    """torchgeo's MoCoTask (version 3) without its augmentation, its backbone replaced by our encoder."""
+    """Return the version of torchgeo, and a step of its MoCoTask (version 3) with our encoder, without augmentation."""
     import torchgeo
     from torchgeo.trainers import MoCoTask
 
     resnet = recipe.encoder.name in RESNET_NAMES
-    # a timm model of the same width, for the task to build its heads on
+    # the task builds its heads for a timm model of the same width
     model = recipe.encoder.name if resnet else f"{recipe.encoder.name}_224"
     task = MoCoTask(
         model, version=3, layers=2 if resnet else 3, hidden_dim=recipe.moco.projector_hidden_dim,

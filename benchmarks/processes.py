@@ -1,9 +1,7 @@
-"""Seconds per optimizer step of several processes, side by side.
+"""Compare seconds per optimizer step on several ranks: ours, ours without status exchanges, DistributedDataParallel.
 
-As it is; without the meetings by which processes agree; and with DistributedDataParallel, which sends gradients during
-backward where we send them after it.
-
-Every round times one step of each, in an order that moves on by one each round; a ratio is taken within a round.
+DistributedDataParallel averages gradients during backward, our step after it. Every round times one step of each, in
+rotating order; ratios are taken within a round.
 
     torchrun --standalone --nproc_per_node=2 benchmarks/processes.py --rounds 15 >> benchmarks/results/processes.jsonl
 """
@@ -24,26 +22,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moco_accel.networks.collectives import gather_keys
 from moco_accel.networks.moco import build_moco
-from moco_accel.processes.control_group import Agreement, meet_through
+from moco_accel.processes.control_group import ControlGroup, use_control_group
 from moco_accel.recipe.constants import RESNET_NAMES
 from moco_accel.recipe.load import recipe_from_dict
 from moco_accel.recipe.rules import scaled_lr
 from moco_accel.recipe.schema import Recipe
 from moco_accel.training.optimizers import build_optimizer
-from moco_accel.training.step import OneAttempt, Views, build_accelerator, prepare, train_step
+from moco_accel.training.step import NoRetry, Views, build_accelerator, prepare, train_step
 
-OURS, ALONE, DDP = "ours", "without meetings", "DistributedDataParallel"
-
-
-class Counting(Agreement):
-    meetings = 0
-
-    def meet(self) -> None:
-        self.meetings += 1
-        super().meet()
+# keys of the JSON rows
+OURS, WITHOUT_EXCHANGES, DDP = "ours", "without meetings", "DistributedDataParallel"
 
 
-def recipe_of(encoder: str, side: int, batch: int, micro: int, processes: int) -> Recipe:
+class CountingControlGroup(ControlGroup):
+    exchanges = 0
+
+    def exchange_status(self) -> None:
+        self.exchanges += 1
+        super().exchange_status()
+
+
+def build_recipe(encoder: str, side: int, batch: int, micro: int, processes: int) -> Recipe:
     sizes = {"global_batch_size": batch, "micro_batch_size": micro, "accumulation_steps": batch // micro // processes}
     return recipe_from_dict(
         {
@@ -56,26 +55,28 @@ def recipe_of(encoder: str, side: int, batch: int, micro: int, processes: int) -
     )
 
 
-def our_step(accelerator: Accelerator, recipe: Recipe, views: Views, agreement: Agreement | None) -> Callable[[], None]:
+def our_step(
+    accelerator: Accelerator, recipe: Recipe, views: Views, control_group: ControlGroup | None
+) -> Callable[[], None]:
     moco = build_moco(recipe)
     _, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
 
     def run() -> None:
-        meet_through(agreement)
-        train_step(accelerator, moco, optimizer, views, recipe, 0.99, OneAttempt())
-        meet_through(None)
+        use_control_group(control_group)
+        train_step(accelerator, moco, optimizer, views, recipe, 0.99, NoRetry())
+        use_control_group(None)
 
     return run
 
 
 def ddp_step(recipe: Recipe, views: Views) -> Callable[[], None]:
-    """The same, but for who sends the gradients, and when."""
+    """Return our step with gradients averaged by DistributedDataParallel during backward."""
     moco = build_moco(recipe)
     model = DistributedDataParallel(moco, gradient_as_bucket_view=True, broadcast_buffers=False)
     optimizer = build_optimizer(recipe, moco)
 
     def run() -> None:
-        moco.update_momentum_side(0.99)
+        moco.update_momentum_encoder(0.99)
         optimizer.zero_grad(set_to_none=False)
         keys1, keys2 = (gather_keys(moco.keys(view)) for view in views)
         with model.no_sync():
@@ -93,41 +94,41 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--micro", type=int, default=16)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     processes = dist.get_world_size()
-    recipe = recipe_of(asked.encoder, asked.image_size, asked.batch, asked.micro, processes)
-    accelerator, agreement = build_accelerator(recipe, cpu=True), Counting()
+    recipe = build_recipe(arguments.encoder, arguments.image_size, arguments.batch, arguments.micro, processes)
+    accelerator, control_group = build_accelerator(recipe, cpu=True), CountingControlGroup()
     torch.manual_seed(dist.get_rank())
-    shape = asked.batch // processes, 3, asked.image_size, asked.image_size
-    views = torch.randn(shape).split(asked.micro), torch.randn(shape).split(asked.micro)
+    shape = arguments.batch // processes, 3, arguments.image_size, arguments.image_size
+    views = torch.randn(shape).split(arguments.micro), torch.randn(shape).split(arguments.micro)
     steps = {
-        OURS: our_step(accelerator, recipe, views, agreement),
-        ALONE: our_step(accelerator, recipe, views, None),
+        OURS: our_step(accelerator, recipe, views, control_group),
+        WITHOUT_EXCHANGES: our_step(accelerator, recipe, views, None),
         DDP: ddp_step(recipe, views),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(-1, asked.rounds):  # the first one warms up
+    for number in range(-1, arguments.rounds):  # round -1 warms up
         names = list(steps)[number % 3 :] + list(steps)[: number % 3]
         for name in names:
             dist.barrier()
-            begun = time.perf_counter()
+            start = time.perf_counter()
             steps[name]()
             dist.barrier()
             if number >= 0:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(time.perf_counter() - start)
     if dist.get_rank() == 0:
         ratios = {
             name: statistics.median(a / b for a, b in zip(seconds[OURS], seconds[name], strict=True))
-            for name in (ALONE, DDP)
+            for name in (WITHOUT_EXCHANGES, DDP)
         }
         print(
             json.dumps(
-                vars(asked)
+                vars(arguments)
                 | {
                     "processes": processes,
-                    "meetings_per_step": agreement.meetings // (asked.rounds + 1),
+                    "meetings_per_step": control_group.exchanges // (arguments.rounds + 1),
                     "seconds": {name: round(statistics.median(times), 4) for name, times in seconds.items()},
                     "ours_over": {name: round(ratio, 4) for name, ratio in ratios.items()},
                     "torch": torch.__version__,

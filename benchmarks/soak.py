@@ -1,8 +1,8 @@
-"""Hours of steps of a small encoder on two processes, all killed every few minutes, beside a run left in peace.
+"""Train for hours on two processes that are killed every few minutes, beside an undisturbed run.
 
-Rows: one for each life of the killed run and each tenth of the other (resident memory of the ranks, processor time for
-a tile, tiles per second), and a last one: how these changed over the run, and whether both ended alike.
-Memory of the killed run is compared between lives at the same age: just before each kill.
+Prints one row per life of the killed run and per tenth of the other (resident memory of the ranks, CPU time per tile,
+tiles per second), and a summary: how these changed over the run, and whether both runs ended with equal weights.
+Memory of the killed run is compared at the same age of each life, just before the kill.
 
     python benchmarks/soak.py --minutes 120 --kill-every 5 >> benchmarks/results/soak.jsonl
 """
@@ -34,12 +34,13 @@ from support.recipes import small_recipe
 from support.trainer_processes import Trainer
 
 from moco_accel.checkpoints.checkpoint import MODEL, OPTIMIZER
+from moco_accel.checkpoints.run_log import read_rows
 from moco_accel.recipe.load import save_recipe
 
 TILES, BATCH, LOG_EVERY, PROCESSES = 3200, 32, 5, 2
 STEPS_AN_EPOCH = TILES // BATCH
 SAMPLE_SECONDS = 1.0
-LATE_SHARE = 0.2  # of a life: what is left when caches have filled
+LATE_SHARE = 0.2  # of a life, when caches are full
 
 
 def write_tiles(folder: Path) -> None:
@@ -64,13 +65,8 @@ def write_recipe(folder: Path, epochs: int, save_every: float) -> Path:
     return folder / f"{epochs}.yaml"
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    file = run / "metrics.jsonl"
-    return [json.loads(row) for row in file.read_text().splitlines() if row.endswith("}")] if file.is_file() else []
-
-
 class Sample(NamedTuple):
-    """Of the ranks: all pages that are theirs, those shared with loader workers too; and what they have done."""
+    """Sum over the ranks. Resident memory includes pages shared with loader workers; rows are rows of metrics.jsonl."""
 
     resident_mib: float
     processor_seconds: float
@@ -87,26 +83,26 @@ def sample(trainer: Trainer) -> Sample | None:
     return Sample(resident, seconds, trainer.rows()) if len(found) == PROCESSES else None
 
 
-def live(run: Path, recipe: Path, seconds: float, resume: bool) -> tuple[list[Sample], bool]:
-    """Train until done, or kill all of it after so many `seconds` of steps; a sample a second, and whether done."""
-    trainer, samples, begun = Trainer("torchrun", run, recipe, *["--resume"][: int(resume)]), [], float("inf")
+def train_until_kill(run: Path, recipe: Path, seconds: float, resume: bool) -> tuple[list[Sample], bool]:
+    """Train to the end, or kill after `seconds` of steps; return one sample per second, and True at the end."""
+    trainer, samples, started = Trainer("torchrun", run, recipe, *["--resume"][: int(resume)]), [], float("inf")
     before = trainer.rows()
     try:
-        while trainer.process.poll() is None and time.monotonic() < begun + seconds:
+        while trainer.process.poll() is None and time.monotonic() < started + seconds:
             time.sleep(SAMPLE_SECONDS)
-            if begun == float("inf") and trainer.rows() not in (0, before):
-                begun = time.monotonic()
-            if begun < float("inf") and (found := sample(trainer)):
+            if started == float("inf") and trainer.rows() not in (0, before):
+                started = time.monotonic()
+            if started < float("inf") and (found := sample(trainer)):
                 samples.append(found)
         done = trainer.process.poll() == 0
-        assert done or trainer.process.poll() is None, trainer.said()[-3000:]
+        assert done or trainer.process.poll() is None, trainer.output()[-3000:]
     finally:
         trainer.kill()
     return samples, done
 
 
 def figures(samples: list[Sample], logged: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Processor time for a tile says what the code costs; tiles per second also what else the machine does."""
+    """Summarize samples and logged rows. CPU time per tile depends less on other load than tiles per second."""
     tiles = (samples[-1].rows - samples[0].rows) * LOG_EVERY * BATCH if samples else 0
     spent = samples[-1].processor_seconds - samples[0].processor_seconds if samples else 0.0
     speeds = [row["tiles_per_second"] for row in logged]
@@ -118,32 +114,32 @@ def figures(samples: list[Sample], logged: list[dict[str, Any]]) -> dict[str, fl
 
 
 def measure_rate(folder: Path) -> float:
-    """Steps per second, over half a minute."""
+    """Return optimizer steps per second, measured over half a minute."""
     run = folder / "rate"
-    live(run, write_recipe(folder, 1000, 60.0), 30, resume=False)
-    return statistics.median(row["tiles_per_second"] for row in rows(run)[1:]) / BATCH
+    train_until_kill(run, write_recipe(folder, 1000, 60.0), 30, resume=False)
+    return statistics.median(row["tiles_per_second"] for row in read_rows(run / "metrics.jsonl")[1:]) / BATCH
 
 
-def in_peace(folder: Path, recipe: Path, parts: int = 10) -> list[dict[str, Any]]:
-    samples, done = live(folder / "peace", recipe, float("inf"), resume=False)
+def train_undisturbed(folder: Path, recipe: Path, parts: int = 10) -> list[dict[str, Any]]:
+    samples, done = train_until_kill(folder / "peace", recipe, float("inf"), resume=False)
     assert done
-    found = rows(folder / "peace")[1:-1]
+    found = read_rows(folder / "peace" / "metrics.jsonl")[1:-1]
     split = [
         [some[len(some) * part // parts : len(some) * (part + 1) // parts] for some in (samples, found)]
         for part in range(parts)
     ]
-    return [say({"kind": "in peace", "part": part} | figures(*some)) for part, some in enumerate(split)]
+    return [print_row({"kind": "in peace", "part": part} | figures(*some)) for part, some in enumerate(split)]
 
 
-def killed(folder: Path, recipe: Path, seconds: float) -> list[dict[str, Any]]:
+def train_killed(folder: Path, recipe: Path, seconds: float) -> list[dict[str, Any]]:
     done, lives = False, []
     while not done:
-        before = rows(folder / "killed")
-        samples, done = live(folder / "killed", recipe, seconds, resume=bool(lives))
-        found = rows(folder / "killed")
+        before = read_rows(folder / "killed" / "metrics.jsonl")
+        samples, done = train_until_kill(folder / "killed", recipe, seconds, resume=bool(lives))
+        found = read_rows(folder / "killed" / "metrics.jsonl")
         late = samples[int(len(samples) * (1 - LATE_SHARE)) :]
         row = {"kind": "killed", "life": len(lives), "ended_by_kill": not done, "last_step": found[-1]["step"]}
-        lives.append(say(row | figures(late, [row for row in found if row not in before][1:])))
+        lives.append(print_row(row | figures(late, [row for row in found if row not in before][1:])))
     return lives
 
 
@@ -152,45 +148,45 @@ def digest(run: Path, steps: int) -> str:
     return hashlib.sha256((last / MODEL).read_bytes() + (last / OPTIMIZER).read_bytes()).hexdigest()
 
 
-def say(row: dict[str, Any]) -> dict[str, Any]:
+def print_row(row: dict[str, Any]) -> dict[str, Any]:
     sys.stdout.write(json.dumps(row | {"load": round(os.getloadavg()[0], 1)}) + "\n")
     sys.stdout.flush()
     return row
 
 
 def change(some: list[dict[str, Any]], name: str) -> float | None:
-    """From the first to the last that has a figure, in per cent; None of fewer than two."""
+    """Return the change from the first to the last figure in per cent; None for fewer than two figures."""
     figures = [row[name] for row in some if row[name] is not None]
     return round(100 * (figures[-1] / figures[0] - 1), 2) if len(figures) > 1 else None
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="of steps, in each of the two runs")] = 120,
-    kill_every: Annotated[float, typer.Option(help="minutes of steps between kills")] = 5,
+    minutes: Annotated[float, typer.Option(help="Minutes of steps in each of the two runs.")] = 120,
+    kill_every: Annotated[float, typer.Option(help="Minutes of steps between kills.")] = 5,
 ) -> None:
-    began = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tiles(folder / "tiles")
-        # Both train at once, each at half the speed.
+        # both train at once, each at half the speed
         epochs = max(2, round(measure_rate(folder) / 2 * minutes * 60 / STEPS_AN_EPOCH))
         recipe, steps = write_recipe(folder, epochs, kill_every / 4), epochs * STEPS_AN_EPOCH
         with ThreadPoolExecutor() as pool:
-            peace = pool.submit(in_peace, folder, recipe)
-            lives, parts = killed(folder, recipe, kill_every * 60), peace.result()
-        ended = [row for row in lives if row["ended_by_kill"]]
+            undisturbed = pool.submit(train_undisturbed, folder, recipe)
+            lives, parts = train_killed(folder, recipe, kill_every * 60), undisturbed.result()
+        killed = [row for row in lives if row["ended_by_kill"]]
         names = ("resident_mib", "processor_ms_per_tile", "tiles_per_second")
-        say(
+        print_row(
             {
                 "kind": "summary",
                 "minutes": minutes,
                 "kill_every_minutes": kill_every,
                 "steps": steps,
-                "kills": len(ended),
+                "kills": len(killed),
                 "equal": digest(folder / "killed", steps) == digest(folder / "peace", steps),
                 "change_percent": {name: change(parts[1:], name) for name in names},
-                "change_percent_between_lives": {name: change(ended, name) for name in names},
-                "seconds": round(time.monotonic() - began),
+                "change_percent_between_lives": {name: change(killed, name) for name in names},
+                "seconds": round(time.monotonic() - start),
                 "versions": {name: version(name) for name in ("torch", "accelerate")},
                 "python": platform.python_version(),
             }

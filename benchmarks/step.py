@@ -1,8 +1,8 @@
-"""Seconds per optimizer step, side by side, and traced memory: our step whole and in micro-batches, the paper's own
-way, and lightly's and torchgeo's components on the same encoder.
+"""Compare seconds per optimizer step and traced memory of several steps on the same encoder.
 
-Every round times one step of each, in an order that moves on by one each round; a ratio is taken within a round.
-`pip install lightly torchgeo` beside moco-accel to include those two.
+The steps are ours on the whole batch and in micro-batches, the paper's with both views at once, and those of lightly
+and torchgeo, if they are installed (`pip install lightly torchgeo`). Every round times one step of each, in rotating
+order; ratios are taken within a round.
 
     python benchmarks/step.py --rounds 9 >> benchmarks/results/step.jsonl
 """
@@ -38,12 +38,12 @@ from planner.trace.paper_step import both_views_step
 from planner.trace.trace import trace_step
 
 NAIVE = "both views at once"
-KEPT = ("weights", "momentum_weights", "gradients", "optimizer_state")
+PERSISTENT = ("weights", "momentum_weights", "gradients", "optimizer_state")
 MIB = 1 << 20
 console = Console(stderr=True)
 
 
-def recipe_of(encoder: str, side: int, batch: int, micro: int, precision: str = "no") -> Recipe:
+def build_recipe(encoder: str, side: int, batch: int, micro: int, precision: str = "no") -> Recipe:
     sizes = {"global_batch_size": batch, "micro_batch_size": micro, "accumulation_steps": batch // micro}
     return recipe_from_dict(
         {
@@ -64,11 +64,11 @@ def our_step(recipe: Recipe, views: Tensor, step: Callable[..., StepResult] = tr
 
 
 def activation_peak_bytes(trace: Trace) -> int:
-    """The most that all but weights, gradients and optimizer state take at once."""
+    """Return the peak of all tensors but weights, gradients and optimizer state."""
     live: dict[int, int] = {}
     now = peak = 0
     for number, size in trace.events:
-        if trace.tensors[number].category in KEPT:
+        if trace.tensors[number].category in PERSISTENT:
             continue
         now += size if size else -live.pop(number)
         if size:
@@ -78,12 +78,12 @@ def activation_peak_bytes(trace: Trace) -> int:
 
 
 def traced_memory(encoder: str, tiles: int, micro_batches: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Predicted memory on a card of compute capability 8.6: bf16, 224 px, `tiles` per device."""
+    """Return the predicted memory on a GPU of compute capability 8.6: bf16, 224 px, `tiles` per device."""
     rows = []
     variants: list[tuple[str, int, Callable[..., StepResult]]] = [(NAIVE, tiles, both_views_step)]
     variants += [(_name(tiles, micro), micro, train_step) for micro in (tiles, *micro_batches)]
     for name, micro, step in variants:
-        trace = trace_step(recipe_of(encoder, 224, tiles, micro, "bf16"), 86, steps=2, step=step)
+        trace = trace_step(build_recipe(encoder, 224, tiles, micro, "bf16"), 86, steps=2, step=step)
         sizes = {
             "activation_peak_mib": activation_peak_bytes(trace) // MIB,
             "reserved_peak_mib": replay(trace.events).peak_reserved_bytes // MIB,
@@ -98,17 +98,17 @@ def _name(batch: int, micro: int) -> str:
 
 
 def steps_to_time(encoder: str, side: int, batch: int, micro_batches: tuple[int, ...]) -> tuple[dict[str, Step], Any]:
-    """What to time, by name, each with networks of its own; and the versions of the other libraries."""
+    """Return the steps by name, each with its own networks, and the versions of the other libraries."""
     views = torch.randn(2, batch, 3, side, side)
-    steps = {NAIVE: our_step(recipe_of(encoder, side, batch, batch), views, both_views_step)}
+    steps = {NAIVE: our_step(build_recipe(encoder, side, batch, batch), views, both_views_step)}
     for micro in (batch, *micro_batches):
-        steps[_name(batch, micro)] = our_step(recipe_of(encoder, side, batch, micro), views)
+        steps[_name(batch, micro)] = our_step(build_recipe(encoder, side, batch, micro), views)
     versions = {}
     for name, build in OTHERS.items():
         try:
-            versions[name.split()[0]], steps[name] = build(recipe_of(encoder, side, batch, batch), views)
+            versions[name.split()[0]], steps[name] = build(build_recipe(encoder, side, batch, batch), views)
         except ImportError as error:
-            console.print(f"{name} left out: {error}")
+            console.print(f"{name} skipped: {error}")
     return steps, versions
 
 
@@ -122,14 +122,14 @@ def timed_rounds(steps: dict[str, Step], rounds: int) -> list[dict[str, float]]:
             status.update(f"round {turn + 1} of {rounds}")
             row = {}
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 steps[name]()
-                row[name] = time.perf_counter() - begun
+                row[name] = time.perf_counter() - start
             seconds.append({name: round(row[name], 4) for name in names})
     return seconds
 
 
-def show(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     table = Table(*header, title=title, box=None, title_justify="left")
     for row in rows:
         table.add_row(*row)
@@ -137,14 +137,14 @@ def show(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> No
 
 
 def main(
-    encoder: Annotated[str, typer.Option(help="As in a recipe.")] = "vit_small_patch16",
-    side: Annotated[int, typer.Option(help="Pixels.")] = 112,
+    encoder: Annotated[str, typer.Option(help="encoder.name of a recipe.")] = "vit_small_patch16",
+    side: Annotated[int, typer.Option(help="Image size in pixels.")] = 112,
     batch: int = 32,
     micro: Annotated[list[int] | None, typer.Option(help="Micro-batch sizes. [default: 8, 4]")] = None,
     rounds: int = 9,
-    traced_tiles: Annotated[int, typer.Option(help="Tiles per device of the traced memory; 0: none.")] = 128,
+    traced_tiles: Annotated[int, typer.Option(help="Tiles per device of the traced steps; 0 skips them.")] = 128,
 ) -> None:
-    """Compare steps. A JSON row per round and per traced step on stdout, a table on stderr."""
+    """Compare steps: one JSON row per round and traced step on stdout, tables on stderr."""
     micro_batches = tuple(micro or (8, 4))
     machine = {"processor": _processor(), "threads": torch.get_num_threads(), "python": platform.python_version()}
     steps, versions = steps_to_time(encoder, side, batch, micro_batches)
@@ -163,14 +163,14 @@ def main(
         median = sorted(row[name] for row in seconds)[len(seconds) // 2]
         speed = f"{ratios[len(ratios) // 2]:.3f} × ({ratios[0]:.3f} to {ratios[-1]:.3f})"
         table.append((name, f"{median:.2f}", speed))
-    show(f"{encoder}, {side} px, {batch} tiles, fp32", ("step", "s", "speed against the first"), table)
+    print_table(f"{encoder}, {side} px, {batch} tiles, fp32", ("step", "s", "speed relative to the first"), table)
     if traced_tiles:
         rows = traced_memory(encoder, traced_tiles, tuple(m * traced_tiles // batch for m in micro_batches))
         for row in rows:
             print(json.dumps(row))
         columns = ("step", "activation_peak_mib", "activation_ratio", "reserved_peak_mib")
         title = f"{encoder}, 224 px, {traced_tiles} tiles a device, bf16: predicted memory"
-        show(title, columns, [tuple(str(row[column]) for column in columns) for row in rows])
+        print_table(title, columns, [tuple(str(row[column]) for column in columns) for row in rows])
 
 
 def _processor() -> str:

@@ -1,1 +1,1 @@
-"""`moco-plan`: what fits a card, why, how long it takes; writes the recipe. Needs no GPU."""
+"""`moco-plan`: predict what fits a GPU and how long it takes, and write the recipe. Needs no GPU."""

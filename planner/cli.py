@@ -1,91 +1,66 @@
-"""`moco-plan`: which recipe fits the GPUs one has. No torch is imported until it is needed."""
+"""`moco-plan`: find a recipe that fits the given GPUs. Imports no torch until it is needed."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-
-
-_WHICH, _WHAT, _ANSWER = "Which GPUs", "What to train", "The answer"
+_gpu_option = partial(typer.Option, rich_help_panel="GPUs")
+_training_option = partial(typer.Option, rich_help_panel="Training")
+_output_option = partial(typer.Option, rich_help_panel="Output")
 
 
 @app.command(
     epilog="Examples:\n\n"
-    "moco-plan --gpus 2 --vram 8 --tiles 500000 — what fits two 8 GB cards, and recipes/dual8gb.yaml\n\n"
+    "moco-plan --gpus 2 --vram 8 --tiles 500000 — what fits two 8 GB cards; writes recipes/dual8gb.yaml\n\n"
     "moco-plan --gpu rtx3070 --encoder resnet50 --bands 13 — one named card, Sentinel-2\n\n"
-    "moco-plan --nodes 4 --gpus 8 --vram 24 --slurm job.sbatch — four machines of eight, and a job for Slurm\n\n"
-    "moco-plan --recipe recipes/paper_vit_small.yaml --vram 16 — does it fit, and what would make it fit"
+    "moco-plan --nodes 4 --gpus 8 --vram 24 --slurm job.sbatch — four nodes of eight GPUs, and a Slurm job\n\n"
+    "moco-plan --recipe recipes/paper_vit_small.yaml --vram 16 — does it fit, and which changes make it fit"
 )
 def plan(
     context: typer.Context,
-    gpus: Annotated[
-        int | None,
-        typer.Option(
-            help="How many GPUs, per node.", show_default="those of this machine, or 1", rich_help_panel=_WHICH
-        ),
-    ] = None,
-    nodes: Annotated[
-        int | None,
-        typer.Option(help="Machines with as many GPUs each.", show_default="1", rich_help_panel=_WHICH),
-    ] = None,
-    vram: Annotated[
-        str | None, typer.Option(help="GB each is sold with: 8; 8,12 for unlike ones.", rich_help_panel=_WHICH)
-    ] = None,
-    gpu: Annotated[str | None, typer.Option(help="A card by name: rtx3070.", rich_help_panel=_WHICH)] = None,
-    list_gpus: Annotated[bool, typer.Option("--list-gpus", help="Name the cards.", rich_help_panel=_WHICH)] = False,
+    gpus: Annotated[int | None, _gpu_option(help="GPUs per node.", show_default="those of this machine, or 1")] = None,
+    nodes: Annotated[int | None, _gpu_option(help="Nodes with the same GPUs.", show_default="1")] = None,
+    vram: Annotated[str | None, _gpu_option(help="Marketed memory of a GPU in GB: 8; or 8,12 for two GPUs.")] = None,
+    gpu: Annotated[str | None, _gpu_option(help="Name of the GPU: rtx3070.")] = None,
+    list_gpus: Annotated[bool, _gpu_option("--list-gpus", help="List the GPUs that are known by name.")] = False,
     encoder: Annotated[
-        str | None,
-        typer.Option(help="Plan for this one alone.", show_default="a table of six", rich_help_panel=_WHAT),
+        str | None, _training_option(help="Plan for this encoder only.", show_default="a table of six")
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Pixels of a crop's side.", rich_help_panel=_WHAT)] = 224,
-    bands: Annotated[int, typer.Option(help="Bands of a tile.", rich_help_panel=_WHAT)] = 3,
-    global_batch: Annotated[
-        int, typer.Option(help="Tiles per optimizer step, over all GPUs.", rich_help_panel=_WHAT)
-    ] = 4096,
+    image_size: Annotated[int, _training_option(help="Side of a crop in pixels.")] = 224,
+    bands: Annotated[int, _training_option(help="Bands of a tile.")] = 3,
+    global_batch: Annotated[int, _training_option(help="Tiles per optimizer step, over all GPUs.")] = 4096,
     precision: Annotated[
         Literal["no", "bf16", "fp16"] | None,
-        typer.Option(help="Compute in.", show_default="what the card has", rich_help_panel=_WHAT),
+        _training_option(help="Mixed precision.", show_default="bf16, or fp16 on older GPUs"),
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="adamw_8bit, adamw or lars.", rich_help_panel=_WHAT)] = "adamw_8bit",
+    optimizer: Annotated[str, _training_option(help="adamw_8bit, adamw or lars.")] = "adamw_8bit",
     contrast_over: Annotated[
-        Literal["global_batch", "micro_batch"], typer.Option(help="Where negatives are.", rich_help_panel=_WHAT)
+        Literal["global_batch", "micro_batch"], _training_option(help="Where negatives come from.")
     ] = "global_batch",
-    tiles: Annotated[
-        int | None, typer.Option(min=2, help="Tiles you have, to say how many days.", rich_help_panel=_WHAT)
-    ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs to train.", rich_help_panel=_WHAT)] = 300,
+    tiles: Annotated[int | None, _training_option(min=2, help="Tiles of your data set, to predict the days.")] = None,
+    epochs: Annotated[int, _training_option(min=1, help="Epochs to train.")] = 300,
     recipe: Annotated[
-        Path | None,
-        typer.Option(help="Does this recipe fit? Its own GPUs unless others are named.", rich_help_panel=_WHAT),
+        Path | None, _training_option(help="Check whether this recipe fits its own GPUs, or those that are named.")
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(help="Where the recipe goes.", show_default="recipes/dual8gb.yaml …", rich_help_panel=_ANSWER),
+        Path | None, _output_option(help="Where to write the recipe.", show_default="recipes/dual8gb.yaml …")
     ] = None,
     slurm: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Also write a job: sbatch FILE starts and resumes the run.", rich_help_panel=_ANSWER
-        ),
+        _output_option(metavar="FILE", help="Also write a Slurm job: sbatch FILE starts and resumes the run."),
     ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Run the step on this machine's GPU too.", rich_help_panel=_ANSWER)
-    ] = False,
-    save: Annotated[
-        Path | None, typer.Option(help="Keep the report: plan.svg, .html or .txt.", rich_help_panel=_ANSWER)
-    ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Everything as JSON on stdout, and nothing else.", rich_help_panel=_ANSWER),
-    ] = False,
+    measure: Annotated[bool, _output_option("--measure", help="Also run the step on this machine's GPU.")] = False,
+    save: Annotated[Path | None, _output_option(help="Save the report: plan.svg, .html or .txt.")] = None,
+    as_json: Annotated[bool, _output_option("--json", help="Print the plan as JSON on stdout.")] = False,
 ) -> None:
-    """Say, without a GPU, what fits into GPU memory and write the recipe that does.
+    """Predict, without a GPU, what fits into GPU memory, and write a recipe that fits.
 
-    Exit codes: 0 it fits, 1 it does not, 2 the question is wrong.
+    Exit codes: 0 it fits, 1 it does not fit, 2 an option is wrong.
     """
     from moco_accel.common.console import user_errors
 
@@ -95,8 +70,9 @@ def plan(
 
             show_cards(as_json)
             return
-        from planner.answer.answer import Question, answer
-        from planner.answer.request import Request, check_alone
+        from planner.answer.checks import check_recipe_options
+        from planner.answer.plan import run_plan
+        from planner.answer.request import PlanOptions, Request
 
         request = Request(
             gpus=gpus or 1,
@@ -110,10 +86,11 @@ def plan(
             contrast_over=contrast_over,
             epochs=epochs,
         )
-        question = Question(request, gpu, vram, gpus, recipe, output, tiles, as_json, save, measure, nodes, slurm)
         if recipe is not None:
-            check_alone(recipe, [name for name in context.params if _is_given(context, name)])
-        code = answer(question)
+            check_recipe_options(recipe, [name for name in context.params if _is_given(context, name)])
+        code = run_plan(
+            PlanOptions(request, gpu, vram, gpus, recipe, output, tiles, as_json, save, measure, nodes, slurm)
+        )
     raise typer.Exit(code)
 
 
@@ -123,6 +100,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 
 def main() -> None:
+    """Run `moco-plan`; the entry point of the installed command."""
     from moco_accel.common.console import run_command
 
     run_command(app)

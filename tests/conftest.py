@@ -1,4 +1,4 @@
-"""What the tests share: small recipes and small shards of tiles."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from moco_accel.sources.shard_writer import write_shards
 
 
 def pytest_configure() -> None:
-    """One thread, here and in processes that tests start: small steps take ten times as long where threads wait."""
+    """Use one thread, also in processes that tests start: with more, small steps take ten times as long."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for `support` in processes that tests start
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _own_accelerator() -> Iterator[None]:
-    """Accelerate keeps the first precision asked for and refuses a second one in the same process."""
+    """Accelerate keeps its first precision, and refuses another one in the same process."""
     yield
     AcceleratorState._reset_state()
 
@@ -38,7 +39,7 @@ def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_cache(_cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that this machine remembers decides a test."""
+    """Keep the results of tests independent of caches on this machine."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(_cache_folder))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(_cache_folder / "datasets"))
 
@@ -53,13 +54,13 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture
 def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest ViT with three blocks of twelve: many steps in seconds."""
+    """Give the smallest ViT three blocks instead of twelve, for many steps in seconds."""
     monkeypatch.setitem(_VIT_SIZES, "tiny", (192, 3, 3))
 
 
 @pytest.fixture(scope="session")
 def tiles_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of 40 random RGB tiles of 20 × 20 pixels."""
+    """Return a folder with shards of 40 random RGB tiles of 20 × 20 pixels."""
     folder = tmp_path_factory.mktemp("tiles")
     noise = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3), dtype=np.uint8)
     images = [Image.fromarray(tile) for tile in noise]
@@ -70,7 +71,7 @@ def tiles_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def many_row_groups(tmp_path: Path) -> tuple[Path, Any]:
-    """Shards of 300 raw tiles of 16 x 16 pixels, and the tiles."""
+    """Return a folder with shards of 300 raw tiles of 16 × 16 pixels, and the tiles."""
     arrays = np.random.default_rng(0).integers(0, 255, (300, 3, 16, 16)).astype("uint8")
     features = datasets.Features({"image": datasets.Array3D((3, 16, 16), "uint8"), "name": datasets.Value("string")})
     rows = [{"image": tile, "name": str(number)} for number, tile in enumerate(arrays)]

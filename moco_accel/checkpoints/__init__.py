@@ -1,1 +1,1 @@
-"""A run's folder and its checkpoints: written, verified, resumed."""
+"""A run's folder and its checkpoints: write, verify, resume."""

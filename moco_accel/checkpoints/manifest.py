@@ -1,4 +1,4 @@
-"""A folder's manifest: every file's size and checksum, so that a bit flipped or a byte missing is found."""
+"""A checkpoint's manifest: size and SHA-256 of each file, to detect missing bytes and flipped bits."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from moco_accel.common.atomic_files import ordinary_size, read_ordinary, strict_json, sync
+from moco_accel.common.atomic_files import fsync, parse_strict_json, read_regular_file, regular_file_size
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 1 << 16
-_CHUNK = 1 << 22
+_CHUNK_BYTES = 1 << 22
 
 Manifest = dict[str, tuple[str, int]]
-"""Each file's sha256 and bytes."""
+"""SHA-256 and size in bytes, by file name."""
 
 
-class DamagedError(Exception):
-    """What is wrong with a checkpoint, in one line."""
+class DamagedCheckpointError(Exception):
+    """A checkpoint is damaged; the message says how, in one line."""
 
 
-def write_hashed(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[str, int]:
-    """Write and sync a file; its checksum is that of what was meant to be written."""
+def write_with_checksum(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[str, int]:
+    """Write and sync a file.
+
+    Returns:
+        SHA-256 and size in bytes of `chunks`, which may differ from what the disk holds.
+    """
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
         for chunk in chunks:
@@ -36,70 +40,79 @@ def write_hashed(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[str,
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """The last of a folder's files."""
+    """Write `manifest.json`, after all other files of the folder."""
     files = {name: {"sha256": digest, "bytes": size} for name, (digest, size) in manifest.items()}
-    write_hashed(folder / MANIFEST, [json.dumps({"files": files}, indent=1).encode()])
-    sync(folder)
+    write_with_checksum(folder / MANIFEST, [json.dumps({"files": files}, indent=1).encode()])
+    fsync(folder)
 
 
 def read_manifest(folder: Path, names: Collection[str]) -> Manifest:
-    """The manifest of a folder that holds ordinary files of these `names`, in their sizes, and nothing else.
+    """Read the manifest and compare it with the folder. Hidden files are ignored.
 
-    Hidden files are nobody's business. Raises DamagedError.
+    Raises:
+        DamagedCheckpointError: If the folder does not hold exactly the regular files `names` in the listed sizes.
     """
     if folder.is_symlink() or not folder.is_dir():
-        raise DamagedError("it is no folder")
+        raise DamagedCheckpointError("it is not a folder")
     try:
         expected = {MANIFEST, *names}
         found = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".") or entry.name in expected}
         if missing := sorted(expected - found):
-            raise DamagedError(f"it has no {missing[0]}")
-        if more := sorted(found - expected):
-            raise DamagedError(f"it holds {more[0][:80]!r}, which no checkpoint has")
-        content = strict_json(read_ordinary(folder / MANIFEST, _MAX_MANIFEST_BYTES), MANIFEST)
+            raise DamagedCheckpointError(f"{missing[0]} is missing")
+        if unexpected := sorted(found - expected):
+            raise DamagedCheckpointError(f"{unexpected[0][:80]!r} is not a file of a checkpoint")
+        content = parse_strict_json(read_regular_file(folder / MANIFEST, _MAX_MANIFEST_BYTES), MANIFEST)
         files = content.get("files") if isinstance(content, dict) else None
         if not (isinstance(files, dict) and set(files) == set(names)):
-            raise DamagedError(f"{MANIFEST} does not list its files")
-        manifest = {name: _entry(files[name], name) for name in names}
+            raise DamagedCheckpointError(f"{MANIFEST} does not list its files")
+        manifest = {name: _parse_entry(files[name], name) for name in names}
         for name, (_, size) in manifest.items():
-            if (actual := ordinary_size(folder / name)) != size:
-                raise DamagedError(f"{name} has {actual} bytes in place of {size}")
+            if (actual := regular_file_size(folder / name)) != size:
+                raise DamagedCheckpointError(f"{name} has {actual} bytes in place of {size}")
     except (OSError, ValueError) as error:
-        raise DamagedError(str(error)) from None
+        raise DamagedCheckpointError(str(error)) from None
     return manifest
 
 
-def read_checked(folder: Path, name: str, manifest: Manifest, limit: int) -> bytes:
-    """A small file's content, which has the manifest's checksum. Raises DamagedError."""
+def read_verified(folder: Path, name: str, manifest: Manifest, limit: int) -> bytes:
+    """Read a file of at most `limit` bytes and verify its checksum.
+
+    Raises:
+        DamagedCheckpointError: If it cannot be read, is larger, or differs from its checksum.
+    """
     try:
-        content = read_ordinary(folder / name, limit)
+        content = read_regular_file(folder / name, limit)
     except (OSError, ValueError) as error:
-        raise DamagedError(str(error)) from None
+        raise DamagedCheckpointError(str(error)) from None
     if hashlib.sha256(content).hexdigest() != manifest[name][0]:
-        raise DamagedError(f"{name} differs from its checksum")
+        raise DamagedCheckpointError(f"{name} differs from its checksum")
     return content
 
 
-def check_hashes(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
-    """Read these files from the disk itself, where that can be had, and compare checksums. Raises DamagedError."""
+def verify_checksums(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Verify the checksums of files, read from the disk rather than the page cache where possible.
+
+    Raises:
+        DamagedCheckpointError: If a file cannot be read or differs from its checksum.
+    """
     for name in names:
         digest = hashlib.sha256()
         try:
             with (folder / name).open("rb", buffering=0) as file:
-                if hasattr(os, "posix_fadvise"):  # what has been synced is then read again
+                if hasattr(os, "posix_fadvise"):  # drops synced pages from the cache
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                while chunk := file.read(_CHUNK):
+                while chunk := file.read(_CHUNK_BYTES):
                     digest.update(chunk)
         except OSError as error:
-            raise DamagedError(f"{name} cannot be read ({error.strerror})") from None
+            raise DamagedCheckpointError(f"{name} cannot be read ({error.strerror})") from None
         if digest.hexdigest() != manifest[name][0]:
-            raise DamagedError(f"{name} differs from its checksum")
+            raise DamagedCheckpointError(f"{name} differs from its checksum")
 
 
-def _entry(entry: object, name: str) -> tuple[str, int]:
+def _parse_entry(entry: object, name: str) -> tuple[str, int]:
     if not (isinstance(entry, dict) and set(entry) == {"sha256", "bytes"}):
-        raise DamagedError(f"{MANIFEST} says nothing of {name}")
+        raise DamagedCheckpointError(f"{MANIFEST} has no valid entry for {name}")
     digest, size = entry["sha256"], entry["bytes"]
     if not (isinstance(digest, str) and type(size) is int and size >= 0):
-        raise DamagedError(f"{MANIFEST} says no size and checksum of {name}")
+        raise DamagedCheckpointError(f"{MANIFEST} has no valid size and checksum for {name}")
     return digest, size

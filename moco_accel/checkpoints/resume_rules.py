@@ -1,4 +1,4 @@
-"""What may change when a run is resumed: where it runs, never what it computes, unless told so."""
+"""Rules for resuming: how a run computes may change freely, what it computes only if the user allows it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rich.markup import escape
 from moco_accel.common.errors import UserError
 from moco_accel.common.versions import library_versions
 from moco_accel.recipe.constants import RESNET_NAMES
-from moco_accel.recipe.overrides import set_word
+from moco_accel.recipe.overrides import override_argument
 from moco_accel.recipe.schema import Recipe
-from moco_accel.tiles.resolve import inherit
+from moco_accel.tiles.fill_data_fields import inherit_data_fields
 
 _FREE_SECTIONS = {"hardware", "memory", "planned", "evaluation", "run"}
 _FREE_FIELDS = {
@@ -22,8 +22,8 @@ _FREE_FIELDS = {
     "data.max_damaged_share",
 }
 _SCIENCE_IN_FREE_SECTIONS = {"memory.mixed_precision", "run.seed"}
-# the state saved is that of these: it fits no other
-_NEVER = {
+# the saved state fits no other values
+_FIXED_FIELDS = {
     "encoder.name",
     "encoder.bands",
     "moco.projector_hidden_dim",
@@ -35,23 +35,37 @@ _NEVER = {
 }
 
 Change = tuple[str, Any, Any]
-"""A field, what it was, what it is now."""
+"""Field, value before, value now."""
 
 
-def continued(
-    recipe: Recipe, before: Recipe, micro_batch_asked: int, allowed: bool, say: Callable[[str], None]
+def resume_recipe(
+    recipe: Recipe, before: Recipe, micro_batch_asked: int, allowed: bool, log: Callable[[str], None]
 ) -> tuple[Recipe, bool]:
-    """The recipe after a checkpoint of `before`; whether it leaves anything to its tiles again. Raises UserError."""
-    recipe = keep_healed_micro_batch(recipe, before, micro_batch_asked, say)
-    kept = inherit(recipe, before)
-    changes = changed_science(kept, before)
-    check_changes(changes, allowed, say)
-    other_tiles = any(name.startswith("data.") for name, _, _ in changes)
-    return (recipe, True) if other_tiles else (kept, False)
+    """Return the recipe with which a run continues from a checkpoint.
+
+    Args:
+        recipe: The recipe of this launch.
+        before: The checkpoint's recipe.
+        micro_batch_asked: The micro-batch size with which the run was started.
+        allowed: Allow changes of the result (`--allow-recipe-change`).
+        log: Prints a line.
+
+    Returns:
+        The recipe, and True if null fields of its data section must be filled in from the tiles again.
+
+    Raises:
+        UserError: If a change is not allowed.
+    """
+    recipe = keep_recovered_micro_batch(recipe, before, micro_batch_asked, log)
+    inherited = inherit_data_fields(recipe, before)
+    changes = find_result_changes(inherited, before)
+    check_changes(changes, allowed, log)
+    data_changed = any(name.startswith("data.") for name, _, _ in changes)
+    return (recipe, True) if data_changed else (inherited, False)
 
 
-def changed_science(recipe: Recipe, before: Recipe) -> list[Change]:
-    """Fields that differ and on which the run's result hangs."""
+def find_result_changes(recipe: Recipe, before: Recipe) -> list[Change]:
+    """Return the fields that differ and affect the result of a run."""
     was = before.model_dump()
     changes = [
         (f"{section}.{field}", was[section][field], value)
@@ -70,7 +84,7 @@ def changed_science(recipe: Recipe, before: Recipe) -> list[Change]:
 
 
 def _batch_science(recipe: Recipe) -> set[str]:
-    """Where micro-batches are not a matter of memory: negatives, or a ResNet's BatchNorm, come from each."""
+    """Return the fields of micro-batches that affect the result, through negatives or a ResNet's BatchNorm."""
     science = set()
     if recipe.encoder.name in RESNET_NAMES:
         science.add("batch.micro_batch_size")
@@ -79,43 +93,54 @@ def _batch_science(recipe: Recipe) -> set[str]:
     return science
 
 
-def check_changes(changes: list[Change], allowed: bool, say: Callable[[str], None]) -> None:
-    """Raises UserError for changes of science that are not allowed; says each that is."""
+def check_changes(changes: list[Change], allowed: bool, log: Callable[[str], None]) -> None:
+    """Refuse changes that are not allowed, and log the others.
+
+    Raises:
+        UserError: If a change is not allowed, or the saved state does not fit it.
+    """
     for name, was, now in changes:
-        if name in _NEVER:
+        if name in _FIXED_FIELDS:
             raise UserError(
-                f"{name}={now!r} differs from the run's {was!r}, and what the run has saved fits no other; "
-                f"--set {set_word(name, was)} goes on with it, a new --output-dir starts anew"
+                f"{name}={now!r} differs from the run's {was!r}, and the run's saved state does not fit it; "
+                f"--set {override_argument(name, was)} continues the run, a new --output-dir starts a new one"
             )
         if not allowed:
             others = ", ".join(other for other, _, _ in changes if other != name)
             raise UserError(
                 f"{name}={now!r} differs from the run's {was!r} and would change its result"
                 + (f" (as would {others})" if others else "")
-                + f"; --set {set_word(name, was)} goes on with it, --allow-recipe-change changes it"
+                + f"; --set {override_argument(name, was)} continues the run, --allow-recipe-change changes it"
             )
     for name, was, now in changes:
-        say(f"[yellow]--allow-recipe-change: {escape(f'{name}={now!r} from here on; it was {was!r}')}[/]")
+        log(f"[yellow]--allow-recipe-change: {escape(f'{name}={now!r} from here on; it was {was!r}')}[/]")
 
 
-def keep_healed_micro_batch(recipe: Recipe, before: Recipe, asked: int, say: Callable[[str], None]) -> Recipe:
-    """A run that ran out of memory goes on in smaller micro-batches, also when it is resumed as it was started."""
-    ran = before.batch.micro_batch_size
-    as_started = recipe.batch.micro_batch_size == asked
-    if ran == asked or not as_started or recipe.per_device_batch_size % ran:
+def keep_recovered_micro_batch(recipe: Recipe, before: Recipe, asked: int, log: Callable[[str], None]) -> Recipe:
+    """Keep the smaller micro-batch of a run that ran out of memory, unless the user asks for a new size.
+
+    Args:
+        recipe: The recipe of this launch.
+        before: The checkpoint's recipe.
+        asked: The micro-batch size with which the run was started.
+        log: Prints a line.
+    """
+    recovered = before.batch.micro_batch_size
+    is_new_size = recipe.batch.micro_batch_size != asked
+    if recovered == asked or is_new_size or recipe.per_device_batch_size % recovered:
         return recipe
-    say(f"batch.micro_batch_size={ran}, as the run found that {asked} does not fit")
-    smaller = {"micro_batch_size": ran, "accumulation_steps": recipe.per_device_batch_size // ran}
+    log(f"batch.micro_batch_size={recovered}, as the run found that {asked} does not fit")
+    smaller = {"micro_batch_size": recovered, "accumulation_steps": recipe.per_device_batch_size // recovered}
     return recipe.model_copy(update={"batch": recipe.batch.model_copy(update=smaller)})
 
 
-def say_versions(before: dict[str, str], say: Callable[[str], None]) -> None:
-    """One line where libraries have changed."""
+def report_version_changes(before: dict[str, str], log: Callable[[str], None]) -> None:
+    """Log one line if the versions of libraries have changed."""
     now = library_versions()
     was = {name: before.get(name, "absent") for name in now}
     changed = [f"{name} {now[name]} (was {was[name]})" for name in sorted(now) if was[name] != now[name]]
     if changed:
-        what = escape(", ".join(changed))
-        say(
-            f"[yellow]other versions than the checkpoint's: {what}; the run goes on, not to the bit as it would have[/]"
+        versions = escape(", ".join(changed))
+        log(
+            f"[yellow]versions differ from the checkpoint's: {versions}; the run continues, but may not be bit-equal[/]"
         )

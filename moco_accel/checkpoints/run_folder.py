@@ -1,8 +1,8 @@
-"""What lies in a run's folder: its checkpoints, which of them is newest, whole, best, and which may go.
+"""A run's folder: find, verify, name and remove its checkpoints.
 
-RUN/latest                      the name of the newest whole checkpoint
-RUN/best                        the name of the best by kNN, and its accuracy
-RUN/checkpoints/step_00000200   step_00000200.partial while it is written, .removed while it is removed, .damaged if so
+RUN/latest                      name of the newest intact checkpoint
+RUN/best                        name and kNN accuracy of the best checkpoint
+RUN/checkpoints/step_00000200   .partial while it is written, .removed while it is removed, .damaged if it is set aside
 """
 
 from __future__ import annotations
@@ -15,116 +15,119 @@ from pathlib import Path
 from rich.markup import escape
 from torch import nn
 
-from moco_accel.checkpoints.checkpoint import Checkpoint, check_checkpoint, load_encoder_from
-from moco_accel.checkpoints.manifest import MANIFEST, DamagedError
-from moco_accel.common.atomic_files import read_ordinary, write_atomically
+from moco_accel.checkpoints.checkpoint import Checkpoint, load_trained_encoder, verify_checkpoint
+from moco_accel.checkpoints.manifest import MANIFEST, DamagedCheckpointError
+from moco_accel.common.atomic_files import read_regular_file, write_atomically
 from moco_accel.common.errors import UserError
 from moco_accel.recipe.schema import Recipe
 
+STOPPED_FILE = "stopped"
+"""Exists while a run that was asked to stop waits to be resumed."""
 _NAME = re.compile(r"step_(\d{8,12})")
 _LEFTOVER = re.compile(r"step_\d{8,12}\.(partial|removed)")
 _MAX_POINTER_BYTES = 256
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after `step` optimizer steps."""
     return run / "checkpoints" / f"step_{step:08d}"
 
 
-def checkpoint_folders(run: Path) -> list[Path]:
-    """All that are named as checkpoints are, the newest first."""
+def check_unused(run: Path) -> None:
+    """Check that a new run can start in a folder.
+
+    Raises:
+        UserError: If the folder already holds a run.
+    """
+    if _checkpoint_folders(run) or (run / "latest").exists():
+        raise UserError(f"--output-dir={run} already holds a run; --resume continues it, or name a new folder")
+
+
+def newest_intact(run: Path, log: Callable[[str], None]) -> Checkpoint | None:
+    """Return the newest intact checkpoint of a run; None if it has no checkpoint.
+
+    `RUN/latest` is not needed; it is only compared. `log` receives one line for each newer checkpoint that is damaged.
+
+    Raises:
+        UserError: If all checkpoints are damaged.
+    """
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file, not a run's folder")
+    reasons = []
+    for folder in _checkpoint_folders(run):
+        try:
+            found = verify_checkpoint(folder)
+        except DamagedCheckpointError as reason:
+            reasons.append(f"{folder} is damaged: {reason}")
+            continue
+        for why in reasons:
+            log(f"[yellow]{escape(why)}; the previous checkpoint, {found.folder.name}, is used instead[/]")
+        _compare_latest(run, found.folder.name, log)
+        return found
+    if reasons:
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise UserError(f"{reasons[0]}{more}; no checkpoint of {run} is intact: a new --output-dir starts a new run")
+    return None
+
+
+def _checkpoint_folders(run: Path) -> list[Path]:
+    """Return everything that is named like a checkpoint, the newest first."""
     folder = run / "checkpoints"
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
 
 
-STOPPED = "stopped"
-"""Is there while a run that was told to end waits to be resumed."""
-
-
-def refuse_used_folder(run: Path) -> None:
-    """Raises UserError where a new run cannot begin."""
-    if checkpoint_folders(run) or (run / "latest").exists():
-        raise UserError(f"--output-dir={run} already holds a run; --resume goes on with it, or name a new folder")
-
-
-def newest_whole(run: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None where there is none at all. Raises UserError if all are damaged.
-
-    `say` hears, in one line each, why a newer one is passed over. What `latest` says is not needed for it.
-    """
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run} is a file, not a run's folder")
-    folders = checkpoint_folders(run)
-    reasons = []
-    for folder in folders:
-        try:
-            found = check_checkpoint(folder)
-        except DamagedError as reason:
-            reasons.append(f"{folder} is damaged: {reason}")
-            continue
-        for why in reasons:
-            say(f"[yellow]{escape(why)}; {found.folder.name}, the one before, takes its place[/]")
-        _compare_pointer(run, found.folder.name, say)
-        return found
-    if reasons:
-        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-        raise UserError(f"{reasons[0]}{more}; no checkpoint of {run} is whole: a new --output-dir starts anew")
-    return None
-
-
-def _compare_pointer(run: Path, newest: str, say: Callable[[str], None]) -> None:
-    if not _is_there(run / "latest"):
+def _compare_latest(run: Path, newest: str, log: Callable[[str], None]) -> None:
+    latest = run / "latest"
+    if not (latest.is_symlink() or latest.exists()):
         return
-    named = _read_pointer(run / "latest")
+    named = _read_pointer(latest)
     if named is None:
-        say(f"[yellow]{escape(str(run / 'latest'))} does not name a checkpoint; {newest} is the newest whole one[/]")
+        log(f"[yellow]{escape(str(latest))} does not name a checkpoint; {newest} is the newest intact one[/]")
     elif int(named.removeprefix("step_")) < int(newest.removeprefix("step_")):
-        say(f"{newest} is whole and newer than {named}, which latest names; to go back, move newer ones away")
-
-
-def _is_there(path: Path) -> bool:
-    return path.is_symlink() or path.exists()
+        log(f"{newest} is intact and newer than {named}, which latest names; to go back, move newer ones away")
 
 
 def _read_pointer(path: Path) -> str | None:
-    """The checkpoint that `latest` or `best` names: a bare name, never a path."""
+    """Return the checkpoint that `latest` or `best` names; None unless it is a plain name."""
     try:
-        words = read_ordinary(path, _MAX_POINTER_BYTES).decode().split()
+        words = read_regular_file(path, _MAX_POINTER_BYTES).decode().split()
     except (OSError, ValueError):
         return None
     return words[0] if words and _NAME.fullmatch(words[0]) else None
 
 
-def point_latest(run: Path, checkpoint: Path) -> None:
+def update_latest(run: Path, checkpoint: Path) -> None:
+    """Make RUN/latest name `checkpoint`."""
     write_atomically(run / "latest", checkpoint.name + "\n")
 
 
 def mark_best(run: Path, checkpoint: Path, accuracy: float) -> None:
-    """Keep this checkpoint, whatever comes after it, until a better one is named."""
+    """Make RUN/best name `checkpoint`, which is then kept until a better one is marked."""
     write_atomically(run / "best", f"{checkpoint.name} {accuracy:.6f}\n")
 
 
 def best_accuracy(run: Path) -> float:
-    """kNN accuracy of the checkpoint that RUN/best names; -1 where it names none."""
+    """Return the kNN accuracy of the best checkpoint; -1 if there is none."""
     try:
-        return float(read_ordinary(run / "best", _MAX_POINTER_BYTES).split()[1])
+        return float(read_regular_file(run / "best", _MAX_POINTER_BYTES).split()[1])
     except (OSError, ValueError, IndexError):
         return -1.0
 
 
-def remove_old(run: Path, keep: int) -> None:
-    """All checkpoints but the newest `keep` and the best; and what an earlier process left half written."""
+def remove_old_checkpoints(run: Path, keep: int) -> None:
+    """Remove all checkpoints except the newest `keep` and the best, and leftovers of a killed process."""
     best = _read_pointer(run / "best")
-    for old in checkpoint_folders(run)[keep:]:
+    for old in _checkpoint_folders(run)[keep:]:
         if old.name != best and old.is_dir() and not old.is_symlink():
-            old.replace(old.with_suffix(".removed"))  # a half removed one is none
+            old.replace(old.with_suffix(".removed"))  # a partly removed checkpoint must not look like one
     remove_leftovers(run)
 
 
-def set_aside(run: Path, whole: Path) -> None:
-    """Damaged checkpoints newer than the `whole` one a run goes on from: out of the way, for the user to look at."""
-    folders = checkpoint_folders(run)
-    for damaged in folders[: folders.index(whole)]:
+def set_aside_damaged(run: Path, intact: Path) -> None:
+    """Rename damaged checkpoints newer than `intact` to `.damaged`, so that the user can inspect them."""
+    folders = _checkpoint_folders(run)
+    for damaged in folders[: folders.index(intact)]:
         aside = damaged.with_suffix(".damaged")
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside)
@@ -132,7 +135,7 @@ def set_aside(run: Path, whole: Path) -> None:
 
 
 def remove_leftovers(run: Path) -> None:
-    """What a killed process left behind, by the names that only checkpoints in the making bear."""
+    """Remove partly written and partly removed checkpoints of a killed process."""
     folder = run / "checkpoints"
     for path in folder.iterdir() if folder.is_dir() else ():
         if _LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
@@ -140,21 +143,29 @@ def remove_leftovers(run: Path) -> None:
 
 
 def load_encoder(path: Path) -> tuple[Recipe, nn.Module, Path]:
-    """Recipe, trained encoder (query side) and run folder of a run or of one of its checkpoints. Raises UserError."""
-    checkpoint, run = find_checkpoint_of(path)
-    return checkpoint.recipe, load_encoder_from(checkpoint), run
+    """Return recipe, trained encoder and run folder of a run or a checkpoint.
+
+    Raises:
+        UserError: If there is no checkpoint, or it is damaged.
+    """
+    checkpoint, run = find_checkpoint(path)
+    return checkpoint.recipe, load_trained_encoder(checkpoint), run
 
 
-def find_checkpoint_of(path: Path) -> tuple[Checkpoint, Path]:
-    """A run's newest whole checkpoint, or the one whose folder `path` is; and the run's. Raises UserError."""
+def find_checkpoint(path: Path) -> tuple[Checkpoint, Path]:
+    """Return the checkpoint at `path`, or the newest intact one of the run at `path`; and the run's folder.
+
+    Raises:
+        UserError: If there is no checkpoint, or it is damaged.
+    """
     from moco_accel.common.console import console
 
     if (path / MANIFEST).exists():
         try:
-            return check_checkpoint(path), path.resolve().parent.parent
-        except DamagedError as reason:
-            raise UserError(f"{path} is damaged: {reason}; its run's folder in its place takes a whole one") from None
-    found = newest_whole(path, lambda line: console.print(line, soft_wrap=True))
+            return verify_checkpoint(path), path.resolve().parent.parent
+        except DamagedCheckpointError as reason:
+            raise UserError(f"{path} is damaged: {reason}; its run's folder works if it has an intact one") from None
+    found = newest_intact(path, lambda line: console.print(line, soft_wrap=True))
     if found is None:
         raise UserError(f"{path} holds no checkpoint; train one with --output-dir {path}")
     return found, path

@@ -1,4 +1,4 @@
-"""What a run has logged, read back: its recipe, the rows of its log and of its evaluations."""
+"""Read and trim what a run has logged: the rows of its metrics and evaluations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moco_accel.common.atomic_files import write_atomically
 from moco_accel.common.errors import UserError
 from moco_accel.recipe.load import load_recipe
 from moco_accel.recipe.schema import Recipe
@@ -17,8 +18,15 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Logged:
-    """`rows` of metrics.jsonl, of which there is one at least; `evaluations` of evaluations.jsonl."""
+class RunLog:
+    """What a run has logged.
+
+    Attributes:
+        run: The run's folder.
+        recipe: The run's recipe.
+        rows: Rows of metrics.jsonl, at least one.
+        evaluations: Rows of evaluations.jsonl.
+    """
 
     run: Path
     recipe: Recipe
@@ -26,27 +34,46 @@ class Logged:
     evaluations: Rows
 
     def column(self, name: str, of_evaluations: bool = False) -> tuple[list[float], list[float]]:
-        """Epochs and values, where there is one."""
+        """Return epochs and values of the rows that have a value."""
         found = [row for row in (self.evaluations if of_evaluations else self.rows) if row.get(name) is not None]
         return [row["epoch"] for row in found], [row[name] for row in found]
 
 
-def read_logged(run: Path) -> Logged:
-    """Raises UserError for a folder that is no run's, and for one that has logged nothing yet."""
+def read_run_log(run: Path) -> RunLog:
+    """Read the log of a run, which may still be running.
+
+    Raises:
+        UserError: If `run` is not a run's folder, or has logged no step yet.
+    """
     if not (run / "recipe.yaml").is_file():
-        raise UserError(f"RUN={str(run)!r} is no run's folder: no recipe.yaml; runs/demo works after make demo")
+        raise UserError(f"RUN={str(run)!r} is not a run's folder: no recipe.yaml; runs/demo works after make demo")
     rows = read_rows(run / "metrics.jsonl")
     if not rows:
-        raise UserError(f"{run / 'metrics.jsonl'} holds no step yet; moco-report works once the run has done one")
+        raise UserError(f"{run / 'metrics.jsonl'} holds no step yet; moco-report works after the first logged step")
     if "total_steps" not in rows[-1]:
-        raise UserError(f"{run / 'metrics.jsonl'} is an older moco-accel's, which logged less; a new run's works")
-    return Logged(run, load_recipe(run / "recipe.yaml"), rows, read_rows(run / EVALUATIONS))
+        raise UserError(f"{run / 'metrics.jsonl'} is from an older moco-accel, which logged less; a new run works")
+    return RunLog(run, load_recipe(run / "recipe.yaml"), rows, read_rows(run / EVALUATIONS))
 
 
 def read_rows(path: Path) -> Rows:
-    """All whole rows: the last one may be being written. Raises UserError."""
+    """Read the complete rows of a JSON-lines file; no rows if there is no file.
+
+    Raises:
+        UserError: If a row is not JSON.
+    """
+    return [row for _, row in _parse_rows(path)]
+
+
+def drop_rows_from_step(path: Path, step: int) -> None:
+    """Drop the rows whose `step` is `step` or later, which a resumed run logs again. Create the file if absent."""
+    kept = [line for line, row in _parse_rows(path) if row["step"] < step] if step else []
+    write_atomically(path, "".join(line + "\n" for line in kept))
+
+
+def _parse_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return each complete line and its row. The last line is incomplete if it is being written."""
     try:
         lines = path.read_text().splitlines() if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        return [(line, json.loads(line)) for line in lines if line.endswith("}")]
     except ValueError:
-        raise UserError(f"{path} is no log of rows in JSON; a run's own works") from None
+        raise UserError(f"{path} is not a log of rows in JSON; the log of a run works") from None

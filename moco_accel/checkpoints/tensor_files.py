@@ -1,6 +1,6 @@
-"""safetensors files, written and read tensor by tensor, so that no second copy of all of them is in memory.
+"""Read and write safetensors files one tensor at a time, so that memory never holds a second copy of all tensors.
 
-`safetensors.torch.save_file` wants all tensors on the host at once, and leaves a full disk a bare exception.
+`safetensors.torch.save_file` needs all tensors on the host at once, and reports a full disk by a bare exception.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from moco_accel.common.atomic_files import ordinary_size, strict_json
-from moco_accel.networks.sharding import nobody, whole
+from moco_accel.common.atomic_files import parse_strict_json, regular_file_size
+from moco_accel.networks.sharding import full_tensor, no_status_exchange
 
 _DTYPES = {
     "F64": torch.float64,
@@ -33,23 +33,29 @@ _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 1 << 23
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-"""Each tensor's type and shape."""
+"""Type and shape of each tensor."""
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+    """Return type and shape of each tensor."""
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
 def layout_bytes(layout: Layout) -> int:
+    """Return the size of all tensors in bytes."""
     return sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout.values())
 
 
-def tensor_chunks(tensors: Mapping[str, Tensor], meet: Callable[[], object] = nobody) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file of `tensors`, which are brought to the host one at a time.
+def safetensors_chunks(
+    tensors: Mapping[str, Tensor], exchange_status: Callable[[], object] = no_status_exchange
+) -> Iterator[bytes | memoryview]:
+    """Yield the content of a safetensors file; one tensor at a time is copied to the host.
 
-    Those that processes divide are made whole, for which all of them have to ask; they `meet` before each.
+    Args:
+        tensors: Tensors by name. Sharded ones are gathered, so every rank must iterate over the same ones.
+        exchange_status: Called before each tensor is gathered.
     """
-    # the wider types first, so that each tensor begins at a multiple of its numbers' size
+    # wider types first, so that every tensor is aligned to its item size
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header, start = {}, 0
     for name in order:
@@ -62,26 +68,32 @@ def tensor_chunks(tensors: Mapping[str, Tensor], meet: Callable[[], object] = no
     yield _LENGTH.pack(len(text)) + text
     for name in order:
         if tensors[name].numel():
-            yield whole(tensors[name].detach(), meet).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            tensor = full_tensor(tensors[name].detach(), exchange_status)
+            yield tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_layout(path: Path) -> Layout:
-    """What a safetensors file holds, by its header, which must account for every byte. Raises ValueError, OSError."""
-    size = ordinary_size(path)
+    """Read the layout from a safetensors file's header.
+
+    Raises:
+        ValueError: If the header is invalid, or does not account for every byte of the file.
+        OSError: If the file cannot be read.
+    """
+    size = regular_file_size(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH.size), "little")
         if size < _LENGTH.size or length > min(_MAX_HEADER_BYTES, size - _LENGTH.size):
             raise ValueError(f"{path.name} has a header of {length} bytes in {size}")
-        header = strict_json(file.read(length), f"{path.name}'s header")
+        header = parse_strict_json(file.read(length), f"{path.name}'s header")
     if not isinstance(header, dict):
-        raise ValueError(f"{path.name}'s header is no mapping")
+        raise ValueError(f"{path.name}'s header is not a mapping")
     header.pop("__metadata__", None)
     layout: Layout = {}
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1], path)):
         dtype, shape = _type_and_shape(entry, name, path)
         if _offsets(entry, path) != [end, end + dtype.itemsize * math.prod(shape)]:
-            raise ValueError(f"{path.name}: {name[:80]!r} does not lie where its type and shape say")
+            raise ValueError(f"{path.name}: the offsets of {name[:80]!r} do not match its type and shape")
         layout[name], end = (dtype, shape), entry["data_offsets"][1]
     if _LENGTH.size + length + end != size:
         raise ValueError(f"{path.name} has {size} bytes, its header says {_LENGTH.size + length + end}")
@@ -89,7 +101,11 @@ def read_layout(path: Path) -> Layout:
 
 
 def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a file whose layout has been checked, one at a time; those whose names begin with `prefix`."""
+    """Yield name and tensor of a file whose layout has been checked, for names that begin with `prefix`.
+
+    Raises:
+        ValueError: If the file is not valid safetensors.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
@@ -101,17 +117,17 @@ def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _offsets(entry: Any, path: Path) -> list[int]:
     found = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if found is None or not _whole_numbers(found) or len(found) != 2:
-        raise ValueError(f"{path.name}'s header does not say where its tensors lie")
+    if found is None or not _is_list_of_counts(found) or len(found) != 2:
+        raise ValueError(f"{path.name}'s header has no valid offsets")
     return list(found)
 
 
 def _type_and_shape(entry: dict[str, Any], name: str, path: Path) -> tuple[torch.dtype, tuple[int, ...]]:
     dtype, shape = entry.get("dtype"), entry.get("shape", "")
-    if not (isinstance(dtype, str) and dtype in _DTYPES and _whole_numbers(shape) and len(entry) == 3):
-        raise ValueError(f"{path.name}: {name[:80]!r} has no type and shape of ours")
+    if not (isinstance(dtype, str) and dtype in _DTYPES and _is_list_of_counts(shape) and len(entry) == 3):
+        raise ValueError(f"{path.name}: {name[:80]!r} has no supported type and shape")
     return _DTYPES[dtype], tuple(shape)
 
 
-def _whole_numbers(found: Any) -> bool:
+def _is_list_of_counts(found: Any) -> bool:
     return isinstance(found, list) and all(type(number) is int and number >= 0 for number in found)

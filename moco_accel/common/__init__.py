@@ -1,4 +1,1 @@
-"""What every wing uses: the console, errors in one line, files that are whole at any time.
-
-Imports nothing of this project.
-"""
+"""Shared basics: console, one-line errors, atomic files, drawing. Imports nothing else of this project."""

@@ -1,4 +1,4 @@
-"""The look of this project's pictures: dark ink on white, one typeface, tiles enlarged without smoothing."""
+"""Colours, text and tiles of the pictures that this project draws."""
 
 from __future__ import annotations
 
@@ -18,46 +18,53 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Which three bands are red, green and blue, and the stored values that are black and white in each."""
+class RgbStretch:
+    """Contrast stretch from stored values to RGB.
+
+    Attributes:
+        bands: Indices of the red, green and blue band.
+        low: Value per band that becomes black.
+        high: Value per band that becomes white.
+    """
 
     bands: tuple[int, int, int]
     low: Sequence[float]
     high: Sequence[float]
 
-    def colours(self, tile: Pixels) -> Pixels:
-        """A tile [bands, height, width] as [height, width, 3] uint8; NaN is black."""
+    def to_rgb(self, tile: Pixels) -> Pixels:
+        """Return a tile [bands, height, width] as uint8 [height, width, 3]; NaN becomes black."""
         low, high = (np.asarray(values)[:, None, None] for values in (self.low, self.high))
         scaled = np.nan_to_num((tile[list(self.bands)] - low) / np.maximum(high - low, 1e-6)).clip(0, 1)
-        colours: Pixels = np.rint(scaled * 255).astype(np.uint8).transpose(1, 2, 0)
-        return colours
+        rgb: Pixels = np.rint(scaled * 255).astype(np.uint8).transpose(1, 2, 0)
+        return rgb
 
 
-def shown_together(tiles: Sequence[Pixels], bands: tuple[int, int, int]) -> Shown:
-    """The same colours for the same values in all of `tiles`: 8-bit as they are, else a band's percentiles 2 to 98."""
+def common_stretch(tiles: Sequence[Pixels], bands: tuple[int, int, int]) -> RgbStretch:
+    """Return one stretch for all tiles: 0 to 255 for 8-bit tiles, else percentiles 2 to 98 of each band."""
     if tiles[0].dtype == np.uint8:
-        return Shown(bands, (0, 0, 0), (255, 255, 255))
+        return RgbStretch(bands, (0, 0, 0), (255, 255, 255))
     edges = [np.percentile(np.concatenate([tile[band].ravel() for tile in tiles]), (2, 98)) for band in bands]
-    return Shown(bands, [float(low) for low, _ in edges], [float(high) for _, high in edges])
+    return RgbStretch(bands, [float(low) for low, _ in edges], [float(high) for _, high in edges])
 
 
-def font(size: int) -> Font:
+def load_font(size: int) -> Font:
+    """Return the font of all pictures."""
     return ImageFont.load_default(size)
 
 
-def fitting(text: str, width: float, sizes: Sequence[int] = (14, 13, 12)) -> tuple[str, Font]:
-    """`text` in the largest type that fits into `width` pixels; cut short only where the smallest does not."""
+def fit_text(text: str, width: float, sizes: Sequence[int] = (14, 13, 12)) -> tuple[str, Font]:
+    """Return `text` and the largest font that fits into `width` pixels. The text is cut if the smallest does not."""
     for size in sizes:
-        if font(size).getlength(text) <= width:
-            return text, font(size)
-    while font(sizes[-1]).getlength(text) > width and text.rstrip("…"):
+        if load_font(size).getlength(text) <= width:
+            return text, load_font(size)
+    while load_font(sizes[-1]).getlength(text) > width and text.rstrip("…"):
         text = text.rstrip("…")[:-1] + "…"
-    return text, font(sizes[-1])
+    return text, load_font(sizes[-1])
 
 
-def square(colours: Pixels, side: int) -> Image.Image:
-    """A picture [height, width, 3] uint8 centred in a white square of `side` pixels, enlarged without smoothing."""
-    image = Image.fromarray(np.ascontiguousarray(colours))
+def fit_into_square(rgb: Pixels, side: int) -> Image.Image:
+    """Centre a picture, uint8 [height, width, 3], in a white square of `side` pixels; enlarge it without smoothing."""
+    image = Image.fromarray(np.ascontiguousarray(rgb))
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     fitted = image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
@@ -69,7 +76,7 @@ def square(colours: Pixels, side: int) -> Image.Image:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Under its name only once it is whole; nothing of it is left behind when it can't be."""
+    """Write a PNG atomically, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:

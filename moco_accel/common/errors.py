@@ -1,28 +1,27 @@
-"""Errors that a user can act on, in one line."""
+"""Errors in one line that a user can act on."""
 
 from __future__ import annotations
 
 import re
 
-LONGEST_NAME, _LONGEST_MESSAGE = 60, 3000
-
-
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+MAX_NAME_CHARACTERS, _MAX_MESSAGE_CHARACTERS = 60, 3000
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class UserError(ValueError):
-    """The user's mistake: one line that names field, value, rule and a value that works. Exit code 2."""
+    """A user's mistake. The message names the field, its value, the rule and a value that works. Exit code 2."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(in_one_line(message))
+        super().__init__(to_single_line(message))
 
 
-def in_one_line(message: str) -> str:
-    """`message` without what would break its line, or steer a terminal: it may quote names that others gave."""
-    text = _UNSEEN.sub(" ", message)
-    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 1] + "…"
+def to_single_line(message: str) -> str:
+    """Replace control characters, and cut long messages: they may quote names from untrusted files."""
+    text = _CONTROL_CHARACTERS.sub(" ", message)
+    return text if len(text) <= _MAX_MESSAGE_CHARACTERS else text[: _MAX_MESSAGE_CHARACTERS - 1] + "…"
 
 
-def short(value: object, limit: int = LONGEST_NAME) -> str:
+def short_repr(value: object, limit: int = MAX_NAME_CHARACTERS) -> str:
+    """Return `repr(value)`, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,4 +1,4 @@
-"""Array types."""
+"""Array types of tiles, and their nodata mask."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[Any]
-
-
 Mask = npt.NDArray[np.bool_]
 
 
 def valid_pixels(tile: Pixels, nodata: float | Sequence[float | None] | None) -> Mask | None:
-    """[height, width], False where `tile` [bands, height, width] holds no data; None: it holds data everywhere.
+    """Return a mask [height, width] that is False where `tile` holds no data; None if every pixel holds data.
 
-    `nodata` is one number or one per band, None where there is none. A pixel has no data when any band holds its
-    number; in 8 bits, where that is an ordinary value too, when all bands do. Floats have none where a band is NaN or
-    infinite, whatever `nodata` is.
+    A pixel holds no data if any band has its nodata value; in 8-bit tiles, where that value is common, if all bands
+    have it. A pixel of a float tile holds no data if any band is NaN or infinite.
+
+    Args:
+        tile: [bands, height, width].
+        nodata: One value, or one per band; None: there is none.
     """
     numbers = list(nodata) if isinstance(nodata, Sequence) else [nodata] * len(tile)
     marked = [np.asarray(band == number) for band, number in zip(tile, numbers, strict=True) if number is not None]

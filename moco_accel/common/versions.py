@@ -11,7 +11,7 @@ _LIBRARIES = ("moco-accel", "torch", "torchvision", "transformers", "accelerate"
 
 
 def library_versions() -> dict[str, str]:
-    """Of all that computes, as far as it is installed."""
+    """Return versions by name; "absent" for a library that is not installed."""
     found = {"python": platform.python_version(), "cuda": str(torch.version.cuda)}
     for name in _LIBRARIES:
         try:

@@ -1,1 +1,1 @@
-"""Frozen features judged: kNN, linear probe, splits, baselines, pictures. The command is `moco-eval`."""
+"""Evaluation on frozen features: kNN, linear probe, splits, baselines and pictures. The command is `moco-eval`."""

@@ -1,4 +1,4 @@
-"""moco-eval: what a run's features are worth, beside what costs no pretraining."""
+"""moco-eval: evaluate the frozen features of a run's encoder beside baselines that need no pretraining."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from moco_accel.common.errors import UserError
 from moco_accel.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from moco_accel.evaluation.baselines import Judgement
-    from moco_accel.evaluation.labelled_pool import Pool
+    from moco_accel.evaluation.baselines import BaselineComparison
+    from moco_accel.evaluation.labelled_tiles import LabelledPool
     from moco_accel.evaluation.split_rule import SplitRule
     from moco_accel.evaluation.splits import Split
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-DEFAULT_SEEDS = 3
+_DEFAULT_SEEDS = 3
 
 
-class ProbeName(str, Enum):
+class _ProbeName(str, Enum):
     logistic = "logistic"
     sgd = "sgd"
     none = "none"
@@ -32,35 +32,37 @@ class ProbeName(str, Enum):
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Folder of a run, or of one checkpoint.")],
-    train_source: Annotated[
-        str | None, typer.Option(help="Labelled shards to learn from (default: the recipe's).")
-    ] = None,
-    test_source: Annotated[str | None, typer.Option(help="Labelled shards to test (default: the recipe's).")] = None,
-    data: Annotated[str | None, typer.Option(help="Labelled shards of both sides, told apart by --split.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Folder of a run or of one checkpoint.")],
+    train_source: Annotated[str | None, typer.Option(help="Labelled training tiles (default: the recipe's).")] = None,
+    test_source: Annotated[str | None, typer.Option(help="Labelled test tiles (default: the recipe's).")] = None,
+    data: Annotated[str | None, typer.Option(help="Labelled tiles to split into training and test tiles.")] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Of --data: column:NAME, folder, block:DEGREES, block:ROWSxCOLS or random; --split block:5"),
+        typer.Option(
+            help="How to split --data: column:NAME, folder, block:DEGREES, block:ROWSxCOLS or random; --split block:5"
+        ),
     ] = None,
     test_share: Annotated[
-        float, typer.Option(min=0.01, max=0.99, help="Share of tiles to test, of blocks or at random.")
+        float, typer.Option(min=0.01, max=0.99, help="Share of test tiles, for splits by blocks or at random.")
     ] = 0.2,
     label_column: Annotated[str | None, typer.Option(help="Column of classes (default: the recipe's).")] = None,
     neighbours: Annotated[
-        int | None, typer.Option(min=1, max=1 << 24, help="That vote in kNN (default: the recipe's); --neighbours 20")
+        int | None,
+        typer.Option(min=1, max=1 << 24, help="Number of neighbours in kNN (default: the recipe's); --neighbours 20"),
     ] = None,
     probe: Annotated[
-        ProbeName, typer.Option(help="Linear classifier: logistic regression, the paper's schedule (sgd), or none.")
-    ] = ProbeName.logistic,
+        _ProbeName, typer.Option(help="Linear probe: logistic regression, the paper's schedule (sgd), or none.")
+    ] = _ProbeName.logistic,
     seeds: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Draws of split and probe (default: 3, or 1 without any).")
+        int | None,
+        typer.Option(min=1, max=100, help="Seeds of splits and probes (default: 3, or 1 if nothing is random)."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, alone, to stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON to stdout.")] = False,
 ) -> None:
-    """Judge a pretrained encoder by its frozen features: k nearest neighbours and a linear probe.
+    """Evaluate a pretrained encoder on frozen features, by k nearest neighbours and a linear probe.
 
-    Beside it stand the same encoder at random initialisation and the tiles' mean colour. The figures go into
-    RUN/summary.json; neighbours.png, confusion.png and map.png lie beside it. docs/evaluation.md says what they mean.
+    The baselines are the same encoder at random initialisation and the mean colour of each tile. Results are written to
+    RUN/summary.json, neighbours.png, confusion.png and map.png. docs/evaluation.md explains them.
 
     Example: moco-eval runs/demo --train-source data/demo/train --test-source data/demo/test
     """
@@ -70,152 +72,148 @@ def evaluate(
             import torch
 
             from moco_accel.checkpoints.run_folder import load_encoder
-            from moco_accel.evaluation import baselines as judging
-            from moco_accel.evaluation.report import details, figures, preprocessing
+            from moco_accel.evaluation import baselines
+            from moco_accel.evaluation.pictures import draw_pictures
+            from moco_accel.evaluation.report import describe_preprocessing, json_details, summary_figures
 
             recipe, encoder, run_folder = load_encoder(run)
             changes = {"train_source": train_source, "test_source": test_source}
             recipe = _with_options(recipe, changes | {"label_column": label_column, "neighbours": neighbours})
-            seeds = _how_many_seeds(seeds, probe is not ProbeName.none or (rule is not None and rule.is_drawn))
-            pool, splits = _open(recipe, data, rule, test_share, seeds)
-        console.print(escape(preprocessing(recipe, pool.bands)), soft_wrap=True)
+            seeds = _choose_seeds(seeds, probe is not _ProbeName.none or (rule is not None and rule.uses_seed))
+            pool, splits = _open_tiles(recipe, data, rule, test_share, seeds)
+        _print_line(describe_preprocessing(recipe, pool.bands))
         with progress_bar() as progress:
-            task = progress.add_task("features", total=judging.PASSES * len(pool))
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            extracted = judging.extract_all(
+            task = progress.add_task("features", total=baselines.PASSES * len(pool))
+            extracted = baselines.extract_all_features(
                 recipe,
                 encoder,
                 pool,
-                device,
+                "cuda" if torch.cuda.is_available() else "cpu",
                 lambda what, count: progress.update(task, advance=count, description=what),
             )
-            probes = progress.add_task("probes", total=0 if probe is ProbeName.none else 3 * seeds)
-            judgement = judging.judge_splits(
+            num_probes = 0 if probe is _ProbeName.none else baselines.PROBES_PER_SEED * seeds
+            probes = progress.add_task("probes", total=num_probes)
+            comparison = baselines.compare_with_baselines(
                 recipe, extracted, pool, splits, probe.value, seeds, lambda: progress.advance(probes)
             )
-        told = {
+        settings = {
             "data": data or [recipe.evaluation.train_source, recipe.evaluation.test_source],
             "split": rule.text if rule else "given",
             "seeds": seeds,
             "probe": probe.value,
         }
-        found = figures(recipe, judgement, told)
-        merge_summary(run_folder / "summary.json", found)
+        figures = summary_figures(recipe, comparison, settings)
+        update_summary(run_folder / "summary.json", figures)
         with console.status("drawing"):
-            _draw(run_folder, recipe, judgement)
-        _say(recipe, judgement, told)
-        pictures = ", ".join(("neighbours.png", "confusion.png", "map.png"))
-        console.print(escape(f"wrote {run_folder / 'summary.json'}, {pictures}"), soft_wrap=True)
+            pictures = draw_pictures(run_folder, recipe, comparison)
+        _print_results(recipe, comparison, settings)
+        _print_line(f"wrote {run_folder / 'summary.json'}, {', '.join(pictures)}")
         if as_json:
-            typer.echo(json.dumps(found | details(recipe, judgement), indent=2))
+            typer.echo(json.dumps(figures | json_details(recipe, comparison), indent=2))
 
 
 def main() -> None:
-    """Entry point of `moco-eval`. Exit codes: 0 done, 2 the user's mistake."""
+    """Run `moco-eval` and exit: 0 on success, 2 on a user error."""
     from moco_accel.common.console import run_command
 
     run_command(app)
 
 
-def merge_summary(path: Path, figures: dict[str, Any]) -> None:
-    """Put `figures` into a summary.json, keeping what else it holds; atomic. Raises UserError when it is no JSON."""
+def update_summary(path: Path, figures: dict[str, Any]) -> None:
+    """Write the figures into a summary.json, atomically, and keep entries that are not from moco-eval.
+
+    Raises:
+        UserError: If the file is not JSON.
+    """
     from moco_accel.common.atomic_files import write_atomically
-    from moco_accel.evaluation.report import stale
+    from moco_accel.evaluation.report import is_outdated
 
     try:
         before = json.loads(path.read_text()) if path.exists() else {}
     except ValueError:
         raise UserError(f"{path} is not JSON; move it away and run moco-eval again") from None
-    kept = {name: value for name, value in before.items() if not stale(name)}
+    kept = {name: value for name, value in before.items() if not is_outdated(name)}
     write_atomically(path, json.dumps({**kept, **figures}, indent=2) + "\n")
 
 
 def _check_options(
     data: str | None, split: str | None, train_source: str | None, test_source: str | None
 ) -> SplitRule | None:
-    """What `--split` says. Raises UserError when options are wrong, or do not go together."""
+    """Parse `--split`, and check the options that name tiles."""
     from moco_accel.evaluation.split_rule import parse_split
 
     rule = None if split is None else parse_split(split)
     if rule is not None and data is None:
-        raise UserError(f"--split={split!r} splits --data, which is absent; --data data/labelled works")
+        raise UserError(f"--split={split!r} needs --data; --data data/labelled works")
     if rule is None and data is not None:
-        raise UserError(f"--data={data!r} needs --split, to tell training from test tiles; --split block:5 works")
+        raise UserError(f"--data={data!r} needs --split, to separate training and test tiles; --split block:5 works")
     for option, source in (("--train-source", train_source), ("--test-source", test_source)):
         if data is not None and source is not None:
-            raise UserError(f"{option}={source!r} and --data={data!r} both name tiles; one of the two works")
+            raise UserError(f"{option}={source!r} and --data={data!r} exclude each other; one of the two works")
     return rule
 
 
-def _how_many_seeds(asked: int | None, is_drawn: bool) -> int:
-    if is_drawn:
-        return asked or DEFAULT_SEEDS
-    if asked is not None and asked > 1:
-        console.print(f"--seeds={asked}: nothing is drawn here, one seed says it all", soft_wrap=True)
+def _choose_seeds(seeds: int | None, is_random: bool) -> int:
+    if is_random:
+        return seeds or _DEFAULT_SEEDS
+    if seeds is not None and seeds > 1:
+        _print_line(f"--seeds={seeds} has no effect: neither the split nor kNN is random; 1 is used")
     return 1
 
 
-def _with_options(recipe: Recipe, given: dict[str, Any]) -> Recipe:
-    update = {name: value for name, value in given.items() if value is not None}
+def _with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
+    update = {name: value for name, value in options.items() if value is not None}
     return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=update)})
 
 
-def _open(
-    recipe: Recipe, data: str | None, rule: SplitRule | None, share: float, seeds: int
-) -> tuple[Pool, list[Split]]:
-    from moco_accel.evaluation.split_sources import drawn_splits, given_split
+def _open_tiles(
+    recipe: Recipe, data: str | None, rule: SplitRule | None, test_share: float, seeds: int
+) -> tuple[LabelledPool, list[Split]]:
+    from moco_accel.evaluation.split_sources import open_and_split, open_two_sources
 
     if data is None or rule is None:
-        pool, split = given_split(recipe)
+        pool, split = open_two_sources(recipe)
         return pool, [split]
-    return drawn_splits(recipe, data, rule, share, seeds, lambda line: console.print(escape(line), soft_wrap=True))
+    return open_and_split(recipe, data, rule, test_share, seeds, _print_line)
 
 
-def _draw(run_folder: Path, recipe: Recipe, judgement: Judgement) -> None:
-    from moco_accel.evaluation.baselines import draw_judgement
-    from moco_accel.evaluation.pictures import draw_confusion, draw_map
-
-    draw_judgement(run_folder / "neighbours.png", recipe, judgement)
-    probe, how = ("linear", "linear probe") if ("linear", "") in judgement.scores else ("knn", "kNN")
-    of_first = judgement.scores[probe, ""][0]
-    title = f"{recipe.encoder.name}, {how}: accuracy {of_first.top1:.1%}, balanced {of_first.balanced:.1%}"
-    draw_confusion(run_folder / "confusion.png", of_first.confusion, judgement.pool.names, title)
-    panels = [("pretrained", judgement.pretrained[1]), ("random initialisation", judgement.random_init[1])]
-    labels = judgement.pool.labels[judgement.splits[0].test]
-    draw_map(run_folder / "map.png", panels, labels, judgement.pool.names)
+def _print_line(line: str, style: str | None = None) -> None:
+    console.print(escape(line), style=style, soft_wrap=True)
 
 
-def _say(recipe: Recipe, judgement: Judgement, told: dict[str, Any]) -> None:
-    from moco_accel.evaluation.demo_classes import CLASSES, WEAKNESSES
-    from moco_accel.evaluation.report import accuracies_by_seed, table, verdict
+def _print_results(recipe: Recipe, comparison: BaselineComparison, settings: dict[str, Any]) -> None:
+    from moco_accel.evaluation.demo_classes import CLASSES, LIMITATIONS
+    from moco_accel.evaluation.report import accuracies_by_seed, results_table, verdict
 
-    plural = f"mean ± standard deviation of {told['seeds']} seeds" if told["seeds"] > 1 else "one seed"
-    console.print(table(recipe, judgement, f"split: {told['split']}; {plural}"))
-    sentence = verdict(judgement.accuracies, accuracies_by_seed(judgement))
-    console.print(f"[{'green' if sentence.startswith('Pretraining beats') else 'yellow'}]{sentence}[/]", soft_wrap=True)
-    for line in _warnings(judgement, told):
-        console.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
-    if judgement.pool.names == list(CLASSES):
-        console.print(f"Mind the weaknesses of this data: {WEAKNESSES}.", style="dim", soft_wrap=True)
+    seeds = settings["seeds"]
+    averaged = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    console.print(results_table(recipe, comparison, f"split: {settings['split']}; {averaged}"))
+    sentence = verdict(comparison.accuracies, accuracies_by_seed(comparison))
+    _print_line(sentence, "green" if sentence.startswith("Pretraining beats") else "yellow")
+    for line in _warnings(comparison, settings["split"]):
+        _print_line(line, "yellow")
+    if comparison.pool.names == list(CLASSES):
+        _print_line(f"Limitations of this data: {LIMITATIONS}.", "dim")
 
 
-def _warnings(judgement: Judgement, told: dict[str, Any]) -> list[str]:
-    from moco_accel.evaluation.linear_probe import MOST_ITERATIONS
+def _warnings(comparison: BaselineComparison, split: str) -> list[str]:
+    from moco_accel.evaluation.linear_probe import MAX_ITERATIONS
 
-    lines, copies, split = [], judgement.copies, judgement.splits[0]
-    if told["split"] == "random":
+    lines, duplicates, left_out = [], comparison.duplicates, comparison.splits[0].left_out
+    if split == "random":
         lines.append(
-            "A random split puts neighbouring tiles on both sides: figures are too high; --split block:5 is fairer."
+            "A random split puts neighbouring tiles on both sides, so accuracies are too high; use --split block:5."
         )
-    if copies.exact or copies.near:
+    if duplicates.exact or duplicates.near:
         lines.append(
-            f"{copies.exact + copies.near:,} of {copies.tested:,} test tiles ({copies.share:.1%}) are in training too: "
-            f"{copies.exact:,} with the same pixels, {copies.near:,} nearly; this flatters kNN most."
+            f"{duplicates.exact + duplicates.near:,} of {duplicates.tested:,} test tiles ({duplicates.share:.1%}) "
+            f"are also training tiles: {duplicates.exact:,} with the same pixels, {duplicates.near:,} near-duplicates. "
+            "This inflates kNN accuracy most."
         )
-    if split.left_out:
-        lines.append(f"{split.left_out:,} tiles are on neither side of the split.")
-    if judgement.cut_off:
-        lines.append(f"{judgement.cut_off} linear probes were cut off at {MOST_ITERATIONS:,} iterations, unconverged.")
+    if left_out:
+        lines.append(f"{left_out:,} tiles are left out of both sides of the split.")
+    if comparison.num_unconverged:
+        lines.append(f"{comparison.num_unconverged} linear probes did not converge in {MAX_ITERATIONS:,} iterations.")
     return lines
 
 

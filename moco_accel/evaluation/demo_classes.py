@@ -1,8 +1,8 @@
-"""The classes of the demo's labelled tiles, and what their labels are not good for."""
+"""Classes of the demo's labelled tiles, and the limitations of their labels."""
 
 from __future__ import annotations
 
-# Merged IGBP classes. Needleleaf forest (61 windows), wetland (9) and towns (0) are too rare to judge features on.
+# Merged IGBP classes. Needleleaf forest (61 windows), wetland (9) and towns (0) are too rare to evaluate features on.
 CLASSES: dict[str, tuple[int, ...]] = {
     "water": (0,),
     "evergreen broadleaf": (2,),
@@ -17,4 +17,4 @@ CLASSES: dict[str, tuple[int, ...]] = {
 }
 
 
-WEAKNESSES = "7 km pixels, plate carrée stretch, and labels that are themselves a noisy classification"
+LIMITATIONS = "7 km pixels, plate carrée stretch, and labels that are themselves a noisy classification"

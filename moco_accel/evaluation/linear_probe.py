@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features: logistic regression, or the paper's schedule on cached features."""
+"""Linear classifiers on frozen features: logistic regression, or the schedule of the MoCo v3 paper."""
 
 from __future__ import annotations
 
@@ -12,109 +12,114 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from moco_accel.evaluation.splits import split_at_random
+
 Probe = Literal["logistic", "sgd", "none"]
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Values of C, the inverse strength of the L2 penalty; each is tried on a part of the training side."""
-VALIDATION_SHARE = 0.2  # of each class
+C_VALUES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Candidates for C, the inverse strength of the L2 penalty, chosen on a validation set."""
+VALIDATION_SHARE = 0.2  # of each class of the training set
 
 EPOCHS, SGD_BATCH, SGD_LR, SGD_MOMENTUM = 90, 1024, 3.0, 0.9  # MoCo v3, section 4.1; lr for 256 tiles
-MOST_ITERATIONS = 3000  # on 2,505 demo tiles at most 1,202 were needed
-_ROUGH, _FINE = 1e-3, 1e-4  # of the gradient, to choose C and to fit; the rough one takes half the time
+MAX_ITERATIONS = 3000  # on 2,505 demo tiles at most 1,202 were needed
+_SEARCH_TOLERANCE, _FINAL_TOLERANCE = 1e-3, 1e-4  # of the gradient; the looser one takes half the time
 _INITIAL_STD = 0.01
 
 
 @dataclass(frozen=True)
-class Answers:
-    """`predicted` class numbers int64 [M]; `strength` is the C chosen; `converged`: not cut off by a count of steps."""
+class Predictions:
+    """Predictions of a linear probe.
+
+    Attributes:
+        predicted: Class numbers, int64 [tiles].
+        c: The chosen C; None for the SGD probe.
+        converged: Whether the fit ended before `MAX_ITERATIONS`.
+    """
 
     predicted: Tensor
-    strength: float | None = None
+    c: float | None = None
     converged: bool = True
 
 
-def predict_linearly(train: Tensor, labels: Tensor, test: Tensor, probe: Probe, seed: int) -> Answers:
-    """Classes of `test` [M, D] by a linear classifier of `train` [N, D] and `labels` int64 [N].
+def predict_with_linear_probe(train: Tensor, labels: Tensor, test: Tensor, probe: Probe, seed: int) -> Predictions:
+    """Fit a linear classifier and predict the classes of the test tiles.
 
-    `seed` draws what is held back to choose C (logistic), or the first weights and the order of tiles (sgd).
+    Args:
+        train: Training features [N, D].
+        labels: Training classes, int64 [N].
+        test: Test features [M, D].
+        probe: `logistic` or `sgd`.
+        seed: Seed of the validation set (logistic), or of the initial weights and the order of tiles (sgd).
     """
     if probe == "sgd":
-        return Answers(_by_sgd(train, labels, test, seed))
+        return Predictions(_predict_with_sgd(train, labels, test, seed))
     assert probe == "logistic", probe
-    return _by_logistic_regression(train, labels, test, seed)
+    return _predict_with_logistic_regression(train, labels, test, seed)
 
 
-def standardised(train: Tensor, *others: Tensor) -> list[Tensor]:
-    """All less the mean of `train` [N, D] and over its standard deviation; what does not vary becomes 0."""
+def standardise(train: Tensor, *others: Tensor) -> list[Tensor]:
+    """Subtract the mean of `train` [N, D] from all features and divide by its standard deviation.
+
+    Dimensions that do not vary in `train` become 0.
+    """
     mean, std = train.double().mean(dim=0), train.double().std(dim=0, correction=0)
-    scale = torch.where(std > 1e-6 * (1e-6 + mean.abs()), std, math.inf)  # float32 leaves so much of a constant
+    scale = torch.where(std > 1e-6 * (1e-6 + mean.abs()), std, math.inf)  # rounding error of a constant in float32
     return [((features.double() - mean) / scale).float() for features in (train, *others)]
 
 
-def hold_back(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to fit on and to choose C by: of each class a fifth is held back, at least one tile of two or more."""
-    generator = torch.Generator().manual_seed(seed)
-    fit, held = [], []
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero().flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
-        count = min(len(members) - 1, max(1, round(VALIDATION_SHARE * len(members))))
-        held.append(members[:count])
-        fit.append(members[count:])
-    return torch.cat(fit).sort().values, torch.cat(held).sort().values
+def _predict_with_logistic_regression(train: Tensor, labels: Tensor, test: Tensor, seed: int) -> Predictions:
+    """Choose C by validation accuracy (the smaller of equals), then fit on all training tiles."""
+    split = split_at_random(labels, VALIDATION_SHARE, seed)
+    fitted, held_out = standardise(train[split.train], train[split.test])
+    truth = labels[split.test].numpy()
+    correct = []
+    model = _logistic_regression(_SEARCH_TOLERANCE)
+    for c in C_VALUES:  # each fit starts from the weights of the one before
+        model.set_params(C=c)
+        _fit(model, fitted, labels[split.train])
+        correct.append(int((model.predict(held_out.numpy()) == truth).sum()))
+    chosen = C_VALUES[int(np.argmax(correct))]
+    train, test = standardise(train, test)
+    model = _logistic_regression(_FINAL_TOLERANCE).set_params(C=chosen)
+    converged = _fit(model, train, labels)
+    return Predictions(torch.from_numpy(model.predict(test.numpy())), chosen, converged)
 
 
-def _by_logistic_regression(train: Tensor, labels: Tensor, test: Tensor, seed: int) -> Answers:
-    """L2-penalised, by L-BFGS; C by accuracy on what was held back (the smaller of equals), then fitted on all."""
-    fit, held = hold_back(labels, seed)
-    tried, truth = standardised(train[fit], train[held]), labels[held].numpy()
-    right = []
-    model = _logistic(_ROUGH)
-    for strength in STRENGTHS:  # from strong to weak, each from where the one before it ended
-        model.set_params(C=strength)
-        _fit(model, tried[0], labels[fit])
-        right.append(int((model.predict(tried[1].numpy()) == truth).sum()))
-    chosen = STRENGTHS[int(np.argmax(right))]
-    features = standardised(train, test)
-    model = _logistic(_FINE).set_params(C=chosen)
-    converged = _fit(model, features[0], labels)
-    return Answers(torch.from_numpy(model.predict(features[1].numpy())), chosen, converged)
-
-
-def _logistic(tolerance: float) -> Any:
+def _logistic_regression(tolerance: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(solver="lbfgs", tol=tolerance, max_iter=MOST_ITERATIONS, warm_start=True)
+    return LogisticRegression(solver="lbfgs", tol=tolerance, max_iter=MAX_ITERATIONS, warm_start=True)
 
 
 def _fit(model: Any, features: Tensor, labels: Tensor) -> bool:
-    """Whether it converged; sklearn would tell stderr. In one thread: on busy cores many took 500 times as long."""
+    """Fit in one thread (on busy cores, several threads took 500 times as long); return whether it converged."""
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features.numpy(), labels.numpy())
-    return int(model.n_iter_.max()) < MOST_ITERATIONS
+    return int(model.n_iter_.max()) < MAX_ITERATIONS
 
 
-def _by_sgd(train: Tensor, labels: Tensor, test: Tensor, seed: int) -> Tensor:
-    """The paper's linear schedule: momentum 0.9, no weight decay, lr 3 · batch / 256 on a cosine to 0, 90 epochs.
+def _predict_with_sgd(train: Tensor, labels: Tensor, test: Tensor, seed: int) -> Tensor:
+    """Follow the paper's linear schedule on cached features, so without augmentation.
 
-    The paper's batch is 1,024; here it is never more than there are tiles. Nothing is augmented: features are cached.
+    Momentum 0.9, no weight decay, 90 epochs, lr 3 · batch / 256 on a cosine to 0. The batch is 1,024 tiles as in the
+    paper, or all tiles if there are fewer.
     """
     generator = torch.Generator().manual_seed(seed)
     classes = int(labels.max()) + 1
     weight = torch.randn(classes, train.shape[1], generator=generator) * _INITIAL_STD
     weight, bias = weight.requires_grad_(), torch.zeros(classes, requires_grad=True)
-    batch = min(SGD_BATCH, len(train))
-    steps_per_epoch = len(train) // batch
+    batch_size = min(SGD_BATCH, len(train))
+    steps_per_epoch = len(train) // batch_size
     optimizer = torch.optim.SGD([weight, bias], lr=0.0, momentum=SGD_MOMENTUM)
     for epoch in range(EPOCHS):
         order = torch.randperm(len(train), generator=generator)
-        for group in optimizer.param_groups:  # by epochs, as in the paper's code
-            group["lr"] = SGD_LR * batch / 256 * 0.5 * (1 + math.cos(math.pi * epoch / EPOCHS))
-        for some in order[: steps_per_epoch * batch].split(batch):
-            loss = cross_entropy(train[some] @ weight.T + bias, labels[some])
+        for group in optimizer.param_groups:  # once per epoch, as in the paper's code
+            group["lr"] = SGD_LR * batch_size / 256 * 0.5 * (1 + math.cos(math.pi * epoch / EPOCHS))
+        for batch in order[: steps_per_epoch * batch_size].split(batch_size):
+            loss = cross_entropy(train[batch] @ weight.T + bias, labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -1,4 +1,4 @@
-"""A picture of what features take for alike: test tiles, and their nearest training tiles under two encoders."""
+"""Draw test tiles beside their nearest training tiles, for the pretrained encoder and at random initialisation."""
 
 from __future__ import annotations
 
@@ -17,123 +17,124 @@ from moco_accel.common.drawing import (
     INK,
     PAPER,
     RED,
-    Shown,
-    fitting,
-    font,
+    RgbStretch,
+    common_stretch,
+    fit_into_square,
+    fit_text,
+    load_font,
     save_png,
-    shown_together,
-    square,
 )
+from moco_accel.evaluation.knn import nearest_neighbours
 from moco_accel.recipe.bands import picture_bands
 
 if TYPE_CHECKING:
-    from moco_accel.tiles.tiles import Tiles
+    from moco_accel.evaluation.baselines import BaselineComparison
+    from moco_accel.evaluation.labelled_tiles import LabelledPool
+    from moco_accel.recipe.schema import Recipe
 
-NUM_QUERIES = 8
-NUM_NEIGHBOURS = 5
+_NUM_QUERIES = 8
+_NUM_NEIGHBOURS = 5
 
 _TILE, _FRAME, _GAP, _PANEL_GAP, _MARGIN = 128, 4, 8, 40, 28
-_LABEL_HEIGHT, _HEAD_HEIGHT = 22, 104
+_LABEL_HEIGHT, _HEADER_HEIGHT = 22, 104
 _CELL = _TILE + 2 * _FRAME
-_SAME, _OTHER, _NEUTRAL = GREEN, RED, INK
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One encoder's answer: `neighbours` are indices [queries, NUM_NEIGHBOURS] of training tiles."""
+    """Heading, and indices of the nearest training tiles under one encoder, nearest first, int64 [queries, 5]."""
 
     heading: str
     neighbours: Tensor
 
 
-def choose_queries(labels: Sequence[int], num_queries: int = NUM_QUERIES) -> list[int]:
-    """Indices of test tiles spread over the classes and over each class: the same ones on every call, none picked."""
+def draw_neighbours(path: Path, recipe: Recipe, comparison: BaselineComparison) -> None:
+    """Write a PNG with a few test tiles and their nearest training tiles, for the first split."""
+    pool, split = comparison.pool, comparison.splits[0]
+    queries = choose_queries(pool.labels[split.test].tolist())
+    panels = [
+        Panel(heading, split.train[nearest_neighbours(train, test[queries], _NUM_NEIGHBOURS)])
+        for heading, (train, test) in (
+            ("nearest training tiles, pretrained", comparison.pretrained),
+            ("at random initialisation", comparison.random_init),
+        )
+    ]
+    accuracies = comparison.accuracies
+    caption = (
+        f"{recipe.encoder.name}: kNN-{recipe.evaluation.neighbours} accuracy on {len(split.test):,} test tiles: "
+        f"pretrained {accuracies['knn_top1']:.1%}, random initialisation {accuracies['knn_top1_random_init']:.1%}, "
+        f"mean colour {accuracies['knn_top1_mean_colour']:.1%}"
+    )
+    draw_panels(path, pool, split.test[queries].tolist(), panels, caption)
+
+
+def choose_queries(labels: Sequence[int], num_queries: int = _NUM_QUERIES) -> list[int]:
+    """Choose tiles evenly over the classes and within each class; return their indices, the same on every call."""
     classes = sorted(set(labels))
-    spread = [classes[round(place)] for place in np.linspace(0, len(classes) - 1, min(num_queries, len(classes)))]
-    rounds = -(-num_queries // len(spread))
+    chosen = [classes[round(place)] for place in np.linspace(0, len(classes) - 1, min(num_queries, len(classes)))]
+    rounds = -(-num_queries // len(chosen))
     queries: list[int] = []
     for turn in range(rounds):
-        for label in spread[: num_queries - len(queries)]:
+        for label in chosen[: num_queries - len(queries)]:
             members = [index for index, other in enumerate(labels) if other == label]
             queries.append(members[len(members) * (turn + 1) // (rounds + 1)])
     return queries
 
 
-def draw_neighbours(
-    path: Path,
-    train: Tiles,
-    test: Tiles,
-    labels: tuple[Sequence[int], Sequence[int]],
-    names: Sequence[str],
-    queries: Sequence[int],
-    panels: Sequence[Panel],
-    caption: str,
-) -> None:
+def draw_panels(path: Path, pool: LabelledPool, queries: Sequence[int], panels: Sequence[Panel], caption: str) -> None:
     """Write a PNG with a row per query: the test tile, then its neighbours in each panel, nearest first.
 
-    `labels` are those of `train` and `test`. A green frame is the query's class, a red one another. Of more than
-    three bands true colour is shown where their names and the sensor tell, else the first three.
+    A green frame marks a neighbour of the query's class, a red frame any other. Tiles of more than three bands are
+    drawn in true colour if the red, green and blue bands are known, else by their first three bands.
     """
-    first = [test[query].numpy() for query in queries]
-    shown = shown_together(first, picture_bands(test.bands, len(first[0]), test.sensor))
-    width = 2 * _MARGIN + _CELL + len(panels) * (_PANEL_GAP + NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP)
+    tiles = [pool[query].numpy() for query in queries]
+    stretch = common_stretch(tiles, picture_bands(pool.bands, len(tiles[0]), pool.sensor))
+    panel_width = _NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP
+    width = 2 * _MARGIN + _CELL + len(panels) * (_PANEL_GAP + panel_width)
     row_height = _CELL + _LABEL_HEIGHT + _GAP
-    picture = Image.new("RGB", (width, _HEAD_HEIGHT + len(queries) * row_height + _MARGIN), PAPER)
+    picture = Image.new("RGB", (width, _HEADER_HEIGHT + len(queries) * row_height + _MARGIN), PAPER)
     draw = ImageDraw.Draw(picture)
-    lefts = [
-        _MARGIN + _CELL + _PANEL_GAP + n * (_PANEL_GAP + NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP)
-        for n in range(len(panels))
-    ]
-    _draw_head(draw, caption, panels, lefts, _agreement(labels, queries, panels))
+    lefts = [_MARGIN + _CELL + _PANEL_GAP + n * (_PANEL_GAP + panel_width) for n in range(len(panels))]
+    _draw_header(draw, caption, panels, lefts, [_count_same_class(pool, queries, panel) for panel in panels])
     for row, query in enumerate(queries):
-        top, truth = _HEAD_HEIGHT + row * row_height, labels[1][query]
-        _draw_tile(picture, draw, shown, test[query], (_MARGIN, top), names[truth], _NEUTRAL)
+        top, truth = _HEADER_HEIGHT + row * row_height, int(pool.labels[query])
+        _draw_tile(picture, draw, stretch, pool[query], (_MARGIN, top), pool.names[truth], INK)
         for left, panel in zip(lefts, panels, strict=True):
             for place, index in enumerate(panel.neighbours[row].tolist()):
-                label = labels[0][index]
+                label = int(pool.labels[index])
                 corner = (left + place * (_CELL + _GAP), top)
-                colour = _SAME if label == truth else _OTHER
-                _draw_tile(picture, draw, shown, train[index], corner, names[label], colour)
+                frame = GREEN if label == truth else RED
+                _draw_tile(picture, draw, stretch, pool[index], corner, pool.names[label], frame)
     save_png(picture, path)
 
 
-def _agreement(
-    labels: tuple[Sequence[int], Sequence[int]], queries: Sequence[int], panels: Sequence[Panel]
-) -> list[str]:
-    """`31 of 40` neighbours of the query's class, for each panel."""
-    found = []
-    for panel in panels:
-        pairs = [
-            (labels[1][query], labels[0][i])
-            for query, row in zip(queries, panel.neighbours.tolist(), strict=True)
-            for i in row
-        ]
-        found.append(f"{sum(truth == label for truth, label in pairs)} of {len(pairs)}")
-    return found
+def _count_same_class(pool: LabelledPool, queries: Sequence[int], panel: Panel) -> str:
+    same = pool.labels[panel.neighbours] == pool.labels[list(queries)][:, None]
+    return f"{int(same.sum())} of {same.numel()} of the same class"
 
 
-def _draw_head(
-    draw: ImageDraw.ImageDraw, caption: str, panels: Sequence[Panel], lefts: Sequence[int], agreement: Sequence[str]
+def _draw_header(
+    draw: ImageDraw.ImageDraw, caption: str, panels: Sequence[Panel], lefts: Sequence[int], counts: Sequence[str]
 ) -> None:
-    draw.text((_MARGIN, 18), caption, INK, font(20))
-    draw.text((_MARGIN, _HEAD_HEIGHT - 33), "test tile", INK, font(18))
-    for panel, left, share in zip(panels, lefts, agreement, strict=True):
-        draw.text((left, _HEAD_HEIGHT - 33), panel.heading, INK, font(18))
-        right = left + NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP
-        draw.text((right, _HEAD_HEIGHT - 31), f"{share} of the same class", FAINT, font(16), anchor="ra")
+    draw.text((_MARGIN, 18), caption, INK, load_font(20))
+    draw.text((_MARGIN, _HEADER_HEIGHT - 33), "test tile", INK, load_font(18))
+    for panel, left, count in zip(panels, lefts, counts, strict=True):
+        draw.text((left, _HEADER_HEIGHT - 33), panel.heading, INK, load_font(18))
+        right = left + _NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP
+        draw.text((right, _HEADER_HEIGHT - 31), count, FAINT, load_font(16), anchor="ra")
 
 
 def _draw_tile(
     picture: Image.Image,
     draw: ImageDraw.ImageDraw,
-    shown: Shown,
+    stretch: RgbStretch,
     tile: Tensor,
     corner: tuple[int, int],
     name: str,
-    colour: str,
+    frame: str,
 ) -> None:
     left, top = corner
-    draw.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), fill=colour)
-    picture.paste(square(shown.colours(tile.numpy()), _TILE), (left + _FRAME, top + _FRAME))
-    name, chosen = fitting(name, _CELL)
-    draw.text((left + _CELL / 2, top + _CELL + 3), name, colour, chosen, anchor="ma")
+    draw.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), fill=frame)
+    picture.paste(fit_into_square(stretch.to_rgb(tile.numpy()), _TILE), (left + _FRAME, top + _FRAME))
+    name, font = fit_text(name, _CELL)
+    draw.text((left + _CELL / 2, top + _CELL + 3), name, frame, font, anchor="ma")

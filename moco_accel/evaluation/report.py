@@ -1,4 +1,4 @@
-"""What moco-eval says: figures for summary.json and JSON, a table, a verdict, and how tiles were prepared."""
+"""Results of moco-eval: figures for summary.json and JSON, a table, a verdict and a line on preprocessing."""
 
 from __future__ import annotations
 
@@ -9,139 +9,148 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from moco_accel.evaluation.baselines import Judgement
+    from moco_accel.evaluation.baselines import BaselineComparison
     from moco_accel.recipe.schema import Recipe
 
-_MOST_BANDS = 4  # spelled out
-# name → key of ours, key of theirs
-_CONTESTS = {
-    "random initialisation in colour": ("knn_top1", "knn_top1_random_init"),
-    "the mean colour": ("knn_top1", "knn_top1_mean_colour"),
-    "random initialisation on grey tiles": ("knn_top1_grey", "knn_top1_grey_random_init"),
-    "random initialisation under a linear probe": ("linear_top1", "linear_top1_random_init"),
-    "the mean colour under a linear probe": ("linear_top1", "linear_top1_mean_colour"),
+_MAX_LISTED_BANDS = 4
+# baseline → key of the pretrained encoder, key of the baseline
+_COMPARISONS = {
+    "random initialisation (kNN)": ("knn_top1", "knn_top1_random_init"),
+    "the mean colour (kNN)": ("knn_top1", "knn_top1_mean_colour"),
+    "random initialisation on grey tiles (kNN)": ("knn_top1_grey", "knn_top1_grey_random_init"),
+    "random initialisation (linear probe)": ("linear_top1", "linear_top1_random_init"),
+    "the mean colour (linear probe)": ("linear_top1", "linear_top1_mean_colour"),
 }
 
 
 def verdict(accuracies: dict[str, float], by_seed: dict[str, list[float]] | None = None) -> str:
-    """In a sentence or two: which baselines pretraining beats, and which it does not, or hardly.
+    """State which baselines pretraining beats.
 
-    `by_seed` has each seed's accuracies: a lead is held against the sample deviation of its own values, since seeds
-    that are hard for one are hard for all.
+    A lead is compared with the sample standard deviation of the leads of all seeds, because a difficult split lowers
+    the accuracy of the encoder and of the baseline alike. `by_seed` has the accuracies of each seed.
     """
-    from moco_accel.evaluation.scores import mean_and_sd
+    from moco_accel.evaluation.metrics import mean_and_sd
 
-    contests = {name: keys for name, keys in _CONTESTS.items() if keys[0] in accuracies}
     lost: list[str] = []
     narrow: list[str] = []
     won: list[str] = []
-    for name, (ours, theirs) in contests.items():
+    seeds = by_seed or {}
+    for baseline, (ours, theirs) in _COMPARISONS.items():
+        if ours not in accuracies:
+            continue
         lead = accuracies[ours] - accuracies[theirs]
-        seeds = by_seed or {}
         leads = [mine - other for mine, other in zip(seeds.get(ours, []), seeds.get(theirs, []), strict=True)]
         deviation = mean_and_sd(leads)[1] or 0.0 if leads else 0.0
-        (lost if lead <= 0 else narrow if lead <= deviation else won).append(name)
-    sentence = ""
+        (lost if lead <= 0 else narrow if lead <= deviation else won).append(baseline)
+    sentences = []
     if lost:
-        sentence = f"Pretraining did not beat {_listed(lost, 'or')}."
+        sentences.append(f"Pretraining does not beat {_join(lost, 'or')}.")
     elif won:
-        sentence = f"Pretraining beats {_listed(won, 'and')}."
+        sentences.append(f"Pretraining beats {_join(won, 'and')}.")
     if narrow:
-        sentence += f" Its lead over {_listed(narrow, 'and')} is within one standard deviation."
-    return sentence.strip()
+        sentences.append(f"The lead over {_join(narrow, 'and')} is within one standard deviation.")
+    return " ".join(sentences)
 
 
-def figures(recipe: Recipe, judgement: Judgement, told: dict[str, Any]) -> dict[str, Any]:
-    """For summary.json: accuracies, then what they are of. Counts are those of the first split."""
-    split, pool = judgement.splits[0], judgement.pool
-    of_probe: dict[str, Any] = {"linear_strengths": judgement.strengths} if judgement.strengths else {}
+def summary_figures(recipe: Recipe, comparison: BaselineComparison, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries for summary.json; numbers of tiles are those of the first split."""
+    split, pool = comparison.splits[0], comparison.pool
+    chosen_c: dict[str, Any] = {"linear_strengths": comparison.chosen_c} if comparison.chosen_c else {}
     return {
-        **{name: round(value, 4) for name, value in judgement.accuracies.items()},
+        **{name: round(value, 4) for name, value in comparison.accuracies.items()},
         "knn_train_tiles": len(split.train),
         "knn_test_tiles": len(split.test),
         "knn_classes": len(pool.names),
         "knn_neighbours": recipe.evaluation.neighbours,
-        **of_probe,
-        **{f"evaluation_{name}": value for name, value in told.items()},
+        **chosen_c,
+        **{f"evaluation_{name}": value for name, value in settings.items()},
         "evaluation_left_out_tiles": split.left_out,
-        "evaluation_exact_copies": judgement.copies.exact,
-        "evaluation_near_copies": judgement.copies.near,
+        "evaluation_exact_copies": comparison.duplicates.exact,
+        "evaluation_near_copies": comparison.duplicates.near,
     }
 
 
-def accuracies_by_seed(judgement: Judgement) -> dict[str, list[float]]:
-    """By the same keys as their means."""
+def accuracies_by_seed(comparison: BaselineComparison) -> dict[str, list[float]]:
+    """Return the accuracies of each seed, by the same keys as their means."""
     return {
-        f"{probe}_{metric}{name}": [getattr(each, metric) for each in scores]
-        for (probe, name), scores in judgement.scores.items()
+        f"{classifier}_{metric}{features}": [getattr(score, metric) for score in scores]
+        for (classifier, features), scores in comparison.scores.items()
         for metric in ("top1", "balanced")
     }
 
 
-def details(recipe: Recipe, judgement: Judgement) -> dict[str, Any]:
-    """What JSON has beside the figures: each seed's, confusion matrices of the first, and how tiles were prepared."""
-    by_seed = {key: [round(value, 4) for value in values] for key, values in accuracies_by_seed(judgement).items()}
-    of_ours = {probe: scores[0] for (probe, name), scores in judgement.scores.items() if not name}
-    confusion = {probe: each.confusion.tolist() for probe, each in of_ours.items()}
+def json_details(recipe: Recipe, comparison: BaselineComparison) -> dict[str, Any]:
+    """Return what `--json` adds to the summary; confusion matrices are those of the first seed."""
+    by_seed = {key: [round(value, 4) for value in values] for key, values in accuracies_by_seed(comparison).items()}
+    confusion = {
+        classifier: scores[0].confusion.tolist()
+        for (classifier, features), scores in comparison.scores.items()
+        if not features
+    }
     low, high = recipe.stored_range
     mean, std = recipe.normalisation
-    prepared: dict[str, Any] = {"image_size": recipe.encoder.image_size, "bands": judgement.pool.bands}
-    prepared |= {"low": low, "high": high, "mean": mean, "std": std}
-    return {"classes": judgement.pool.names, "per_seed": by_seed, "confusion": confusion, "preprocessing": prepared}
+    preprocessing: dict[str, Any] = {"image_size": recipe.encoder.image_size, "bands": comparison.pool.bands}
+    preprocessing |= {"low": low, "high": high, "mean": mean, "std": std}
+    return {
+        "classes": comparison.pool.names,
+        "per_seed": by_seed,
+        "confusion": confusion,
+        "preprocessing": preprocessing,
+    }
 
 
-def stale(name: str) -> bool:
-    """Whether a key of an earlier summary is moco-eval's and may not be written again."""
-    return name.startswith(("linear_", "evaluation_")) or (
-        name.startswith("knn_") and (name.endswith("_sd") or "_balanced" in name)
+def is_outdated(key: str) -> bool:
+    """Return whether an earlier moco-eval wrote this key of summary.json and this one may not overwrite it."""
+    return key.startswith(("linear_", "evaluation_")) or (
+        key.startswith("knn_") and (key.endswith("_sd") or "_balanced" in key)
     )
 
 
-def preprocessing(recipe: Recipe, bands: Sequence[str] | None) -> str:
-    """One line: what the checkpoint's recipe does to a tile before the encoder sees it."""
+def describe_preprocessing(recipe: Recipe, bands: Sequence[str] | None) -> str:
+    """Describe in one line how tiles are prepared for the encoder."""
     size, (low, high), (mean, std) = recipe.encoder.image_size, recipe.stored_range, recipe.normalisation
-    names = ", ".join(bands[:_MOST_BANDS]) + (" …" if bands[_MOST_BANDS:] else "") if bands else "names unknown"
+    names = ", ".join(bands[:_MAX_LISTED_BANDS]) + (" …" if bands[_MAX_LISTED_BANDS:] else "") if bands else "unknown"
     return (
-        f"tiles as in training: {size} × {size} pixels, {recipe.encoder.bands} bands ({names}), stored {_numbers(low)} "
-        f"to {_numbers(high)} → 0 to 1, less mean {_numbers(mean)}, over std {_numbers(std)}"
+        f"preprocessing as in training: {size} × {size} pixels, {recipe.encoder.bands} bands ({names}), values "
+        f"{_format_per_band(low)} to {_format_per_band(high)} scaled to 0 to 1, minus mean {_format_per_band(mean)}, "
+        f"divided by std {_format_per_band(std)}"
     )
 
 
-def table(recipe: Recipe, judgement: Judgement, split: str) -> Table:
-    """Rows: pretrained, random initialisation, mean colour. Columns: kNN, linear probe, kNN on grey tiles; 80 wide."""
-    first, accuracies = judgement.splits[0], judgement.accuracies
-    counts = f"{len(first.train):,} training and {len(first.test):,} test tiles, {len(judgement.pool.names)} classes"
-    caption = f"{counts}; {split}"
-    with_linear = "linear_top1" in accuracies
+def results_table(recipe: Recipe, comparison: BaselineComparison, split: str) -> Table:
+    """Build a table of at most 80 columns: a row per kind of features, a column per metric."""
+    first, accuracies = comparison.splits[0], comparison.accuracies
+    counts = f"{len(first.train):,} training and {len(first.test):,} test tiles, {len(comparison.pool.names)} classes"
     title = f"{recipe.encoder.name}: accuracy in % (balanced: mean over classes)"
-    shown = Table(title=escape(title), caption=escape(caption))
-    shown.add_column("features", no_wrap=True)
+    table = Table(title=escape(title), caption=escape(f"{counts}; {split}"))
+    table.add_column("features", no_wrap=True)
     columns = {f"kNN-{recipe.evaluation.neighbours}": "knn_top1", "balanced": "knn_balanced"}
-    if with_linear:
+    if "linear_top1" in accuracies:
         columns |= {"linear": "linear_top1", "balanced ": "linear_balanced"}
     columns["kNN, grey"] = "knn_top1_grey"
     for column in columns:
-        shown.add_column(column.strip(), justify="right", no_wrap=True)
+        table.add_column(column.strip(), justify="right", no_wrap=True)
     rows = {"pretrained": "", "random init": "_random_init", "mean colour": "_mean_colour"}
     for row, suffix in rows.items():
-        cells = [_cell(accuracies, f"{key}{suffix}") for key in columns.values()]
-        shown.add_row(row, *cells, style="" if suffix else "bold")
-    return shown
+        cells = [_format_accuracy(accuracies, f"{key}{suffix}") for key in columns.values()]
+        table.add_row(row, *cells, style="" if suffix else "bold")
+    return table
 
 
-def _cell(accuracies: dict[str, float], key: str) -> str:
+def _format_accuracy(accuracies: dict[str, float], key: str) -> str:
     if key not in accuracies:
         return "–"
     deviation = accuracies.get(f"{key}_sd")
     return f"{100 * accuracies[key]:.1f}" + (f" ±{100 * deviation:.1f}" if deviation is not None else "")
 
 
-def _listed(names: Sequence[str], word: str) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
+def _join(names: Sequence[str], conjunction: str) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {conjunction} {names[-1]}"
 
 
-def _numbers(values: Sequence[float]) -> str:
-    """One where all are the same; of many bands the first few."""
+def _format_per_band(values: Sequence[float]) -> str:
+    """Format one number if all bands have the same, else the numbers of the first few bands."""
     if len(set(values)) == 1:
         return f"{values[0]:.4g}"
-    return "/".join(f"{value:.4g}" for value in values[:_MOST_BANDS]) + ("/…" if len(values) > _MOST_BANDS else "")
+    listed = "/".join(f"{value:.4g}" for value in values[:_MAX_LISTED_BANDS])
+    return listed + ("/…" if len(values) > _MAX_LISTED_BANDS else "")

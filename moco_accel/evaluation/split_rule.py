@@ -1,4 +1,4 @@
-"""How moco-eval is told to split labelled tiles: the words of `--split`, read without torch."""
+"""Parse the `--split` option of moco-eval, without importing torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ _EXAMPLES = "--split column:split, folder, block:5, block:8x8 or random"
 
 @dataclass(frozen=True)
 class SplitRule:
-    """`--split`: `column` of words; `degrees` per block, or a grid of `rows` × `cols` blocks over all tiles."""
+    """How `--split` divides labelled tiles into a training and a test set.
+
+    Attributes:
+        text: The option as given.
+        column: Column that names the set of each tile.
+        degrees: Side of a block in degrees; None for a grid.
+        rows, cols: Rows and columns of a grid of blocks over all tiles.
+    """
 
     kind: Kind
     text: str
@@ -25,12 +32,17 @@ class SplitRule:
     cols: int = 0
 
     @property
-    def is_drawn(self) -> bool:
+    def uses_seed(self) -> bool:
+        """Return whether the split depends on a random seed."""
         return self.kind in ("block", "random")
 
 
 def parse_split(text: str) -> SplitRule:
-    """`column:NAME`, `folder`, `block:DEGREES`, `block:ROWSxCOLS` or `random`. Raises UserError."""
+    """Parse `column:NAME`, `folder`, `block:DEGREES`, `block:ROWSxCOLS` or `random`.
+
+    Raises:
+        UserError: If `text` is none of these, or a block is too small or too large.
+    """
     kind, _, rest = text.partition(":")
     if kind == "column" and rest:
         return SplitRule("column", text, column=rest)
@@ -45,6 +57,6 @@ def parse_split(text: str) -> SplitRule:
     if kind == "block" and re.fullmatch(r"\d+(\.\d+)?", rest) and 1e-4 <= float(rest) <= 90:
         return SplitRule("block", text, degrees=float(rest))
     if kind == "block":
-        rule = "is no block of 0.0001 to 90 degrees, nor a grid of ROWSxCOLS with two blocks or more"
-        raise UserError(f"--split={text!r} {rule}; --split block:5 or --split block:8x8 works")
-    raise UserError(f"--split={text!r} is no way to split; {_EXAMPLES} works")
+        rule = "a block has 0.0001 to 90 degrees, and a grid ROWSxCOLS has at least two blocks"
+        raise UserError(f"--split={text!r}: {rule}; --split block:5 or --split block:8x8 works")
+    raise UserError(f"--split={text!r} is not a kind of split; {_EXAMPLES} works")

@@ -1,4 +1,4 @@
-"""Which tiles learn and which test: by words in a column, by whole blocks of the Earth, or at random."""
+"""Split labelled tiles into a training and a test set: by name, by whole blocks of the Earth, or at random."""
 
 from __future__ import annotations
 
@@ -11,131 +11,157 @@ from torch import Tensor
 from moco_accel.common.errors import UserError
 from moco_accel.evaluation.split_rule import SplitRule
 
-TRAIN_WORDS, TEST_WORDS = ("train", "training"), ("test", "testing")
-VALIDATION_WORDS = ("val", "valid", "validation", "dev")
-_DRAWS = 200  # of blocks, until every class is on both sides
-_EDGE = 1e-6  # of a tile; one that ends on a block's edge is within it
+TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "testing")
+VALIDATION_NAMES = ("val", "valid", "validation", "dev")
+_MAX_DRAWS = 200  # of blocks, until every class is in both sets
+_EDGE_TOLERANCE = 1e-6  # of a tile's size; a tile that ends at the edge of a block is inside it
+_MAX_COLUMNS = 1 << 24  # exceeds the number of blocks in a row
 
 
 @dataclass(frozen=True)
 class Split:
-    """Indices int64 [N] and [M] of the tiles that learn and of those that test; `left_out` tiles are in neither."""
+    """Indices of training and test tiles, int64 [N] and [M], and the number of tiles in neither set."""
 
     train: Tensor
     test: Tensor
     left_out: int = 0
 
 
-def split_by_words(words: Sequence[str | None], option: str) -> tuple[Split, str | None]:
-    """Tiles by `train` and `test` (or, without it, `val`) in `words`; and a line on what is left out.
+def split_by_names(names: Sequence[str | None], option: str) -> tuple[Split, str | None]:
+    """Split tiles by the name of their set: `train`, `test` or `val`.
 
-    Raises UserError, beginning with `option`, when a word is none of these or a side is empty.
+    Args:
+        names: Name of each tile's set.
+        option: The option as given, for errors.
+
+    Returns:
+        The split, and a note on the use of validation tiles. They are the test set if no tile is named `test`, and are
+        left out otherwise.
+
+    Raises:
+        UserError: If a name is unknown or a set is empty.
     """
-    sides = [_side(word) for word in words]
-    unknown = sorted({str(word) for word, side in zip(words, sides, strict=True) if side is None})
+    sides = [_side_of(name) for name in names]
+    unknown = sorted({str(name) for name, side in zip(names, sides, strict=True) if side is None})
     if unknown:
-        named = ", ".join(repr(word) for word in unknown[:5]) + (" …" if unknown[5:] else "")
-        raise UserError(f"{option}: {named} is neither train, val nor test; a column of those words works")
+        listed = ", ".join(repr(name) for name in unknown[:5]) + (" …" if unknown[5:] else "")
+        raise UserError(f"{option}: {listed} is neither train, val nor test; a column of those words works")
     test_side = "test" if "test" in sides else "val"
     for side, others in (("train", "test or val"), (test_side, "train")):
         if side not in sides:
-            raise UserError(f"{option}: no tile is of {side}; tiles of both train and {others} work")
-    train, test = _where(sides, "train"), _where(sides, test_side)
+            raise UserError(f"{option}: no tile is in {side}; tiles in both {side} and {others} work")
+    train, test = _indices_of(sides, "train"), _indices_of(sides, test_side)
     left_out = len(sides) - len(train) - len(test)
-    said = f"{left_out:,} tiles of val are left out" if left_out else None
+    note = f"{left_out:,} validation tiles are left out" if left_out else None
     if test_side == "val":
-        said = "no tile is of test: val is the test side"
-    return Split(train, test, left_out), said
+        note = "no tile is in test: the validation tiles are the test set"
+    return Split(train, test, left_out), note
 
 
-def split_at_random(labels: Tensor, share: float, seed: int) -> Split:
-    """`share` of each class to test, drawn by `seed`; at least one tile on either side of a class of two or more."""
+def split_at_random(labels: Tensor, test_share: float, seed: int) -> Split:
+    """Draw a share of each class for the test set, by labels int64 [tiles].
+
+    A class of two or more tiles has at least one tile in each set; a class of one tile is in the training set.
+    """
     generator = torch.Generator().manual_seed(seed)
     is_test = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten()
-        count = min(len(members) - 1, max(1, round(share * len(members))))
+        count = min(len(members) - 1, max(1, round(test_share * len(members))))
         is_test[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return Split((~is_test).nonzero().flatten(), is_test.nonzero().flatten())
 
 
-def blocks_of(extents: Tensor, rule: SplitRule) -> Tensor:
-    """Which block holds each corner: int64 [N, 4] of extents float64 [N, 4] (west, south, east, north in degrees)."""
+def corner_blocks(extents: Tensor, rule: SplitRule) -> Tensor:
+    """Return the number of the block that each corner of each tile is in, int64 [tiles, 4].
+
+    `extents` are west, south, east and north of each tile in degrees, float64 [tiles, 4].
+    """
     west, south, east, north = extents.unbind(dim=1)
-    edge_x, edge_y = _EDGE * (east - west), _EDGE * (north - south)
+    edge_x, edge_y = _EDGE_TOLERANCE * (east - west), _EDGE_TOLERANCE * (north - south)
     x = torch.stack([west + edge_x, east - edge_x], dim=1)
     y = torch.stack([south + edge_y, north - edge_y], dim=1)
     if rule.degrees is not None:
         cols, rows = ((values / rule.degrees).floor().long() for values in (x, y))
     else:
-        cols, rows = (_cell(values, count) for values, count in ((x, rule.cols), (y, rule.rows)))
-    most = 1 << 24  # more than there are blocks side by side
-    return (rows[:, [0, 0, 1, 1]] * most + cols[:, [0, 1, 0, 1]]).long()
+        cols, rows = (_grid_cells(values, count) for values, count in ((x, rule.cols), (y, rule.rows)))
+    return (rows[:, [0, 0, 1, 1]] * _MAX_COLUMNS + cols[:, [0, 1, 0, 1]]).long()
 
 
-def split_by_blocks(blocks: Tensor, labels: Tensor, share: float, seed: int, rule: SplitRule) -> Split:
-    """Whole blocks to test until they hold about `share` of the tiles, drawn by `seed`.
+def split_by_blocks(blocks: Tensor, labels: Tensor, test_share: float, seed: int, rule: SplitRule) -> Split:
+    """Draw whole blocks for the test set; repeat the draw until every class is in both sets.
 
-    `blocks` [N, 4] are those of a tile's corners; a tile with corners on both sides is left out. Draws are repeated
-    until every class is on both sides. Raises UserError when none is found.
+    Args:
+        blocks: Block of each corner of each tile, int64 [tiles, 4]. A tile with corners in both sets is left out.
+        labels: Classes, int64 [tiles].
+        test_share: Approximate share of test tiles.
+        seed: Seed of the draw.
+        rule: The option as given, for errors.
+
+    Raises:
+        UserError: If all tiles are in one block, or no draw has every class in both sets.
     """
     numbers, corners = blocks.unique(return_inverse=True)
     counts = torch.bincount(corners[:, 0], minlength=len(numbers))
     if len(numbers) < 2:
-        raise UserError(f"--split={rule.text!r}: all tiles lie in one block; {_smaller(rule)} works")
+        raise UserError(f"--split={rule.text!r}: all tiles are in one block; {_smaller_blocks(rule)} works")
     generator = torch.Generator().manual_seed(seed)
     classes = labels.unique()
-    for _ in range(_DRAWS):
+    for _ in range(_MAX_DRAWS):
         order = torch.randperm(len(numbers), generator=generator)
-        held = counts[order].cumsum(dim=0)
-        cut = int((held - share * len(labels)).abs()[:-1].argmin()) + 1
+        cumulative = counts[order].cumsum(dim=0)
+        num_test_blocks = int((cumulative - test_share * len(labels)).abs()[:-1].argmin()) + 1
         is_test_block = torch.zeros(len(numbers), dtype=torch.bool)
-        is_test_block[order[:cut]] = True
+        is_test_block[order[:num_test_blocks]] = True
         corner_is_test = is_test_block[corners]
         test, train = corner_is_test.all(dim=1), ~corner_is_test.any(dim=1)
         if all(len(labels[side].unique()) == len(classes) for side in (train, test)):
             left_out = int((~test & ~train).sum())
             return Split(train.nonzero().flatten(), test.nonzero().flatten(), left_out)
     raise UserError(
-        f"--split={rule.text!r}: in {_DRAWS} draws over {len(numbers)} blocks some class was always on one side alone; "
-        f"smaller blocks, e.g. {_smaller(rule)}, or --test-share 0.5 may work"
+        f"--split={rule.text!r}: in {_MAX_DRAWS} draws of {len(numbers)} blocks, a class was missing from one set each "
+        f"time; smaller blocks, e.g. {_smaller_blocks(rule)}, or --test-share 0.5 may work"
     )
 
 
 def check_split(split: Split, labels: Tensor, names: Sequence[str], option: str) -> None:
-    """Raises UserError, beginning with `option`, when a side lacks a class or has too few tiles to learn from."""
+    """Check that both sets have every class, and the training set two tiles of each.
+
+    Raises:
+        UserError: If there are fewer than two classes, or a set has too few tiles of a class. It starts with `option`.
+    """
     train, test = (torch.bincount(labels[side], minlength=len(names)) for side in (split.train, split.test))
-    there = [number for number in range(len(names)) if train[number] + test[number]]
-    if len(there) < 2:
-        what = f"one class alone ({names[there[0]]!r})" if there else "no class"
-        raise UserError(f"{option}: the tiles are of {what}; tiles of two classes or more work")
-    for number in there:
-        for counts, side in ((train, "train"), (test, "test")):
+    present = [number for number in range(len(names)) if train[number] + test[number]]
+    if len(present) < 2:
+        found = f"only one class ({names[present[0]]!r})" if present else "no class"
+        raise UserError(f"{option}: the tiles have {found}; tiles of two or more classes work")
+    for number in present:
+        for counts, side in ((train, "training"), (test, "test")):
             if not counts[number]:
                 raise UserError(
-                    f"{option}: class {names[number]!r} has no tile to {side}; tiles of each class on both sides work"
+                    f"{option}: class {names[number]!r} has no {side} tile; tiles of each class in both sets work"
                 )
         if train[number] < 2:
-            raise UserError(f"{option}: class {names[number]!r} has one tile to train; two or more of each class work")
+            raise UserError(f"{option}: class {names[number]!r} has one training tile; two or more of each class work")
 
 
-def _smaller(rule: SplitRule) -> str:
+def _smaller_blocks(rule: SplitRule) -> str:
     if rule.degrees is not None:
         return f"--split block:{rule.degrees / 4:.3g}"
     return f"--split block:{2 * rule.rows}x{2 * rule.cols}"
 
 
-def _cell(values: Tensor, count: int) -> Tensor:
-    """Which of `count` equal parts of the whole extent holds each value."""
+def _grid_cells(values: Tensor, count: int) -> Tensor:
+    """Divide the range of the values into `count` equal cells; return the cell of each value."""
     low, high = values.min(), values.max()
     return ((values - low) / (high - low).clamp_min(1e-12) * count).floor().clamp(0, count - 1).long()
 
 
-def _side(word: str | None) -> str | None:
-    known = {"train": TRAIN_WORDS, "test": TEST_WORDS, "val": VALIDATION_WORDS}
-    text = (word or "").strip().lower()
-    return next((side for side, words in known.items() if text in words), None)
+def _side_of(name: str | None) -> str | None:
+    known = {"train": TRAIN_NAMES, "test": TEST_NAMES, "val": VALIDATION_NAMES}
+    text = (name or "").strip().lower()
+    return next((side for side, names in known.items() if text in names), None)
 
 
-def _where(sides: Sequence[str | None], side: str) -> Tensor:
+def _indices_of(sides: Sequence[str | None], side: str) -> Tensor:
     return torch.tensor([index for index, other in enumerate(sides) if other == side])

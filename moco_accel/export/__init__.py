@@ -1,1 +1,1 @@
-"""A run's encoder for transformers, torchvision, timm, torchgeo or ONNX. The command is `moco-export`."""
+"""Export the encoder of a run to transformers, torchvision, timm, torchgeo or ONNX (`moco-export`)."""

@@ -1,4 +1,4 @@
-"""ONNX: one file, `pixels` [tiles, bands, height, width] → `features` [tiles, feature_dim]."""
+"""Export to ONNX: one file that maps `pixels` [tiles, bands, height, width] to `features` [tiles, feature_dim]."""
 
 from __future__ import annotations
 
@@ -13,25 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moco_accel.export.trained import Trained, preprocessing, random_pixels
-
-OPSET = 20
+from moco_accel.export.trained_encoder import TrainedEncoder, preprocessing, random_pixels
 
 
-def write(trained: Trained, folder: Path) -> None:
-    """model.onnx, weights inside; any number of tiles at once; what its pixels are stands in its metadata."""
+def write_export(trained: TrainedEncoder, folder: Path) -> None:
+    """Write model.onnx with weights, a dynamic number of tiles, and the preprocessing in its metadata."""
     import onnx
 
-    tiles = torch.export.Dim("tiles")
-    with _quiet():
+    with _quiet_exporter():
         program: Any = torch.onnx.export(
             trained.encoder,
             (random_pixels(trained),),
             dynamo=True,
             input_names=["pixels"],
             output_names=["features"],
-            opset_version=OPSET,
-            dynamic_shapes=({0: tiles},),
+            opset_version=20,
+            dynamic_shapes=({0: torch.export.Dim("tiles")},),
             verbose=False,
         )
     model = program.model_proto
@@ -39,26 +36,27 @@ def write(trained: Trained, folder: Path) -> None:
     onnx.save(model, str(folder / "model.onnx"))
 
 
-def features(folder: Path, trained: Trained) -> Callable[[Tensor], Tensor]:
-    """What onnxruntime makes of the file."""
+def read_features(folder: Path, trained: TrainedEncoder) -> Callable[[Tensor], Tensor]:
+    """Load the export in onnxruntime; return a function from pixels to features."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
     return lambda pixels: torch.from_numpy(session.run(["features"], {"pixels": pixels.numpy()})[0])
 
 
-def loading(trained: Trained) -> str:
+def loading_snippet(trained: TrainedEncoder) -> str:
+    """Return Python code that loads the export."""
     return (
         "import onnxruntime\n"
         'model = onnxruntime.InferenceSession("OUT/model.onnx")\n'
         'features = model.run(["features"], {"pixels": pixels})[0]'
-        f"  # pixels, float32: a numpy array; [tiles, {trained.feature_dim}]\n"
+        f"  # pixels: a numpy array of float32; features: [tiles, {trained.feature_dim}]\n"
     )
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns of its own making."""
+def _quiet_exporter() -> Iterator[None]:
+    """Silence warnings of the exporter about its own code."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

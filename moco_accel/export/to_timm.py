@@ -1,8 +1,8 @@
-"""timm: a folder that `timm.create_model('local-dir:OUT')`, the hub and transformers' AutoModel load.
+"""Export to timm: a folder that `timm.create_model('local-dir:OUT')`, the hub and transformers' AutoModel load.
 
-config.json is written here and not by timm's save_for_hf, which adds two things that break loading (timm 1.0.31):
-`first_conv`, by which a patch projection for other band counts is drawn anew without a word, and `num_classes` among
-the model's arguments, with which AutoModel raises.
+config.json is written here because timm's save_for_hf (1.0.31) adds two entries that break loading. With `first_conv`,
+timm silently reinitialises a patch projection of other than 3 bands. With `num_classes` among the model's arguments,
+AutoModel raises.
 """
 
 from __future__ import annotations
@@ -14,44 +14,45 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moco_accel.export.trained import Trained, plain_json
-from moco_accel.pretrained.tensor_names import renamed
+from moco_accel.export.trained_encoder import TrainedEncoder, format_json
+from moco_accel.pretrained.tensor_names import to_library
 
 
-def architecture(trained: Trained) -> tuple[str, dict[str, Any]]:
-    """timm's name and what makes it ours."""
+def timm_architecture(trained: TrainedEncoder) -> tuple[str, dict[str, Any]]:
+    """Return the name of the timm model and the arguments that make it this encoder."""
     name, bands = trained.recipe.encoder.name, trained.recipe.encoder.bands
     if trained.family == "ResNet":
-        if name == "resnet10":  # a ResNet-18 but for its depth
-            return "resnet18", {"in_chans": bands, "layers": trained.blocks}
+        if name == "resnet10":  # timm has no name for it
+            return "resnet18", {"in_chans": bands, "layers": trained.blocks_per_stage}
         return name, {"in_chans": bands}
-    vit = trained.vit
+    vit = trained.vit_config
     sizes = {
         "img_size": vit.image_size,
         "patch_size": vit.patch_size,
         "embed_dim": vit.hidden_size,
         "depth": vit.num_hidden_layers,
-        "num_heads": vit.num_attention_heads,  # MoCo v3's ViT-S has 12, timm's 6
+        "num_heads": vit.num_attention_heads,  # MoCo v3's ViT-S has 12, timm's has 6
     }
     size = name.split("_")[1]
     return f"vit_{size}_patch{14 if size == 'huge' else 16}_224", {"in_chans": bands, **sizes}
 
 
-def write(trained: Trained, folder: Path) -> None:
-    """config.json and model.safetensors with timm's names."""
-    save_file(renamed(trained.encoder.state_dict(), "timm"), folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(plain_json(_config(trained)))
+def write_export(trained: TrainedEncoder, folder: Path) -> None:
+    """Write config.json and model.safetensors."""
+    save_file(to_library(trained.encoder.state_dict(), "timm"), folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(format_json(_config(trained)))
 
 
-def features(folder: Path, trained: Trained) -> Callable[[Tensor], Tensor]:
-    """What timm makes of the folder."""
+def read_features(folder: Path, trained: TrainedEncoder) -> Callable[[Tensor], Tensor]:
+    """Load the export in timm; return a function from pixels to features."""
     import timm
 
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     return lambda pixels: model(pixels)  # type: ignore[no-any-return]
 
 
-def loading(trained: Trained) -> str:
+def loading_snippet(trained: TrainedEncoder) -> str:
+    """Return Python code that loads the export."""
     return (
         "import timm\n"
         'model = timm.create_model("local-dir:OUT", pretrained=True).eval()  # or "hf-hub:USER/NAME"\n'
@@ -59,8 +60,8 @@ def loading(trained: Trained) -> str:
     )
 
 
-def _config(trained: Trained) -> dict[str, Any]:
-    name, arguments = architecture(trained)
+def _config(trained: TrainedEncoder) -> dict[str, Any]:
+    name, arguments = timm_architecture(trained)
     mean, std = trained.recipe.normalisation
     is_vit = trained.family == "ViT"
     return {

@@ -1,1 +1,1 @@
-"""Scenes to shards of tiles: `moco-data build`, and the tiles of the demo."""
+"""Cut scenes into tiles and store them in shards (`moco-data build`); write the demo tiles (`moco-data demo`)."""

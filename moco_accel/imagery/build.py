@@ -1,4 +1,4 @@
-"""Anyone's imagery into shards of tiles: in parallel, in constant memory, and from where a killed build stopped."""
+"""Build shards of tiles from scenes: in parallel, in constant memory, resumable after a kill."""
 
 from __future__ import annotations
 
@@ -9,33 +9,37 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from moco_accel.common.errors import UserError
-from moco_accel.imagery.cutting import PAIR_COLUMN, Cut, Cutter, is_picture
-from moco_accel.imagery.journal import REPORT_FILE, Journal, Tally
-from moco_accel.imagery.options import Options, asked, check_out
-from moco_accel.imagery.outcome import check_kept, report_of
-from moco_accel.imagery.plan import Plan, make_plan
-from moco_accel.imagery.workers import in_order
-from moco_accel.sources.shard_writer import GrowingShard
-from moco_accel.sources.tile_facts import TileFacts
+from moco_accel.imagery.build_summary import check_tiles_kept, summarize_build
+from moco_accel.imagery.journal import MAX_LISTED, SUMMARY_FILE, BuildJournal, BuildProgress
+from moco_accel.imagery.options import BuildOptions, build_identity, check_output_folder
+from moco_accel.imagery.plan import BuildPlan, make_plan
+from moco_accel.imagery.tile_cutter import PAIR_COLUMN, CutTiles, TileCutter, is_stored_as_picture
+from moco_accel.imagery.windows import scene_windows
+from moco_accel.imagery.workers import map_in_order
+from moco_accel.sources.shard_writer import ShardWriter
+from moco_accel.sources.tile_metadata import TileMetadata
 
-OnProgress = Callable[[str, int, int, int], None]
+ProgressCallback = Callable[[str, int, int, int], None]
 
 
 @dataclass(frozen=True)
-class Built:
-    """What became of the imagery. `left_out` are (file, reason), the first thousand; `num_left_out` are all.
+class BuildResult:
+    """Result of a build.
 
-    `found_complete`: nothing was left to do. `num_resumed` tiles were there already. `seconds` of this call.
+    Attributes:
+        skipped: Number of skipped windows by reason.
+        left_out: (file, reason) of the first thousand files that were not cut.
+        found_complete: True if the tiles were built before.
+        num_resumed: Tiles of an earlier, interrupted build.
     """
 
-    facts: TileFacts
+    metadata: TileMetadata
     num_scenes: int
     num_tiles: int
     num_shards: int
@@ -53,123 +57,133 @@ class Built:
 def build_tiles(
     source: Path,
     out_dir: Path,
-    options: Options | None = None,
+    options: BuildOptions | None = None,
     workers: int | None = None,
     overwrite: bool = False,
-    on_progress: OnProgress | None = None,
-) -> Built:
+    on_progress: ProgressCallback | None = None,
+) -> BuildResult:
     """Cut scenes larger than the tile size into windows every `options.step` pixels; keep smaller ones whole.
 
-    Columns: image (`datasets.Image` for one or three bands of 8 bits, else .npy bytes [bands, height, width]),
-    image_pair with `pair_with`, label with either kind of labels, path (relative to `source`), scene, row and col in
-    pixels, crs, and bounds (left, bottom, right, top; null without a CRS). What a window no longer fits into at the
-    right and lower edge is left out. `on_progress(stage, done, all, tiles)` hears of `scenes` looked at, then of
-    `windows` done.
-    Raises UserError when there is nothing to read, nothing is kept, or `out_dir` holds something else.
+    Pixels at the right and lower edge that fill no window are not stored. Columns of the shards: image
+    (`datasets.Image` for one or three bands of 8 bits, otherwise .npy bytes [bands, height, width]), image_pair with
+    `pair_with`, label with either kind of labels, path (relative to `source`), scene, row and col in pixels, crs, and
+    bounds (left, bottom, right, top; null without a CRS).
+
+    Args:
+        workers: Number of processes; None: one for each core.
+        on_progress: Called as `on_progress(stage, done, total, tiles)`. Stages: `scenes` read, then `windows` cut.
+
+    Raises:
+        UserError: If there is nothing to read, no tile is kept, or `out_dir` holds other files.
     """
     started = time.monotonic()
     if workers is not None and workers < 1:
-        raise UserError(f"--workers={workers} must be at least 1; --workers 1 takes the least memory")
-    options = options or Options()
-    hear = on_progress or (lambda stage, done, total, tiles: None)
-    journal = Journal(out_dir, asked(source, options))
+        raise UserError(f"--workers={workers} must be at least 1; --workers 1 needs the least memory")
+    options = options or BuildOptions()
+    report_progress = on_progress or (lambda stage, done, total, tiles: None)
+    journal = BuildJournal(out_dir, build_identity(source, options))
     if not overwrite and (finished := journal.finished()):
-        try:
-            return _built(*finished, out_dir, found_complete=True)
-        except (KeyError, TypeError, ValueError):
-            raise journal.damaged(REPORT_FILE) from None
-    check_out(out_dir, overwrite or journal.folder.is_dir())
-    tally = journal.begin(overwrite)
+        with journal.damage_as_user_error(SUMMARY_FILE):
+            return _result(*finished, out_dir, found_complete=True)
+    check_output_folder(out_dir, overwrite or journal.folder.is_dir())
+    progress = journal.resume_or_start(overwrite)
     try:
-        workers = workers or _cores()
-        plan = make_plan(source, options, workers, lambda done, total: hear("scenes", done, total, 0))
-        tally = journal.agree(plan.decided(), tally, overwrite)
-        resumed = tally.tiles
-        report, facts = _write(plan, journal, tally, workers, hear)
+        has_affinity = hasattr(os, "sched_getaffinity")  # the cores that this process may use
+        workers = workers or (len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1)
+        plan = make_plan(source, options, workers, lambda done, total: report_progress("scenes", done, total, 0))
+        progress = journal.check_decisions(plan.decisions(), progress, overwrite)
+        num_resumed = progress.tiles
+        summary, metadata = _write_all(plan, journal, progress, workers, report_progress)
     except UserError:
-        if not tally.shards:
-            with contextlib.suppress(OSError):  # what went wrong is told already
+        if not progress.shards:
+            with contextlib.suppress(OSError):  # the error above is the one to report
                 journal.remove()
         raise
     finally:
         journal.close()
-    return _built(report, facts, out_dir, num_resumed=resumed, seconds=time.monotonic() - started)
+    return _result(summary, metadata, out_dir, num_resumed=num_resumed, seconds=time.monotonic() - started)
 
 
-def _write(
-    plan: Plan, journal: Journal, tally: Tally, workers: int, hear: OnProgress
-) -> tuple[dict[str, Any], TileFacts]:
-    """All shards under their names, and what stands beside them."""
+def _write_all(
+    plan: BuildPlan, journal: BuildJournal, progress: BuildProgress, workers: int, report_progress: ProgressCallback
+) -> tuple[dict[str, Any], TileMetadata]:
+    """Write shards, build.json and tiles.json; return the content of the latter two."""
     try:
-        if not tally.done:
-            _grow(plan, journal, tally, workers, hear)
-        report = report_of(plan, tally)
-        check_kept(plan, tally, report)
-        assert tally.counter
-        facts = replace(plan.facts, statistics=tally.counter.statistics())
-        journal.publish(tally.shards, report, facts.to_json())
+        if not progress.done:
+            _write_shards(plan, journal, progress, workers, report_progress)
+        summary = summarize_build(plan, progress)
+        check_tiles_kept(plan, progress, summary)
+        assert progress.counter
+        metadata = replace(plan.metadata, statistics=progress.counter.statistics())
+        journal.publish(progress.shards, summary, metadata.to_json())
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
-        hint = "there is room" if error.errno == errno.ENOSPC else "that is mended"
+        remedy = "there is free space" if error.errno == errno.ENOSPC else "this is fixed"
         raise UserError(
-            f"OUT={str(journal.out)!r} cannot be written ({why}); whole shards stay ({tally.shards}), and the same "
-            f"command goes on from there once {hint}"
+            f"OUT={str(journal.out)!r} cannot be written ({why}); complete shards are kept ({progress.shards}), and "
+            f"the same command resumes from them once {remedy}"
         ) from None
-    return report, facts
+    return summary, metadata
 
 
-def _grow(plan: Plan, journal: Journal, tally: Tally, workers: int, hear: OnProgress) -> None:
-    """Cut the units that are left and write them, a shard at a time."""
-    total, schema = plan.num_windows, _schema(plan)
-    compression = "snappy" if is_picture(len(plan.facts.bands), plan.facts.dtype) else "zstd"
-    first_units = list(itertools.islice(plan.units(), tally.next_unit, tally.next_unit + workers))
-    start = partial(Cutter, plan.source, plan.options, plan.classes, plan.facts.nodata)
-    units = itertools.islice(plan.units(), tally.next_unit, None)
-    shard: GrowingShard | None = None
-    hear("windows", tally.windows, total, tally.tiles)
+def _write_shards(
+    plan: BuildPlan, journal: BuildJournal, progress: BuildProgress, workers: int, report_progress: ProgressCallback
+) -> None:
+    """Cut the remaining units and write them, one shard at a time."""
+    total, schema = sum(len(scene_windows(layout, plan.options)) for layout in plan.layouts), _arrow_schema(plan)
+    is_picture = is_stored_as_picture(len(plan.metadata.bands), plan.metadata.dtype)
+    cutter = TileCutter(plan.source, plan.options, plan.classes, plan.metadata.nodata)
+    first_units = itertools.islice(plan.units(), progress.next_unit, progress.next_unit + workers)
+    num_workers = sum(1 for _ in first_units) or 1  # at most one for each unit
+    units = itertools.islice(plan.units(), progress.next_unit, None)
+    shard: ShardWriter | None = None
+    report_progress("windows", progress.windows, total, progress.tiles)
     try:
-        for cut in in_order(start, units, max(1, min(workers, len(first_units)))):
-            _count(tally, cut, plan)
+        for cut in map_in_order(cutter, units, num_workers):
+            _count(progress, cut, plan)
             if cut.rows:
-                shard = shard or GrowingShard(journal.shard(tally.shards), schema, compression)
+                compression = "snappy" if is_picture else "zstd"
+                shard = shard or ShardWriter(journal.shard(progress.shards), schema, compression)
                 shard.write(cut.rows)
-            hear("windows", tally.windows, total, tally.tiles)
+            report_progress("windows", progress.windows, total, progress.tiles)
             if shard and shard.next_would_exceed(plan.options.max_shard_mb << 20):
-                _finish(shard, journal, tally)
+                _finish_shard(shard, journal, progress)
                 shard = None
         if shard:
-            _finish(shard, journal, tally)
+            _finish_shard(shard, journal, progress)
             shard = None
-        tally.done = True
-        journal.save(tally)
+        progress.done = True
+        journal.save(progress)
     finally:
         if shard:
             shard.discard()
 
 
-def _finish(shard: GrowingShard, journal: Journal, tally: Tally) -> None:
+def _finish_shard(shard: ShardWriter, journal: BuildJournal, progress: BuildProgress) -> None:
     shard.close()
-    tally.shards += 1
-    journal.save(tally)
+    progress.shards += 1
+    journal.save(progress)
 
 
-def _count(tally: Tally, cut: Cut, plan: Plan) -> None:
-    tally.next_unit += 1
-    tally.scenes += cut.scenes
-    tally.windows += cut.windows
-    tally.tiles += len(cut.rows)
-    tally.skipped.update(cut.skipped)
-    tally.leave_out(cut.left_out)
+def _count(progress: BuildProgress, cut: CutTiles, plan: BuildPlan) -> None:
+    progress.next_unit += 1
+    progress.scenes += cut.scenes
+    progress.windows += cut.windows
+    progress.tiles += len(cut.rows)
+    progress.skipped.update(cut.skipped)
+    progress.num_left_out += len(cut.left_out)
+    progress.left_out += cut.left_out[: MAX_LISTED - len(progress.left_out)]
     if plan.classes.names:
-        tally.per_class.update(plan.classes.names[row["label"]] for row in cut.rows)
-    if tally.counter and cut.counter:
-        tally.counter.merge(cut.counter)
-    tally.counter = tally.counter or cut.counter
+        progress.per_class.update(plan.classes.names[row["label"]] for row in cut.rows)
+    if progress.counter:
+        progress.counter.merge(cut.counter)
+    progress.counter = progress.counter or cut.counter
 
 
-def _schema(plan: Plan) -> Any:
-    facts = plan.facts
-    image = datasets.Image() if is_picture(len(facts.bands), facts.dtype) else datasets.Value("binary")
+def _arrow_schema(plan: BuildPlan) -> Any:
+    metadata = plan.metadata
+    is_picture = is_stored_as_picture(len(metadata.bands), metadata.dtype)
+    image = datasets.Image() if is_picture else datasets.Value("binary")
     columns: dict[str, Any] = {"image": image}
     if plan.options.pair_with:
         columns[PAIR_COLUMN] = image
@@ -179,16 +193,11 @@ def _schema(plan: Plan) -> Any:
     columns |= {"row": datasets.Value("int32"), "col": datasets.Value("int32"), "crs": datasets.Value("string")}
     columns["bounds"] = datasets.List(datasets.Value("float64"))
     schema = datasets.Features(columns).arrow_schema
-    return schema.with_metadata({**schema.metadata, **facts.schema_metadata()})
+    return schema.with_metadata({**schema.metadata, **metadata.schema_metadata()})
 
 
-def _built(report: dict[str, Any], facts: TileFacts, out_dir: Path, **more: Any) -> Built:
+def _result(summary: dict[str, Any], metadata: TileMetadata, out_dir: Path, **more: Any) -> BuildResult:
     num_bytes = sum(path.stat().st_size for path in out_dir.glob("tiles-*-of-*.parquet"))
-    fields = {name: value for name, value in report.items() if name != "asked"}
-    fields["left_out"] = [(path, reason) for path, reason in report["left_out"]]
-    return Built(facts=facts, num_bytes=num_bytes, **fields, **more)
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    fields = {name: value for name, value in summary.items() if name != "asked"}
+    fields["left_out"] = [(path, reason) for path, reason in summary["left_out"]]
+    return BuildResult(metadata=metadata, num_bytes=num_bytes, **fields, **more)

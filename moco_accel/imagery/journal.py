@@ -1,6 +1,6 @@
-"""OUT/.build, where a build grows: whole shards, how far it got, what it was asked for. A killed build goes on from it.
+"""The folder OUT/.build, in which a build grows: complete shards, progress and options. A killed build resumes from it.
 
-A shard counts once `state.npz` says so. When all are there they move to OUT, and tiles.json comes last.
+A shard counts once `state.npz` includes it. When all are complete, they move to OUT; tiles.json is written last.
 """
 
 from __future__ import annotations
@@ -22,19 +22,23 @@ import numpy as np
 
 from moco_accel.common.atomic_files import write_atomically
 from moco_accel.common.errors import UserError
-from moco_accel.sources.tile_facts import FACTS_FILE, TileFacts, facts_from_json
-from moco_accel.tiles.band_counter import BandCounter
+from moco_accel.sources.tile_metadata import METADATA_FILE, TileMetadata, metadata_from_json
+from moco_accel.tiles.running_statistics import RunningStatistics
 
-REPORT_FILE = "build.json"
-_FOLDER, _OLD = ".build", ".build-done"
-_LOCK, _STATE, _ASKED, _DECIDED = "lock", "state.npz", "options.json", "decided.json"
-_FORMAT = "3"  # of the journal, of the order of tiles and of what is stored
-_MAX_LISTED = 1000
+SUMMARY_FILE = "build.json"
+_FOLDER, _REMOVED_FOLDER = ".build", ".build-done"
+_LOCK, _STATE, _OPTIONS, _DECISIONS = "lock", "state.npz", "options.json", "decided.json"
+_FORMAT = "3"  # of the journal, the order of tiles and what is stored
+MAX_LISTED = 1000  # files that are left out
+_ADVICE = "choose another folder, or pass --overwrite"
 
 
 @dataclass
-class Tally:
-    """All that has been counted in units before `next_unit`, whose tiles lie in `shards` whole shards."""
+class BuildProgress:
+    """Counts over the units before `next_unit`; their tiles are in `shards` complete shards.
+
+    `state.npz` stores the fields under their names, so a renamed field breaks the resumption of older builds.
+    """
 
     next_unit: int = 0
     shards: int = 0
@@ -46,112 +50,140 @@ class Tally:
     per_class: Counter[str] = field(default_factory=Counter)
     num_left_out: int = 0
     left_out: list[tuple[str, str]] = field(default_factory=list)
-    counter: BandCounter | None = None
-
-    def leave_out(self, files: list[tuple[str, str]]) -> None:
-        self.num_left_out += len(files)
-        self.left_out += files[: _MAX_LISTED - len(self.left_out)]
+    counter: RunningStatistics | None = None
 
 
-class Journal:
-    """Of one build in `out`; `asked` is what decides its tiles."""
+class BuildJournal:
+    """Progress of one build in `out`, on disk; `identity` is that of `build_identity`."""
 
-    def __init__(self, out: Path, asked: dict[str, str]) -> None:
+    def __init__(self, out: Path, identity: dict[str, str]) -> None:
         self.out, self.folder = out, out / _FOLDER
-        self.asked = asked | {"format": _FORMAT}
+        self.identity = identity | {"format": _FORMAT}
         self._lock: IO[str] | None = None
 
-    def finished(self) -> tuple[dict[str, Any], TileFacts] | None:
-        """Report and facts of a finished build of the same tiles. Raises UserError for one of others."""
-        shutil.rmtree(self.out / _OLD, ignore_errors=True)
-        if not (self.out / FACTS_FILE).is_file() or not (self.out / REPORT_FILE).is_file() or self.folder.exists():
-            return None
-        with self._readable(REPORT_FILE):
-            report = json.loads((self.out / REPORT_FILE).read_text())
-            asked = dict(report["asked"])
-        with self._readable(FACTS_FILE):
-            facts = facts_from_json((self.out / FACTS_FILE).read_text())
-            if facts.statistics is None:
-                raise ValueError("without statistics")
-        self._compare(self.asked, asked, "holds tiles built")
-        return report, facts
+    def finished(self) -> tuple[dict[str, Any], TileMetadata] | None:
+        """Return summary and metadata of a finished build of the same tiles; None if there is none.
 
-    def begin(self, overwrite: bool) -> Tally:
-        """How far an earlier build of the same tiles got, or a new start. Raises UserError."""
+        Raises:
+            UserError: If `out` holds a finished build of other tiles, or a damaged one.
+        """
+        shutil.rmtree(self.out / _REMOVED_FOLDER, ignore_errors=True)
+        if not all((self.out / name).is_file() for name in (METADATA_FILE, SUMMARY_FILE)) or self.folder.exists():
+            return None
+        with self.damage_as_user_error(SUMMARY_FILE):
+            summary = json.loads((self.out / SUMMARY_FILE).read_text())
+            identity = dict(summary["asked"])
+        with self.damage_as_user_error(METADATA_FILE):
+            metadata = metadata_from_json((self.out / METADATA_FILE).read_text())
+            if metadata.statistics is None:
+                raise ValueError("without statistics")
+        self._check_equal(self.identity, identity, "tiles built")
+        return summary, metadata
+
+    def resume_or_start(self, overwrite: bool) -> BuildProgress:
+        """Lock the folder; return the progress of an earlier build of the same tiles, or that of a new one.
+
+        Raises:
+            UserError: If the folder cannot be written, is in use, or holds a build of other tiles without `overwrite`.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            tally = self._earlier(overwrite)
+            self._acquire_lock()
+            progress = self._earlier_progress(overwrite)
             for path in self.folder.glob("shard-*"):
-                if path.suffix == ".partial" or int(path.stem.removeprefix("shard-")) >= tally.shards:
+                if path.suffix == ".partial" or int(path.stem.removeprefix("shard-")) >= progress.shards:
                     path.unlink()
         except OSError as error:
             self.close()
             raise UserError(
-                f"OUT={str(self.out)!r} cannot be written ({error.strerror}); choose a folder of yours"
+                f"OUT={str(self.out)!r} cannot be written ({error.strerror}); choose a folder that you own"
             ) from None
         except UserError:
             self.close()
             raise
-        return tally
+        return progress
 
-    def agree(self, decided: dict[str, str], tally: Tally, overwrite: bool) -> Tally:
-        """`tally`, when the build that it is of had decided the same; a new start else.
+    def check_decisions(self, decisions: dict[str, str], progress: BuildProgress, overwrite: bool) -> BuildProgress:
+        """Return `progress` if the earlier build made the same decisions, else that of a new start.
 
-        Raises UserError when that loses whole shards and `overwrite` is false.
+        Raises:
+            UserError: If a new start would lose complete shards and `overwrite` is False.
         """
         try:
-            self._compare(decided, self._read(_DECIDED), "was begun")
-            return tally
+            self._check_equal(decisions, self._read(_DECISIONS), "a build begun")
+            return progress
         except UserError:
-            if tally.shards and not overwrite:
+            if progress.shards and not overwrite:
                 raise
-        self._start_anew()
-        write_atomically(self.folder / _DECIDED, json.dumps(decided, indent=2))
-        return Tally()
+        progress = self._start_anew()
+        write_atomically(self.folder / _DECISIONS, json.dumps(decisions, indent=2))
+        return progress
 
-    def _earlier(self, overwrite: bool) -> Tally:
-        """The lock is ours: what lies here is of no build that runs."""
-        if (self.folder / _ASKED).is_file():
+    def shard(self, index: int) -> Path:
+        """Return the path of a shard while the build runs."""
+        return self.folder / f"shard-{index:05d}.parquet"
+
+    def save(self, progress: BuildProgress) -> None:
+        """Store the progress; a resumed build continues from here."""
+        assert progress.counter
+        arrays: dict[str, Any] = {f"counter_{name}": array for name, array in progress.counter.state().items()}
+        plain = {name: value for name, value in vars(progress).items() if name != "counter"}
+        buffer, dtype = io.BytesIO(), str(progress.counter.dtype)
+        np.savez_compressed(buffer, text=np.array(json.dumps(plain)), dtype=np.array(dtype), **arrays)
+        write_atomically(self.folder / _STATE, buffer.getvalue())
+
+    def publish(self, num_shards: int, summary: dict[str, Any], metadata: str) -> None:
+        """Move the shards to OUT, and write build.json, then tiles.json; may be killed and repeated."""
+        names = [f"tiles-{index:05d}-of-{num_shards:05d}.parquet" for index in range(num_shards)]
+        waiting = {name: self.shard(index) for index, name in enumerate(names) if self.shard(index).exists()}
+        if waiting:
+            (self.out / METADATA_FILE).unlink(missing_ok=True)
+            for old in self.out.glob("tiles-*-of-*.parquet"):
+                if old.name not in names or old.name in waiting:
+                    old.unlink()
+        for name, shard in waiting.items():
+            shard.replace(self.out / name)
+        write_atomically(self.out / SUMMARY_FILE, json.dumps({"asked": self.identity, **summary}, indent=2))
+        write_atomically(self.out / METADATA_FILE, metadata)
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder in one step; a kill half way through its files would leave what looks like a build."""
+        removed = self.out / _REMOVED_FOLDER
+        shutil.rmtree(removed, ignore_errors=True)
+        self.folder.rename(removed)
+        self.close()  # NFS keeps open files
+        shutil.rmtree(removed, ignore_errors=True)
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    @contextmanager
+    def damage_as_user_error(self, name: str) -> Iterator[None]:
+        """Turn the errors of reading a damaged file of the build into a UserError that names it."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
+            raise UserError(f"OUT={str(self.out)!r} holds a damaged {name}; {_ADVICE}") from None
+
+    def _earlier_progress(self, overwrite: bool) -> BuildProgress:
+        if (self.folder / _OPTIONS).is_file():
             try:
-                self._compare(self.asked, self._read(_ASKED), "was begun")
+                self._check_equal(self.identity, self._read(_OPTIONS), "a build begun")
                 return self._load()
             except UserError:
                 if not overwrite:
                     raise
-        self._start_anew()
-        return Tally()
+        return self._start_anew()
 
-    def _read(self, name: str) -> dict[str, str]:
-        with self._readable(f"{_FOLDER}/{name}"):
-            return dict(json.loads((self.folder / name).read_text()))
-
-    def _start_anew(self) -> None:
-        """Nothing stays but the lock."""
-        for path in self.folder.iterdir():
-            if path.name != _LOCK:
-                path.unlink()
-        write_atomically(self.folder / _ASKED, json.dumps(self.asked, indent=2))
-
-    def shard(self, index: int) -> Path:
-        return self.folder / f"shard-{index:05d}.parquet"
-
-    def save(self, tally: Tally) -> None:
-        """From here on an earlier build's work is never done again."""
-        arrays: dict[str, Any] = (
-            {f"counter_{name}": array for name, array in tally.counter.state().items()} if tally.counter else {}
-        )
-        plain = {name: value for name, value in vars(tally).items() if name != "counter"}
-        dtype = str(tally.counter.dtype) if tally.counter else ""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, text=np.array(json.dumps(plain)), dtype=np.array(dtype), **arrays)
-        write_atomically(self.folder / _STATE, buffer.getvalue())
-
-    def _load(self) -> Tally:
+    def _load(self) -> BuildProgress:
         if not (self.folder / _STATE).is_file():
-            return Tally()
+            return BuildProgress()
         with (
-            self._readable(f"{_FOLDER}/{_STATE}"),
+            self.damage_as_user_error(f"{_FOLDER}/{_STATE}"),
             (self.folder / _STATE).open("rb") as file,
             np.load(file, allow_pickle=False) as stored,
         ):
@@ -160,41 +192,22 @@ class Journal:
             state = {name.removeprefix("counter_"): stored[name] for name in names}
             plain["left_out"] = [(path, reason) for path, reason in plain["left_out"]]
             plain |= {name: Counter(plain[name]) for name in ("skipped", "per_class")}
-            return Tally(**plain, counter=BandCounter.restored(str(stored["dtype"]), state) if state else None)
+            return BuildProgress(**plain, counter=RunningStatistics.from_state(str(stored["dtype"]), state))
 
-    def publish(self, num_shards: int, report: dict[str, Any], facts: str) -> None:
-        """Move the shards to OUT under their names, write build.json, then tiles.json. May be killed and repeated."""
-        names = [f"tiles-{index:05d}-of-{num_shards:05d}.parquet" for index in range(num_shards)]
-        if any(self.shard(index).exists() for index in range(num_shards)):
-            (self.out / FACTS_FILE).unlink(missing_ok=True)
-            for old in self.out.glob("tiles-*-of-*.parquet"):
-                if old.name not in names or self.shard(names.index(old.name)).exists():
-                    old.unlink()
-        for index, name in enumerate(names):
-            if self.shard(index).exists():
-                self.shard(index).replace(self.out / name)
-        write_atomically(self.out / REPORT_FILE, json.dumps({"asked": self.asked, **report}, indent=2))
-        write_atomically(self.out / FACTS_FILE, facts)
-        self.remove()
+    def _start_anew(self) -> BuildProgress:
+        """Remove all files but the lock, and write the options."""
+        for path in self.folder.iterdir():
+            if path.name != _LOCK:
+                path.unlink()
+        write_atomically(self.folder / _OPTIONS, json.dumps(self.identity, indent=2))
+        return BuildProgress()
 
-    def remove(self) -> None:
-        """At one stroke: a kill while files go one by one would leave what looks like a build begun.
+    def _read(self, name: str) -> dict[str, str]:
+        with self.damage_as_user_error(f"{_FOLDER}/{name}"):
+            return dict(json.loads((self.folder / name).read_text()))
 
-        The lock is let go before its file goes, for NFS keeps files that are open.
-        """
-        old = self.out / _OLD
-        shutil.rmtree(old, ignore_errors=True)
-        self.folder.rename(old)
-        self.close()
-        shutil.rmtree(old, ignore_errors=True)
-
-    def close(self) -> None:
-        if self._lock:
-            self._lock.close()
-            self._lock = None
-
-    def _take_lock(self) -> None:
-        """Two builds in one folder would write over each other. The lock goes with its process, however that ends."""
+    def _acquire_lock(self) -> None:
+        """Keep a second build out of the folder; the lock ends with its process, however that ends."""
         if sys.platform == "win32":
             return
         import fcntl
@@ -207,29 +220,19 @@ class Journal:
                 f"OUT={str(self.out)!r} is being written by another build; wait, or choose another folder"
             ) from None
 
-    @contextmanager
-    def _readable(self, name: str) -> Iterator[None]:
-        """Around what reads a file of ours: damaged it is the user's to decide about."""
-        try:
-            yield
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
-            raise self.damaged(name) from None
-
-    def damaged(self, name: str) -> UserError:
-        return UserError(f"OUT={str(self.out)!r} holds a damaged {name}; choose another folder, or pass --overwrite")
-
-    def _compare(self, now: dict[str, str], begun: dict[str, str], verb: str) -> None:
+    def _check_equal(self, now: dict[str, str], earlier: dict[str, str], holds: str) -> None:
+        """Raise UserError for the first entry of `now` that differs from `earlier`."""
         for name, value in now.items():
-            if begun.get(name) == value:
+            if earlier.get(name) == value:
                 continue
-            if name in ("files", "scenes", "format"):
-                what = "by another version" if name == "format" else "of files that have changed since"
-                raise UserError(f"OUT={str(self.out)!r} {verb} {what}; choose another folder, or pass --overwrite")
-            raise UserError(
-                f"OUT={str(self.out)!r} {verb} {_as_asked(name, begun.get(name))}, not {_as_asked(name, value)}; "
-                f"choose another folder, or pass --overwrite"
-            )
+            if name == "format":
+                difference = "by another version"
+            elif name in ("files", "scenes"):
+                difference = "from files that have changed since"
+            else:
+                difference = f"{_option(name, earlier.get(name))}, not {_option(name, value)}"
+            raise UserError(f"OUT={str(self.out)!r} holds {holds} {difference}; {_ADVICE}")
 
 
-def _as_asked(name: str, value: str | None) -> str:
+def _option(name: str, value: str | None) -> str:
     return f"without {name}" if value in (None, "None", "False") else f"with {name}={value}"

@@ -1,4 +1,4 @@
-"""What `moco-data build` was asked for, checked."""
+"""Options of `moco-data build`: their checks, and the identity of a build."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from pathlib import Path
 
 from moco_accel.common.errors import UserError
 from moco_accel.recipe.bands import canonical_bands
-from moco_accel.scenes.scenes import find_images
+from moco_accel.scenes.find_scenes import find_images
 
-_MAJORITY = 0.6
+_DEFAULT_MAJORITY = 0.6
 
 
 @dataclass(frozen=True)
-class Options:
-    """Each field is an option of the command line: `tile_size` is --tile-size. Raises UserError.
+class BuildOptions:
+    """Options of a build; each field is a command-line option (`tile_size` is --tile-size).
 
-    Shares are of a tile's pixels. `stride` None: the tile size. `max_nodata` or `max_cloud` 1: no tile is skipped.
+    Attributes:
+        stride: Pixels from tile to tile; None: the tile size.
+        max_nodata: Largest share of a tile's pixels without data; 1 keeps every tile.
+        max_cloud: Largest share of a tile's pixels that are white like clouds; 1 keeps every tile.
+        min_majority: Smallest share of a tile's pixels that its label must cover; None: 0.6.
+
+    Raises:
+        UserError: If a value is out of range, or options contradict each other.
     """
 
     tile_size: int = 224
@@ -39,53 +46,51 @@ class Options:
         for name, least, works in (("tile_size", 8, 224), ("stride", 1, self.tile_size), ("max_shard_mb", 1, 256)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise UserError(f"{flag(name)}={value} must be at least {least}; {flag(name)} {works} works")
-        for name, share in (("max_nodata", 0.1), ("max_cloud", 0.5), ("min_majority", _MAJORITY)):
+                raise UserError(f"{_flag(name)}={value} must be at least {least}; {_flag(name)} {works} works")
+        for name, share in (("max_nodata", 0.1), ("max_cloud", 0.5), ("min_majority", _DEFAULT_MAJORITY)):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise UserError(f"{flag(name)}={value} is no share from 0 to 1; {flag(name)} {share} works")
+                raise UserError(f"{_flag(name)}={value} is not a share from 0 to 1; {_flag(name)} {share} works")
         if self.labels_from_folders and self.label_raster:
-            raise UserError("--labels-from-folders and --label-raster both make the column label; give one of them")
+            raise UserError("--labels-from-folders and --label-raster both set the column label; give only one of them")
         if self.class_names and not self.label_raster:
-            raise UserError(
-                f"--class-names={self.class_names!r} names the numbers of --label-raster, which is absent; leave it out"
-            )
+            raise UserError(f"--class-names={self.class_names!r} needs --label-raster, which is absent; leave it out")
         if self.min_majority is not None and not self.label_raster:
-            raise UserError(
-                f"--min-majority={self.min_majority} is of the classes of --label-raster, which is absent; leave it out"
-            )
+            raise UserError(f"--min-majority={self.min_majority} needs --label-raster, which is absent; leave it out")
         for name in ("bands", "band_names"):
-            canonical_bands(getattr(self, name) or (), flag(name))
+            canonical_bands(getattr(self, name) or (), _flag(name))
 
     @property
     def step(self) -> int:
+        """Pixels from tile to tile."""
         return self.stride or self.tile_size
 
     @property
     def majority(self) -> float:
-        return _MAJORITY if self.min_majority is None else self.min_majority
-
-    def as_text(self) -> dict[str, str]:
-        """Option → value."""
-        found = {flag(field.name): getattr(self, field.name) for field in fields(self)} | {
-            flag("min_majority"): self.majority
-        }
-        return {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in found.items()}
+        """Smallest share of a tile's pixels that its label must cover."""
+        return _DEFAULT_MAJORITY if self.min_majority is None else self.min_majority
 
 
-def asked(source: Path, options: Options) -> dict[str, str]:
-    """All that decides the tiles of a build, as its journal keeps it. Raises UserError when there is no imagery."""
+def build_identity(source: Path, options: BuildOptions) -> dict[str, str]:
+    """Return what determines the tiles of a build: source, options and a digest of the files.
+
+    Raises:
+        UserError: If there are no images, or --pair-with is `source` itself.
+    """
     if options.pair_with and options.pair_with.resolve() == source.resolve():
         raise UserError(f"--pair-with={options.pair_with} is SRC itself; give the folder of another season")
-    return {"SRC": str(source.resolve())} | options.as_text() | {"files": _digest(source, options)}
+    values = {_flag(field.name): getattr(options, field.name) for field in fields(options)}
+    values["--min-majority"] = options.majority
+    texts = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in values.items()}
+    return {"SRC": str(source.resolve()), **texts, "files": _files_digest(source, options)}
 
 
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def check_output_folder(out: Path, may_hold_tiles: bool) -> None:
+    """Check that `out` is a folder, and holds nothing that a build must not replace.
 
-
-def check_out(out: Path, may_hold_tiles: bool) -> None:
-    """Raises UserError when `out` is a file, or holds what is not ours to replace."""
+    Raises:
+        UserError: If it is a file, holds shards of other origin, or is not empty and `may_hold_tiles` is False.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"OUT={str(out)!r} is a file; a folder works, e.g. {out.with_suffix('')}_tiles")
     if not may_hold_tiles and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
@@ -94,8 +99,12 @@ def check_out(out: Path, may_hold_tiles: bool) -> None:
         raise UserError(f"OUT={str(out)!r} holds other shards ({min(foreign).name}, …); choose another folder")
 
 
-def _digest(source: Path, options: Options) -> str:
-    """Changes when a file is added, removed, renamed, moved or written again."""
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _files_digest(source: Path, options: BuildOptions) -> str:
+    """Digest of relative path, size and modification time of every file."""
     groups = [(source, find_images(source))]
     if options.pair_with:
         groups.append((options.pair_with, find_images(options.pair_with, "--pair-with")))
@@ -106,7 +115,7 @@ def _digest(source: Path, options: Options) -> str:
     digest = hashlib.sha256()
     for root, files in groups:
         for path in files:
-            status, name = path.stat(), os.fsencode(path.relative_to(root))  # the folder is a class, or a season
+            status, name = path.stat(), os.fsencode(path.relative_to(root))  # the folder can be a class or a season
             digest.update(b"%b\0%d\0%d\n" % (name, status.st_size, status.st_mtime_ns))
         digest.update(b"\n")
     return digest.hexdigest()

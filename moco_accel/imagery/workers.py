@@ -1,7 +1,7 @@
-"""Work spread over processes, results in the order of the work, a bounded amount of it in flight.
+"""Map a function over items in worker processes; results keep the order of the items, and few wait in memory.
 
-`concurrent.futures` has the like, but waits for ever when a worker is killed while it sends (Python 3.11), and leaves
-workers behind when the main process is killed. Here each worker has a pipe of its own, which ends as either side does.
+`concurrent.futures` hangs when a worker is killed while it sends (Python 3.11), and leaves workers behind when the main
+process is killed. Here each worker has its own pipe, which closes when either side ends.
 """
 
 from __future__ import annotations
@@ -10,60 +10,63 @@ import multiprocessing
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from moco_accel.common.errors import UserError
-from moco_accel.scenes.rasters import gdal_settings
+from moco_accel.images.gdal import gdal_settings
 
-_AHEAD = 4  # results that may wait for an earlier one, beyond one for each worker
+_MAX_WAITING = 4  # results that may wait for an earlier one, beyond one for each worker
+_KILLED = "a worker was killed, most often because memory ran out; --workers 1 needs the least memory"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(start: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Results of `start()(item)` in the order of `items`, whatever `workers` is; one worker is this process itself.
+def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Yield `function(item)` in the order of `items`.
 
-    `start` is called once in every process; it and the items must bear being sent there. Raises UserError when a
-    worker is killed.
+    Args:
+        function: Each process gets a copy; it must be picklable, as the items must be.
+        workers: Number of processes; 1 runs in this process.
+
+    Raises:
+        UserError: If the function raises it, or a worker is killed.
     """
     if workers == 1:
         with gdal_settings():
-            yield from map(start(), items)
+            yield from map(function, items)
         return
-    pool = _Pool(start, workers)
-    try:
-        yield from pool.run(items)
-    finally:
-        pool.close()
+    with closing(_WorkerPool(function, workers)) as pool:
+        yield from pool.map(items)
 
 
-class _Pool:
-    def __init__(self, start: Callable[[], Callable[[Any], Any]], workers: int) -> None:
+class _WorkerPool:
+    def __init__(self, function: Callable[[Any], Any], workers: int) -> None:
         context = multiprocessing.get_context("spawn")  # GDAL and threads do not survive a fork
         self._idle: list[Connection] = []
         self._busy: dict[Connection, int] = {}
         self._processes = []
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, start), daemon=True)
+            process = context.Process(target=_run_worker, args=(theirs, function), daemon=True)
             process.start()
-            theirs.close()  # so that ours ends when the process does
+            theirs.close()  # so that ours closes with the process
             self._processes.append(process)
             self._idle.append(ours)
 
-    def run(self, items: Iterable[Any]) -> Iterator[Any]:
-        numbered, limit = enumerate(items), len(self._processes) + _AHEAD
+    def map(self, items: Iterable[Any]) -> Iterator[Any]:
+        numbered, limit = enumerate(items), len(self._processes) + _MAX_WAITING
         done: dict[int, Any] = {}
-        turn, sent = 0, 0
+        next_result, num_sent = 0, 0
         while True:
-            while self._idle and sent - turn < limit and (item := next(numbered, None)):
+            while self._idle and num_sent - next_result < limit and (item := next(numbered, None)):
                 self._send(*item)
-                sent += 1
-            if turn in done:
-                yield done.pop(turn)
-                turn += 1
+                num_sent += 1
+            if next_result in done:
+                yield done.pop(next_result)
+                next_result += 1
             elif self._busy:
                 done |= dict(self._receive())
             else:
@@ -75,16 +78,16 @@ class _Pool:
         try:
             connection.send(item)
         except OSError:
-            raise _killed() from None
+            raise UserError(_KILLED) from None
 
     def _receive(self) -> Iterator[tuple[int, Any]]:
-        """Results that have come, at least one."""
+        """Wait for at least one result."""
         for connection in wait(list(self._busy)):
             assert isinstance(connection, Connection)
             try:
                 failure, result = connection.recv()
             except (EOFError, OSError):
-                raise _killed() from None
+                raise UserError(_KILLED) from None
             if isinstance(failure, UserError):
                 raise failure
             if failure:
@@ -101,26 +104,17 @@ class _Pool:
             process.close()
 
 
-def _killed() -> UserError:
-    return UserError("a worker was killed, most often for want of memory; --workers 1 takes the least")
-
-
-def _serve(connection: Connection, start: Callable[[], Callable[[Any], Any]]) -> None:
-    """Answer every item with (None, result) or (what went wrong, None), until the main process is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
-    with gdal_settings():
-        work = start()
-        try:
-            while True:
-                connection.send(_answer(work, connection.recv()))
-        except (EOFError, OSError):
-            return
-
-
-def _answer(work: Callable[[Any], Any], item: Any) -> tuple[UserError | str | None, Any]:
-    try:
-        return None, work(item)
-    except UserError as error:
-        return error, None
-    except Exception:
-        return traceback.format_exc(), None
+def _run_worker(connection: Connection, function: Callable[[Any], Any]) -> None:
+    """Answer each item with (None, result) or (error, None) until the main process ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    with gdal_settings(), suppress(EOFError, OSError):
+        while True:
+            item = connection.recv()
+            answer: tuple[UserError | str | None, Any]
+            try:
+                answer = None, function(item)
+            except UserError as error:
+                answer = error, None
+            except Exception:
+                answer = traceback.format_exc(), None
+            connection.send(answer)

@@ -1,1 +1,1 @@
-"""Encoded images: headers checked before decoding, and decoding to tensors of the stored type."""
+"""Image files: formats, limits, and decoding with Pillow, libjpeg-turbo and GDAL."""

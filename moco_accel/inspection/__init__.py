@@ -1,1 +1,1 @@
-"""Look at tiles before training: `moco-data inspect` and `moco-data preview`."""
+"""Inspect tiles before training: `moco-data inspect` and `moco-data preview`."""

@@ -1,4 +1,4 @@
-"""moco-data inspect and moco-data preview: look at tiles before training on them."""
+"""The commands `moco-data inspect` and `moco-data preview`."""
 
 from __future__ import annotations
 
@@ -15,29 +15,27 @@ from moco_accel.common.errors import UserError
 from moco_accel.recipe.bands import parse_bands
 
 if TYPE_CHECKING:
-    from moco_accel.inspection.inspection import Inspection
-    from moco_accel.tiles.tiles import Tiles
+    from moco_accel.inspection.inspect_tiles import Inspection
 
-_SAMPLE, _ROWS = 1000, 6
 Bands = Annotated[str | None, typer.Option(metavar="B8,B4,B3", help="Names of bands, in this order. (default: all)")]
 BandNames = Annotated[
-    str | None, typer.Option(metavar="B1,B2,…", help="Names of all bands as stored, where the source has none.")
+    str | None, typer.Option(metavar="B1,B2,…", help="Names of all stored bands, if the source has none.")
 ]
 ImageColumn = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Column of the tiles; needed only if several hold imagery.")
+    str | None, typer.Option(metavar="NAME", help="Column of the tiles; needed if several hold imagery.")
 ]
-Split = Annotated[str, typer.Option(metavar="NAME", help="Of a hub id.")]
+Split = Annotated[str, typer.Option(metavar="NAME", help="Split of a hub dataset.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add both commands to `moco-data`."""
+    """Add `inspect` and `preview` to an app."""
     app.command()(inspect)
     app.command()(preview)
 
 
 def inspect(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="What data.source takes: folder, file, glob, image folder, hub id.")
+        str, typer.Argument(metavar="SOURCE", help="As data.source: folder, file, glob, image folder, hub id.")
     ],
     bands: Bands = None,
     band_names: BandNames = None,
@@ -45,30 +43,30 @@ def inspect(
     split: Split = "train",
     nodata: Annotated[
         float | None,
-        typer.Option(metavar="NUMBER", help="Stored where there is no data: --nodata 0. (default: as the tiles say)"),
+        typer.Option(metavar="NUMBER", help="Stored value of nodata: --nodata 0. (default: declared by the tiles)"),
     ] = None,
     sample: Annotated[
-        int, typer.Option(min=0, metavar="TILES", help="How many tiles to read, spread evenly; 0: all.")
-    ] = _SAMPLE,
+        int, typer.Option(min=0, metavar="TILES", help="Number of tiles to read, evenly spaced; 0: all.")
+    ] = 1000,
     sheet: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Write a contact sheet of 48 tiles, spread evenly.")
+        Path | None, typer.Option(metavar="PNG", help="Write a contact sheet of 48 evenly spaced tiles.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object on stdout, no tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and no tables.")] = False,
 ) -> None:
-    """Say what a source of tiles holds, and what to write about it into a recipe.
+    """Report what a source of tiles holds, and the recipe fields that fit it.
 
-    Counts, sizes, bands by name, classes, nodata, statistics of each band,
-    damaged tiles, where the tiles lie, and whether Sentinel-2 tiles are stored
-    with the offset of 1,000, without it, or, by mistake, some of each.
+    Counts, sizes, bands, classes, nodata, statistics of each band, damaged
+    tiles, the area covered, and whether Sentinel-2 tiles are stored with the
+    offset of 1,000, without it, or as a mix of both.
 
-    Statistics are those of all tiles where `moco-data build` left them
-    (tiles.json), else those of the tiles read.
+    Statistics cover all tiles if `moco-data build` wrote them (tiles.json),
+    else the tiles read.
 
     Example: moco-data inspect data/tiles --sheet sheet.png
     """
     with user_errors():
         _check_png("--sheet", sheet)
-        tiles, found = _inspect(
+        found = _inspect(
             source,
             sample,
             split=split,
@@ -77,26 +75,26 @@ def inspect(
             stored_bands=_names("--band-names", band_names),
             nodata=nodata,
         )
-        if as_json:
-            print(json.dumps(_everything(found)))
-        else:
-            from moco_accel.inspection.report import print_inspection
+        from moco_accel.inspection.inspect_tiles import inspection_as_json
+        from moco_accel.inspection.report import list_warnings, print_inspection, recipe_fields
 
+        if as_json:
+            fields = inspection_as_json(found)
+            print(json.dumps(fields | {"warnings": list_warnings(found), "recipe": recipe_fields(found)}))
+        else:
             print_inspection(found, console)
         if sheet is not None:
-            from moco_accel.inspection.contact_sheet import write_sheet
+            from moco_accel.inspection.contact_sheet import write_contact_sheet
 
-            write_sheet(sheet, tiles, found)
+            write_contact_sheet(sheet, found)
             console.print(f"contact sheet: {escape(str(sheet))}", soft_wrap=True)
 
 
 def preview(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE_OR_RECIPE", help="What data.source takes, or a recipe (.yaml).")
-    ],
+    source: Annotated[str, typer.Argument(metavar="SOURCE_OR_RECIPE", help="As data.source, or a recipe (.yaml).")],
     out: Annotated[Path, typer.Argument(metavar="OUT.png", help="The picture to write.")],
     recipe: Annotated[
-        Path | None, typer.Option(metavar="RECIPE", help="The views of this recipe, of the tiles in SOURCE.")
+        Path | None, typer.Option(metavar="RECIPE", help="Recipe of the views, for the tiles in SOURCE.")
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -105,16 +103,16 @@ def preview(
     bands: Annotated[
         str | None, typer.Option(metavar="B8,B4,B3", help="Three bands to show as red, green, blue beside true colour.")
     ] = None,
-    tiles: Annotated[int, typer.Option(min=1, max=50, metavar="ROWS", help="How many tiles, spread evenly.")] = _ROWS,
+    tiles: Annotated[int, typer.Option(min=1, max=50, metavar="ROWS", help="Number of evenly spaced tiles.")] = 6,
 ) -> None:
-    """Draw tiles beside view 1 and view 2 of each, as a run makes them in its first epoch.
+    """Draw tiles beside both views of each, as in a run's first epoch.
 
-    Without a recipe: the views of the preset `satellite`, of 224 pixels, the
-    tiles scaled as `moco-data inspect` advises; --set changes any of it.
+    Without a recipe, the views have 224 pixels and the preset `satellite`, and
+    tiles are scaled as `moco-data inspect` advises; --set changes any field.
 
-    Tiles of more than three bands are shown a second time, in --bands, or else
-    in near infrared, red and green where names tell. Boxes in a tile are where
-    its views were cut out.
+    Tiles of more than three bands are drawn a second time with --bands, or with
+    near infrared, red and green if band names are known. Boxes in a tile show
+    where its views were cropped.
 
     Example: moco-data preview recipes/dual8gb.yaml views.png --set data.source=data/tiles
 
@@ -122,11 +120,11 @@ def preview(
     """
     with user_errors():
         _check_png("OUT", out)
-        from moco_accel.inspection.opening import naming_options
+        from moco_accel.inspection.open_without_recipe import name_options_in_errors
         from moco_accel.inspection.preview import preview_recipe, write_preview
 
         is_source = recipe is None and not source.endswith((".yaml", ".yml"))
-        with console.status("making views"), naming_options(None) if is_source else nullcontext():
+        with console.status("making views"), name_options_in_errors(None) if is_source else nullcontext():
             write_preview(out, preview_recipe(source, recipe, set_ or []), tiles, _names("--bands", bands))
         console.print(f"views: {escape(str(out))}", soft_wrap=True)
 
@@ -140,21 +138,13 @@ def _names(option: str, text: str | None) -> list[str] | None:
     return None if text is None else parse_bands(text, option)
 
 
-def _inspect(source: str, sample: int, **said: Any) -> tuple[Tiles, Inspection]:
-    from moco_accel.inspection.inspection import inspect_tiles
-    from moco_accel.inspection.opening import INSPECT_OPTIONS, naming_options, open_unknown
+def _inspect(source: str, sample: int, **data_fields: Any) -> Inspection:
+    from moco_accel.inspection.inspect_tiles import inspect_tiles
+    from moco_accel.inspection.open_without_recipe import INSPECT_OPTIONS, name_options_in_errors, open_without_recipe
 
-    with naming_options(INSPECT_OPTIONS):
-        with console.status("opening"):
-            tiles = open_unknown(source, **said)
+    with name_options_in_errors(INSPECT_OPTIONS):
+        with console.status("opening tiles"):
+            tiles = open_without_recipe(source, **data_fields)
         with progress_bar() as progress:
             task = progress.add_task("tiles", total=None)
-            found = inspect_tiles(tiles, sample, lambda done, total: progress.update(task, completed=done, total=total))
-    return tiles, found
-
-
-def _everything(found: Inspection) -> dict[str, Any]:
-    from moco_accel.inspection.inspection import as_json
-    from moco_accel.inspection.report import recipe_fields, warnings_of
-
-    return as_json(found) | {"warnings": warnings_of(found), "recipe": recipe_fields(found)}
+            return inspect_tiles(tiles, sample, lambda done, total: progress.update(task, completed=done, total=total))

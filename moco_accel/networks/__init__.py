@@ -1,1 +1,1 @@
-"""Encoders, the MoCo model, the loss, what crosses processes, and sharding (FSDP2)."""
+"""Encoders, the MoCo v3 model, its loss, collectives between ranks, and sharding (FSDP2)."""

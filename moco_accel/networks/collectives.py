@@ -1,6 +1,6 @@
-"""What processes tell each other: gathered keys, and BatchNorm over the batch of all processes.
+"""Collectives of the training step: gathered keys, averaged gradients, BatchNorm over the global batch.
 
-Without a process group, or alone in one, everything here is local.
+Without a process group, or with a single rank, every function works locally.
 """
 
 from __future__ import annotations
@@ -11,56 +11,65 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moco_accel.processes.control_group import meet
-from moco_accel.processes.phases import waiting
+from moco_accel.processes.control_group import exchange_status
+from moco_accel.processes.phases import waiting_for_peers
 
 
 def world_size() -> int:
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Return the rank of this process."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 @torch.no_grad()
 def gather_keys(keys: Tensor) -> Tensor:
-    """Keys of every process in rank order, `[processes * rows, dim]`, without gradient. Rows must agree."""
+    """Return the keys of all ranks in rank order, without gradient.
+
+    Args:
+        keys: This rank's keys [rows, dim]; every rank has the same number of rows.
+
+    Returns:
+        Keys [ranks * rows, dim].
+    """
     if world_size() == 1:
         return keys
     keys = keys.contiguous()
     gathered = keys.new_empty(world_size() * keys.shape[0], *keys.shape[1:])
     all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.14
-    with waiting():
-        meet()
+    with waiting_for_peers():
+        exchange_status()
         all_gather(gathered, keys)
     return gathered
 
 
 def sum_over_processes(values: Tensor, group: Any = None) -> Tensor:
-    """Element-wise sum over all processes, or those of `group`, without gradient; `values` is overwritten."""
+    """Sum `values` over all ranks, or over those of `group`, in place and without gradient; return them."""
     if world_size() > 1:
-        with waiting():
-            meet()
+        with waiting_for_peers():
+            exchange_status()
             dist.all_reduce(values, group=group)
     return values
 
 
 def average_over_processes(gradient: Tensor, group: Any = None) -> None:
-    """In place."""
+    """Average `gradient` over all ranks, or over those of `group`, in place."""
     if world_size() > 1:
         sum_over_processes(gradient.div_(dist.get_world_size(group)), group)
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm1d whose training statistics are those of the batch of all processes, on CPU as on GPU.
+    """BatchNorm1d with training statistics of the global batch, on CPU and GPU.
 
-    torch's SyncBatchNorm refuses CPU tensors; one implementation everywhere keeps two gloo processes a proof for
-    two GPUs. Rows per process must agree.
+    torch's SyncBatchNorm does not support CPU tensors. With one implementation, tests on two gloo processes hold for
+    two GPUs. Every rank must have the same number of rows.
     """
 
     def forward(self, rows: Tensor) -> Tensor:
-        """`[rows, features]` to the same shape and dtype."""
+        """Normalise `rows` [rows, features]; keep their dtype."""
         if not self.training or world_size() == 1:
             return super().forward(rows)
         output, mean, variance = _GlobalBatchNorm.apply(rows, self.weight, self.bias, self.eps)
@@ -80,7 +89,7 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
 
 
 class _GlobalBatchNorm(torch.autograd.Function):
-    """Statistics and gradient sums over processes; only the input and two vectors are kept for backward."""
+    """Sum statistics and gradients over ranks; save only the input and two vectors for backward."""
 
     @staticmethod
     def forward(
@@ -104,7 +113,7 @@ class _GlobalBatchNorm(torch.autograd.Function):
         gradient = gradients[0].to(mean.dtype)
         normalised = (rows.to(mean.dtype) - mean) * scale
         bias_gradient, weight_gradient = gradient.sum(0), (gradient * normalised).sum(0)
-        # the statistics are shared, so every process's loss reaches these rows through them
+        # the statistics are shared, so the loss of every rank depends on these rows through them
         sums = sum_over_processes(torch.stack([bias_gradient, weight_gradient])) / (rows.shape[0] * world_size())
         row_scale = scale if weight is None else scale * weight
         rows_gradient = (gradient - sums[0] - normalised * sums[1]) * row_scale

@@ -1,6 +1,6 @@
-"""Encoders: ViT from transformers, ResNet from torchvision, for any number of bands, initialised as MoCo v3 does.
+"""Build encoders: ViT from transformers and ResNet from torchvision, for any number of bands.
 
-Every encoder maps pixels `[tiles, bands, height, width]` to features `[tiles, feature_dim]`.
+An encoder maps pixels [tiles, bands, height, width] to features [tiles, feature_dim].
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from moco_accel.recipe.constants import RESNET_NAMES
 from moco_accel.recipe.schema import Encoder as EncoderConfig
 
-# hidden size, layers, heads. ViT-S and ViT-B have 12 heads in MoCo v3; the others as in DeiT and ViT.
+# hidden size, layers, heads; ViT-S and ViT-B have 12 heads in MoCo v3, the others are those of DeiT and ViT
 _VIT_SIZES = {
     "tiny": (192, 12, 3),
     "small": (384, 12, 12),
@@ -32,14 +32,16 @@ _RESNET_DIMS = {"resnet10": 512, "resnet18": 512, "resnet34": 512, "resnet50": 2
 
 
 def feature_dim(name: str) -> int:
-    """Width of the encoder's features."""
+    """Return the width of the features of encoder `name`."""
     return _RESNET_DIMS[name] if name in _RESNET_DIMS else _VIT_SIZES[name.split("_")[1]][0]
 
 
 def build_encoder(config: EncoderConfig, activation_checkpointing: bool = False) -> nn.Module:
-    """The encoder a recipe names, freshly initialised from torch's global random state.
+    """Build a freshly initialised encoder; the weights come from torch's global random state.
 
-    With `activation_checkpointing` only the inputs of its blocks are kept for backward; the gradient is the same.
+    Args:
+        config: Section `encoder` of a recipe.
+        activation_checkpointing: Keep only the inputs of blocks for backward; the gradient is the same.
     """
     build = _build_resnet if config.name in RESNET_NAMES else _build_vit
     encoder = build(config, activation_checkpointing)
@@ -49,7 +51,11 @@ def build_encoder(config: EncoderConfig, activation_checkpointing: bool = False)
 
 
 def patch_projection(encoder: nn.Module) -> nn.Conv2d:
-    """The layer that first sees the pixels: a ViT's patch projection, a ResNet's conv1. Raises LookupError."""
+    """Return the first layer: the patch projection of a ViT, conv1 of a ResNet.
+
+    Raises:
+        LookupError: If `encoder` has neither.
+    """
     for path in ("vit.embeddings.patch_embeddings.projection", "conv1"):
         try:
             layer = encoder.get_submodule(path)
@@ -60,17 +66,21 @@ def patch_projection(encoder: nn.Module) -> nn.Conv2d:
     raise LookupError(f"{type(encoder).__name__} has no patch projection to freeze")
 
 
-def blocks(encoder: nn.Module) -> list[nn.Module]:
-    """A ViT's transformer blocks, first to last."""
+def transformer_blocks(encoder: nn.Module) -> list[nn.Module]:
+    """Return the transformer blocks of a ViT, first to last."""
     from transformers.models.vit.modeling_vit import ViTLayer
 
     return [module for module in encoder.modules() if isinstance(module, ViTLayer)]
 
 
-def recomputed(function: Callable[..., Tensor], module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-    """`function(*args, **kwargs)`, its activations recomputed in backward instead of kept.
+def checkpoint_block(function: Callable[..., Tensor], module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    """Call `function`; recompute its activations in backward instead of keeping them.
 
-    `module` holds the BatchNorm layers that `function` runs: recomputation leaves their running statistics alone.
+    Args:
+        function: The function, called as `function(*args, **kwargs)`.
+        module: Holds the BatchNorm layers of `function`; recomputation does not update their running statistics.
+        *args: Positional arguments.
+        **kwargs: Keyword arguments.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -80,30 +90,30 @@ def recomputed(function: Callable[..., Tensor], module: nn.Module, *args: Any, *
     return output
 
 
-def recomputed_apart(function: Callable[..., Tensor], module: nn.Module, *args: Any) -> Tensor:
-    """As `recomputed`, and the backward through it is one of its own.
+def checkpoint_reentrant(function: Callable[..., Tensor], module: nn.Module, *args: Any) -> Tensor:
+    """Like `checkpoint_block`, with a nested backward for each call (`use_reentrant=True`).
 
-    In one backward over several calls, autograd would hold the sum of all gradients of each parameter until the last
-    call has added its own. Here they are added to `.grad` call by call. One of `args` must require gradient.
+    A single backward over several calls holds the summed gradient of each parameter until the last call has added its
+    own. A nested backward adds it to `.grad` after each call. One of `args` must require gradient.
     """
 
     def compute(*args: Any) -> Tensor:
         with _frozen_running_statistics(module) if torch.is_grad_enabled() else nullcontext():
-            return function(*args)  # the first time without gradient, the second time with it
+            return function(*args)  # first without gradient, then recomputed with it
 
     output: Tensor = checkpoint(compute, *args, use_reentrant=True)
     return output
 
 
-def _recompute_blocks(encoder: nn.Module, block_type: type[nn.Module] | tuple[type[nn.Module], ...]) -> None:
+def _checkpoint_blocks(encoder: nn.Module, block_type: type[nn.Module] | tuple[type[nn.Module], ...]) -> None:
     for block in encoder.modules():
         if isinstance(block, block_type):
-            block.forward = partial(recomputed, block.forward, block)
+            block.forward = partial(checkpoint_block, block.forward, block)
 
 
 @contextmanager
 def _frozen_running_statistics(module: nn.Module) -> Iterator[None]:
-    """Momentum 0 leaves the running statistics as they are, while the same tensors are saved for backward."""
+    """Set BatchNorm momentum to 0: running statistics stay, and backward saves the same tensors as before."""
     norms: list[Any] = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -116,14 +126,15 @@ def _frozen_running_statistics(module: nn.Module) -> Iterator[None]:
 
 
 class VisionTransformer(nn.Module):
-    """transformers' ViT, reduced to its CLS token after the final norm."""
+    """ViT of transformers that returns the CLS token after the final norm."""
 
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
         self.vit = vit
 
     def forward(self, pixels: Tensor) -> Tensor:
-        # a copy: the CLS tokens as a view would keep all the others' memory
+        """Return features [tiles, feature_dim]."""
+        # a copy, because a view of the CLS tokens would keep the memory of all tokens
         return cast(Tensor, self.vit(pixels).last_hidden_state[:, 0].contiguous())
 
 
@@ -146,26 +157,26 @@ def _build_vit(config: EncoderConfig, activation_checkpointing: bool) -> nn.Modu
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    # transformers' own initialisation is data-dependent (fake tensors refuse it) and not MoCo v3's
+    # transformers' initialisation depends on data, which fake tensors do not support, and differs from MoCo v3's
     with no_init_weights():
         vit = ViTModel(settings, add_pooling_layer=False)
     _initialise_vit(vit)
     for layer in vit.layers:
-        layer.layernorm_before.register_forward_hook(cast_once)
+        layer.layernorm_before.register_forward_hook(_cast_to_autocast_dtype)
     if activation_checkpointing:
-        _recompute_blocks(vit, ViTLayer)
+        _checkpoint_blocks(vit, ViTLayer)
     return VisionTransformer(vit)
 
 
-def cast_once(_: nn.Module, __: Any, normed: Tensor) -> Tensor:
-    """Under autocast, the 16-bit copy of a norm's output that query, key and value would each make and keep."""
+def _cast_to_autocast_dtype(_: nn.Module, __: Any, normed: Tensor) -> Tensor:
+    """Cast a norm's output once under autocast; otherwise query, key and value each cast and keep a copy."""
     device = normed.device.type
     return normed.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed
 
 
 @torch.no_grad()
 def _initialise_vit(vit: Any) -> None:
-    """MoCo v3's initialisation: Xavier-uniform Linears (q, k, v each on its own fan), fixed sin-cos positions."""
+    """Initialise as MoCo v3: Xavier-uniform linear layers (q, k and v separately), fixed sin-cos positions."""
     for module in vit.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -181,13 +192,13 @@ def _initialise_vit(vit: Any) -> None:
     nn.init.zeros_(projection.bias)
     positions = vit.embeddings.position_embeddings
     side = vit.config.image_size // vit.config.patch_size
-    positions.copy_(sin_cos_positions(side, positions.shape[-1]))
+    positions.copy_(sincos_position_embedding(side, positions.shape[-1]))
     positions.requires_grad_(False)
 
 
-def sin_cos_positions(side: int, dim: int, temperature: float = 10_000.0) -> Tensor:
-    """Fixed 2-D position embedding `[1, 1 + side², dim]`: sin w, cos w, sin h, cos h; zero for the CLS token."""
-    # built from plain numbers in float64, so that it is the same under any default dtype
+def sincos_position_embedding(side: int, dim: int, temperature: float = 10_000.0) -> Tensor:
+    """Return the fixed 2-D position embedding [1, 1 + side², dim]: sin w, cos w, sin h, cos h; 0 for the CLS token."""
+    # in float64, so that the default dtype does not change it
     frequencies = temperature ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
     rows = angles[:, None].expand(side, side, -1).flatten(0, 1)
@@ -198,7 +209,7 @@ def sin_cos_positions(side: int, dim: int, temperature: float = 10_000.0) -> Ten
 
 def _build_resnet(config: EncoderConfig, activation_checkpointing: bool) -> nn.Module:
     resnet: Any
-    if config.name == "resnet10":  # one block per stage; torchvision has the parts but no name for it
+    if config.name == "resnet10":  # one block per stage; torchvision has no name for it
         resnet = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], zero_init_residual=True)
     else:
         resnet = torchvision.models.get_model(config.name, weights=None, zero_init_residual=True)
@@ -207,6 +218,6 @@ def _build_resnet(config: EncoderConfig, activation_checkpointing: bool) -> nn.M
         resnet.conv1 = nn.Conv2d(config.bands, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
     if activation_checkpointing:
-        _recompute_blocks(resnet, (BasicBlock, Bottleneck))
-    # the same bytes, and convolutions run faster: the forward measured twice as fast on a CPU
+        _checkpoint_blocks(resnet, (BasicBlock, Bottleneck))
+    # convolutions run faster at the same memory: the forward pass measured twice as fast on a CPU
     return cast(nn.Module, resnet.to(memory_format=torch.channels_last))

@@ -1,4 +1,4 @@
-"""The contrastive loss of MoCo v3: pure functions."""
+"""The contrastive loss of MoCo v3 and the spread of features."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from torch.nn import functional
 def contrastive_loss(
     queries: Tensor, keys: Tensor, temperature: float, first_label: int = 0, queue: Tensor | None = None
 ) -> Tensor:
-    """2 T · cross-entropy of normalised similarities (MoCo v3, algorithm 1), in at least float32.
+    """Return the InfoNCE loss of MoCo v3, computed in at least float32.
 
-    `queries [n, dim]`; `keys [m, dim]`, query i's positive in row `first_label + i`; `queue [k, dim]` holds further
-    negatives, normalised. Gradient flows through `queries` alone.
+    The loss is 2 T times the cross-entropy of cosine similarities (arXiv 2104.02057, algorithm 1). Gradients flow
+    through `queries` only.
+
+    Args:
+        queries: Queries [n, dim].
+        keys: Keys [m, dim]; the positive of query i is row `first_label + i`.
+        temperature: T of the paper.
+        first_label: Row of the first query's positive.
+        queue: Normalised keys [k, dim] that serve as further negatives.
     """
-    queries, keys = _normalised(queries), _normalised(keys.detach())
+    queries, keys = _normalise(queries), _normalise(keys.detach())
     if queue is not None and len(queue):
         keys = torch.cat([keys, queue.to(keys.dtype)])
     with torch.autocast(queries.device.type, enabled=False):
@@ -27,12 +34,15 @@ def contrastive_loss(
 
 @torch.no_grad()
 def feature_std(features: Tensor) -> Tensor:
-    """Spread of normalised features: √dim · mean standard deviation. 1 is evenly spread, 0 is collapsed."""
-    normalised = _normalised(features)
+    """Return the spread of normalised features [n, dim]: 1 if evenly spread, 0 if collapsed.
+
+    The spread is √dim times the mean standard deviation over tiles.
+    """
+    normalised = _normalise(features)
     spread: Tensor = normalised.std(0).mean() * features.shape[1] ** 0.5
     return spread
 
 
-def _normalised(rows: Tensor) -> Tensor:
+def _normalise(rows: Tensor) -> Tensor:
     with torch.autocast(rows.device.type, enabled=False):
         return functional.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=1)

@@ -1,4 +1,4 @@
-"""MoCo v3's networks: encoder, projector and predictor, and the momentum side that makes the keys."""
+"""The MoCo v3 model: encoder, projector and predictor, with momentum encoder and momentum projector."""
 
 from __future__ import annotations
 
@@ -11,45 +11,51 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moco_accel.networks.collectives import GlobalBatchNorm1d, rank, world_size
-from moco_accel.networks.encoders import build_encoder, feature_dim, recomputed_apart
+from moco_accel.networks.encoders import build_encoder, checkpoint_reentrant, feature_dim
 from moco_accel.networks.loss import contrastive_loss, feature_std
-from moco_accel.networks.sharding import Shards, is_divided, local, own_part, share_gradient
+from moco_accel.networks.sharding import Sharding, bind_gradient, is_sharded, local_parameter, local_tensor
 from moco_accel.processes.phases import tick
 from moco_accel.recipe.constants import RESNET_NAMES
 from moco_accel.recipe.schema import Recipe
 
 View = Sequence[Tensor]
-"""One view of a device's tiles, as micro-batches of pixels `[tiles, bands, height, width]`.
+"""One view of a device's tiles as micro-batches of pixels [tiles, bands, height, width].
 
-A list of tensors is one; so is `augment.AugmentedView`, which makes a micro-batch anew each time it is asked for.
+Either a list of tensors, or an `AugmentedView`, which augments a micro-batch on each access.
 """
 
-
-_ALIGNED = 64  # numbers: where each parameter's gradient may begin, for fused kernels to read several at a time
+_GRADIENT_ALIGNMENT = 64  # elements; fused kernels then read several at a time
 
 
 def build_moco(recipe: Recipe) -> MoCo:
-    """The networks a recipe names, freshly initialised from torch's global random state."""
+    """Build freshly initialised networks; the weights come from torch's global random state."""
     return MoCo(recipe)
 
 
 class MoCo(nn.Module):
-    """Query side (encoder, projector, predictor) and momentum side (momentum encoder, momentum projector)."""
+    """Networks of MoCo v3: queries from encoder, projector and predictor, keys from the momentum encoder and projector.
+
+    Attributes:
+        queue: Normalised keys [queue_size, output_dim] of earlier steps.
+        queue_start: Row of the oldest key.
+        query_side_moved: False after a step that the gradient scaler skipped; a buffer, so that checkpoints hold it.
+        gradient_buffer: Gradients of all optimized parameters, set by `allocate_gradients`.
+        optimized_parameters: Trainable parameters by name; with sharding, this rank's shards of them.
+        sharding: None if every rank holds the full networks.
+    """
 
     queue: Tensor
     queue_start: Tensor
     query_side_moved: Tensor
-    gradient: Tensor
-    """Of all that is `trained` in one, once `make_room_for_gradients` has been called."""
-    trained: dict[str, nn.Parameter]
-    """What the optimizer updates: the trainable parameters by name, or this process's part of each."""
+    gradient_buffer: Tensor
+    optimized_parameters: dict[str, nn.Parameter]
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.temperature = recipe.moco.temperature
         self.keep_last_micro_batch = recipe.memory.keep_last_micro_batch
-        self.shards: Shards | None = None
-        self._divided_over_nodes = recipe.hardware.num_nodes if recipe.memory.fully_shard else None
+        self.sharding: Sharding | None = None
+        self._shard_over_nodes = recipe.hardware.num_nodes if recipe.memory.fully_shard else None
         self.encoder = build_encoder(recipe.encoder, recipe.memory.activation_checkpointing)
         self.projector = _build_projector(recipe)
         self.predictor = _build_predictor(recipe)
@@ -59,99 +65,121 @@ class MoCo(nn.Module):
         self.momentum_projector.load_state_dict(self.projector.state_dict())
         self.momentum_encoder.requires_grad_(False)
         self.momentum_projector.requires_grad_(False)
-        self.trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        self.optimized_parameters = self._trainable_parameters()
         queue = functional.normalize(torch.randn(recipe.moco.queue_size, recipe.moco.output_dim), dim=1)
         self.register_buffer("queue", queue)
         self.register_buffer("queue_start", torch.zeros((), dtype=torch.long))
-        # false after a step that a gradient scaler skipped; a buffer, so that checkpoints hold it
         self.register_buffer("query_side_moved", torch.ones((), dtype=torch.bool))
 
     def forward(self, view: View, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of one view's queries against the gathered `keys` of the other; and the features' spread."""
+        """Return the loss of one view's queries against `keys`, and the spread of the view's features.
+
+        Args:
+            view: One view of this rank's tiles.
+            keys: Keys [ranks * tiles, output_dim] of the other view, gathered from all ranks.
+        """
         features = encode(self.encoder, view, self.keep_last_micro_batch)
         queries = self.predictor(self.projector(features))
         assert len(keys) == len(queries) * world_size(), f"{len(keys)} keys for {len(queries)} queries"
         loss = contrastive_loss(queries, keys, self.temperature, len(queries) * rank(), self.queue)
         return loss, feature_std(features.detach())
 
-    def make_room_for_gradients(self) -> None:
-        """One buffer, of which each parameter's gradient is a view: zeroed at once, sent at once, never dropped."""
-        trainable = dict(named for named in self.named_parameters() if named[1].requires_grad)
-        whole_first = sorted(trainable.items(), key=lambda named: is_divided(named[1]))
-        self.trained = {name: own_part(parameter) for name, parameter in whole_first}
-        sizes = [-(-parameter.numel() // _ALIGNED) * _ALIGNED for parameter in self.trained.values()]
-        self.gradient = next(iter(self.trained.values())).new_zeros(sum(sizes))
-        for (name, part), start in zip(self.trained.items(), accumulate(sizes, initial=0), strict=False):
-            part.grad = self.gradient.as_strided(part.shape, part.stride(), start)
-            share_gradient(trainable[name], part)
-        self._whole_numbers = sum(size for size, (_, p) in zip(sizes, whole_first, strict=True) if not is_divided(p))
-
-    def gradients(self) -> list[tuple[Tensor, Any]]:
-        """What is averaged over which group of processes: None is all; FSDP2 has averaged shards over a node's."""
-        if self.shards is None:
-            return [(self.gradient, None)]
-        whole, divided = self.gradient.tensor_split([self._whole_numbers])
-        return [(whole, None)] + ([(divided, self.shards.between_nodes)] if self.shards.between_nodes else [])
-
-    def divide(self, device_type: str) -> None:
-        """Leave this process its part of what the recipe divides; see `sharding`."""
-        if self._divided_over_nodes is not None:
-            self.trained = {}  # whole parameters that somebody held would stay on the device
-            encoders = [self.encoder, self.momentum_encoder]
-            heads = [self.projector, self.predictor, self.momentum_projector]
-            self.shards = Shards(encoders, heads, device_type, self._divided_over_nodes)
-
-    def placed(self, encoder: nn.Module, device: torch.device) -> nn.Module:
-        """Another encoder of the kind on the device, divided as this one is."""
-        return (self.shards.divided(encoder) if self.shards else encoder).to(device)
-
-    @property
-    def momentum_version(self) -> int:
-        """Grows whenever the momentum side's parameters change."""
-        return local(next(self.momentum_encoder.parameters()))._version
-
     @torch.no_grad()
     def keys(self, view: View) -> Tensor:
-        """Keys `[tiles, output_dim]` of one view from the momentum side, in train mode, without gradient."""
+        """Return keys [tiles, output_dim] of one view, in train mode and without gradient."""
         return self.momentum_projector(encode(self.momentum_encoder, view))  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def update_momentum_side(self, coefficient: float) -> None:
-        """p_k = m p_k + (1 - m) p_q over parameters. BatchNorm buffers of the momentum side are its own."""
+    def update_momentum_encoder(self, coefficient: float) -> None:
+        """Update the parameters of the momentum encoder and projector: p_k = m p_k + (1 - m) p_q.
+
+        BatchNorm buffers are not averaged; the momentum networks have their own.
+        """
         for momentum_module, module in (
             (self.momentum_encoder, self.encoder),
             (self.momentum_projector, self.projector),
         ):
-            moved, towards = ([local(p) for p in side.parameters()] for side in (momentum_module, module))
-            torch._foreach_lerp_(moved, towards, 1 - coefficient)
+            averaged, current = ([local_tensor(p) for p in each.parameters()] for each in (momentum_module, module))
+            torch._foreach_lerp_(averaged, current, 1 - coefficient)
+
+    @property
+    def momentum_version(self) -> int:
+        """A number that grows whenever the momentum encoder's parameters change."""
+        return local_tensor(next(self.momentum_encoder.parameters()))._version
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Replace the oldest of the queue by `keys` (all processes'), normalised."""
+        """Replace the oldest keys of the queue by `keys` of all ranks, normalised."""
         if not len(self.queue):
             return
-        places = (self.queue_start + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue[places] = functional.normalize(keys.to(self.queue.dtype), dim=1)
+        rows = (self.queue_start + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue[rows] = functional.normalize(keys.to(self.queue.dtype), dim=1)
         self.queue_start.copy_((self.queue_start + len(keys)) % len(self.queue))
+
+    def shard(self, device_type: str) -> None:
+        """Keep only this rank's shards if the recipe sets `memory.fully_shard`; see `Sharding`."""
+        if self._shard_over_nodes is not None:
+            self.optimized_parameters = {}  # a reference would keep the full parameters on the device
+            encoders = [self.encoder, self.momentum_encoder]
+            heads = [self.projector, self.predictor, self.momentum_projector]
+            self.sharding = Sharding(encoders, heads, device_type, self._shard_over_nodes)
+
+    def place_encoder(self, encoder: nn.Module, device: torch.device) -> nn.Module:
+        """Return another encoder of the same kind on `device`, sharded as this one."""
+        return (self.sharding.sharded(encoder) if self.sharding else encoder).to(device)
+
+    def allocate_gradients(self) -> None:
+        """Allocate one buffer for all gradients: it is zeroed and averaged at once, and never freed."""
+        trainable = self._trainable_parameters()
+        replicated_first = sorted(trainable.items(), key=lambda named: is_sharded(named[1]))
+        self.optimized_parameters = {name: local_parameter(parameter) for name, parameter in replicated_first}
+        parameters = self.optimized_parameters.values()
+        sizes = [-(-parameter.numel() // _GRADIENT_ALIGNMENT) * _GRADIENT_ALIGNMENT for parameter in parameters]
+        self.gradient_buffer = next(iter(parameters)).new_zeros(sum(sizes))
+        for (name, parameter), start in zip(
+            self.optimized_parameters.items(), accumulate(sizes, initial=0), strict=False
+        ):
+            parameter.grad = self.gradient_buffer.as_strided(parameter.shape, parameter.stride(), start)
+            bind_gradient(trainable[name], parameter)
+        self._replicated_size = sum(
+            size for size, (_, p) in zip(sizes, replicated_first, strict=True) if not is_sharded(p)
+        )
+
+    def gradients_by_group(self) -> list[tuple[Tensor, Any]]:
+        """Return the gradients to average, each with its process group; None means all ranks.
+
+        FSDP2 has already averaged sharded gradients over the devices of a node.
+        """
+        if self.sharding is None:
+            return [(self.gradient_buffer, None)]
+        replicated, sharded = self.gradient_buffer.tensor_split([self._replicated_size])
+        between_nodes = self.sharding.between_nodes
+        return [(replicated, None)] + ([(sharded, between_nodes)] if between_nodes else [])
+
+    def _trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
 def encode(encoder: nn.Module, view: View, keep_last: bool = True) -> Tensor:
-    """Features of a whole view, micro-batch by micro-batch.
+    """Return the features of a view, computed one micro-batch at a time.
 
-    With gradient and more than one micro-batch, each is recomputed in backward, in a backward of its own: one
-    micro-batch's activations live at a time, its gradients are added up as they come, and the gradient is that of the
-    whole (gradient caching at the features). Backward begins with the last one: with `keep_last` its activations wait
-    for that, and its second forward is saved.
+    With gradient, each micro-batch is recomputed in a nested backward, so that the activations of one micro-batch
+    exist at a time. The gradient equals that of the whole batch (gradient caching at the features).
+
+    Args:
+        encoder: Encoder of pixels.
+        view: Micro-batches of pixels.
+        keep_last: Keep the activations of the last micro-batch, where backward starts, instead of recomputing them.
     """
-    recomputed_count = len(view) - (keep_last or len(view) == 1) if torch.is_grad_enabled() else 0
-    anchor = torch.zeros((), requires_grad=True)  # checkpoint wants an input with gradient; indices have none
+    recomputed = len(view) - (keep_last or len(view) == 1) if torch.is_grad_enabled() else 0
+    anchor = torch.zeros((), requires_grad=True)  # checkpoint needs an input with gradient
 
-    def micro_batch_features(_: Tensor, index: int) -> Tensor:  # by index, so that a number is kept and not the pixels
+    def encode_micro_batch(_: Tensor, index: int) -> Tensor:  # takes an index, so that checkpoint does not keep pixels
         tick()
         return encoder(view[index])  # type: ignore[no-any-return]
 
-    features = [recomputed_apart(micro_batch_features, encoder, anchor, index) for index in range(recomputed_count)]
-    features += [micro_batch_features(anchor, index) for index in range(recomputed_count, len(view))]
+    features = [checkpoint_reentrant(encode_micro_batch, encoder, anchor, index) for index in range(recomputed)]
+    features += [encode_micro_batch(anchor, index) for index in range(recomputed, len(view))]
     return torch.cat(features)
 
 
@@ -168,7 +196,7 @@ def _build_predictor(recipe: Recipe) -> nn.Sequential:
 
 
 def _build_head(widths: list[int], output_norm: bool) -> nn.Sequential:
-    """Linear layers without bias; BatchNorm and ReLU between them; BatchNorm without affine on the output."""
+    """Build linear layers without bias; BatchNorm and ReLU between them, BatchNorm without affine at the end."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths[:-1]):
         layers += [nn.Linear(fan_in, fan_out, bias=False), GlobalBatchNorm1d(fan_out), nn.ReLU(inplace=True)]

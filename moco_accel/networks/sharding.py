@@ -1,9 +1,9 @@
-"""Encoders too big to replicate: matrices, their gradients and optimizer state divided over a node's devices (FSDP2).
+"""Shard the networks over the devices of a node with FSDP2: matrices, their gradients and optimizer state.
 
-torch's `fully_shard` gathers a block's matrices before it runs and frees them after. Everything else in the step stays
-as it is, and so does the gradient. Vectors (biases, norms) stay whole: they are few, and 8-bit optimizers would keep
-parts of them otherwise. Accelerate's own way into FSDP2 is not taken: it makes all of MoCo one unit, whose two sides
-then can't run apart, and under bf16 reduces in 16 bits unless told otherwise.
+`fully_shard` gathers the matrices of a block before it runs and frees them afterwards; the gradient does not change.
+Vectors (biases, norms) stay replicated: they are small, and 8-bit optimizers would keep their shards in 32 bits.
+Accelerate's FSDP2 support is not used: it makes MoCo one unit, so that its two encoders cannot run separately, and
+reduces in 16 bits under bf16 by default.
 """
 
 from __future__ import annotations
@@ -17,108 +17,112 @@ from torch.distributed import device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from moco_accel.networks.encoders import blocks
+from moco_accel.networks.encoders import transformer_blocks
 
-BLOCK_OF_8_BITS = 256
-"""Numbers that share a scale in bitsandbytes' optimizers; a part holds whole blocks."""
-LEAST_IN_8_BITS = 4096
-"""Numbers; of tensors, and parts, of fewer they keep 32 bits."""
+EIGHT_BIT_BLOCK_SIZE = 256
+"""Elements that share a scale in bitsandbytes' 8-bit optimizers; a shard holds whole blocks."""
+EIGHT_BIT_MIN_SIZE = 4096
+"""Elements; 8-bit optimizers keep the state of smaller tensors in 32 bits."""
 
 
-class Shards:
-    """How a MoCo is divided over the devices of each of `num_nodes` nodes; every node has all of it."""
+class Sharding:
+    """Shards of a MoCo over the devices of each node, replicated over nodes.
+
+    Attributes:
+        between_nodes: Process group of the ranks that hold the same shard; None on a single node.
+    """
 
     def __init__(
         self, encoders: Sequence[nn.Module], heads: Sequence[nn.Module], device_type: str, num_nodes: int
     ) -> None:
-        """Divides them in place."""
+        """Shard `encoders` and `heads` in place."""
         per_node = dist.get_world_size() // num_nodes
         mesh = device_mesh.init_device_mesh(device_type, (num_nodes, per_node), mesh_dim_names=("node", "device"))
         self._mesh, self.between_nodes = mesh["device"], mesh.get_group("node") if num_nodes > 1 else None
-        # encoders under one root: what FSDP2 notes of the momentum side's forwards, the other's backward has it forget
-        self._roots = [self._unite(map(self.divided, encoders)), self._unite(map(self._divide, heads))]
+        # encoders share a root: backward of the encoder then clears what FSDP2 records of momentum forwards
+        self._roots = [self._unite(map(self.sharded, encoders)), self._unite(map(self._shard, heads))]
 
-    def divided(self, encoder: nn.Module) -> nn.Module:
-        """`encoder`, of which one block at a time is whole."""
+    def sharded(self, encoder: nn.Module) -> nn.Module:
+        """Shard `encoder` in place, one FSDP unit per transformer block, and return it."""
         before: FSDPModule | None = None
-        for block in blocks(encoder):
-            unit = self._divide(block)
-            unit.register_forward_hook(_free_in_backward)  # type: ignore[attr-defined]
-            if before is not None:  # backward comes to it next
+        for block in transformer_blocks(encoder):
+            unit = self._shard(block)
+            unit.register_forward_hook(_reshard_in_backward)  # type: ignore[attr-defined]
+            if before is not None:  # the next block in backward
                 unit.set_modules_to_backward_prefetch([before])
             before = unit
-        return self._divide(encoder)  # type: ignore[return-value]
+        return self._shard(encoder)  # type: ignore[return-value]
 
-    def _unite(self, sides: Iterable[object]) -> nn.Module:
-        root: nn.Module = nn.Sequential(*sides)  # type: ignore[call-overload] # never run; a plain container can't be a root
-        self._divide(root)
+    def _unite(self, modules: Iterable[object]) -> nn.Module:
+        root: nn.Module = nn.Sequential(*modules)  # type: ignore[call-overload] # never run; FSDP needs a module as root
+        self._shard(root)
         fully_shard.state(root)._lazy_init()  # type: ignore[attr-defined]
         return root
 
-    def _divide(self, module: nn.Module) -> FSDPModule:
-        whole = {parameter for parameter in module.parameters() if not _divides(parameter, self._mesh.size())}
-        return fully_shard(module, mesh=self._mesh, reshard_after_forward=True, ignored_params=whole)
+    def _shard(self, module: nn.Module) -> FSDPModule:
+        replicated = {parameter for parameter in module.parameters() if not _can_shard(parameter, self._mesh.size())}
+        return fully_shard(module, mesh=self._mesh, reshard_after_forward=True, ignored_params=replicated)
 
 
-def is_divided(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
+    """Return True for a DTensor."""
     return isinstance(tensor, DTensor)
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this process holds: its part, or all of it."""
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a sharded tensor; any other tensor unchanged."""
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
-def own_part(parameter: nn.Parameter) -> nn.Parameter:
-    """What an optimizer takes: this process's part as a parameter of its own, or all of `parameter`."""
-    return nn.Parameter(local(parameter)) if is_divided(parameter) else parameter
+def local_parameter(parameter: nn.Parameter) -> nn.Parameter:
+    """Return this rank's shard as a parameter for the optimizer; any other parameter unchanged."""
+    return nn.Parameter(local_tensor(parameter)) if is_sharded(parameter) else parameter
 
 
-def share_gradient(parameter: nn.Parameter, part: nn.Parameter) -> None:
-    """Have FSDP2 add up the gradient of `parameter` in that of its `part`."""
+def bind_gradient(parameter: nn.Parameter, shard: nn.Parameter) -> None:
+    """Make FSDP2 accumulate the gradient of a sharded `parameter` in that of its local `shard`."""
     if isinstance(parameter, DTensor):
-        parameter.grad = like(part.grad, parameter)
+        parameter.grad = to_dtensor(shard.grad, parameter)
 
 
-def like(part: Tensor | None, divided: Tensor) -> DTensor:
-    """What all processes' `part`s make together, each divided by rows as `divided` is."""
-    assert part is not None and isinstance(divided, DTensor)  # noqa: PT018
-    return DTensor.from_local(part, divided.device_mesh, [Shard(0)], run_check=False)
+def to_dtensor(shard: Tensor | None, reference: Tensor) -> DTensor:
+    """Return the DTensor of all ranks' shards, sharded by rows on the mesh of `reference`."""
+    assert shard is not None and isinstance(reference, DTensor)  # noqa: PT018
+    return DTensor.from_local(shard, reference.device_mesh, [Shard(0)], run_check=False)
 
 
-def part_of(whole: Tensor, divided: Tensor) -> Tensor:
-    """This process's rows of `whole`, divided as `divided` is; all of it where that isn't divided."""
-    if not isinstance(divided, DTensor):
-        return whole
-    return whole.chunk(divided.device_mesh.size())[divided.device_mesh.get_local_rank()]
+def local_rows(full: Tensor, reference: Tensor) -> Tensor:
+    """Return this rank's rows of `full` if `reference` is sharded; else all rows."""
+    if not isinstance(reference, DTensor):
+        return full
+    return full.chunk(reference.device_mesh.size())[reference.device_mesh.get_local_rank()]
 
 
-def nobody() -> None:
-    """Whom a process meets that is alone."""
+def no_status_exchange() -> None:
+    """Do nothing, for a caller without a control group."""
 
 
-def whole(tensor: Tensor, meet: Callable[[], object]) -> Tensor:
-    """All of a tensor. All processes ask for the same ones in the same order; they `meet` before each is sent.
+def full_tensor(tensor: Tensor, exchange_status: Callable[[], object]) -> Tensor:
+    """Return the full tensor of all shards; all ranks must call it for the same tensors in the same order.
 
-    One that fails between the two leaves the others waiting, until they are seen to have stalled (`watching`).
+    A rank that fails between `exchange_status` and the collective leaves the others waiting; the watchdog ends them.
     """
     if not isinstance(tensor, DTensor):
         return tensor
-    meet()
+    exchange_status()
     return tensor.full_tensor()
 
 
-def _divides(parameter: Tensor, processes: int) -> bool:
-    if is_divided(parameter):
+def _can_shard(parameter: Tensor, devices: int) -> bool:
+    if is_sharded(parameter):
         return True
-    rows, numbers = (*parameter.shape, 0)[0], parameter.numel() // processes
-    return (
-        parameter.ndim > 1 and rows % processes == 0 and numbers % BLOCK_OF_8_BITS == 0 and numbers >= LEAST_IN_8_BITS
-    )
+    rows, elements = (*parameter.shape, 0)[0], parameter.numel() // devices
+    whole_blocks = rows % devices == 0 and elements % EIGHT_BIT_BLOCK_SIZE == 0
+    return parameter.ndim > 1 and whole_blocks and elements >= EIGHT_BIT_MIN_SIZE
 
 
-def _free_in_backward(block: nn.Module, _: object, __: object) -> None:
-    """A micro-batch that is recomputed in backward needs one block at a time, as in its first forward."""
+def _reshard_in_backward(block: nn.Module, _: object, __: object) -> None:
+    """Free the full parameters of a recomputed block, as after its first forward."""
     if torch._C._current_graph_task_id() != -1:  # type: ignore[attr-defined]
         assert isinstance(block, FSDPModule)
         block.reshard()

@@ -1,1 +1,1 @@
-"""Weights that a run starts from: another run's, or those of transformers, timm and torchvision."""
+"""Initial weights from another run, transformers, timm or torchvision."""

@@ -1,4 +1,4 @@
-"""Where encoder.weights lie: a file, a folder or a repository on the hub; and what its config says beside them."""
+"""Find the file that `encoder.weights` names: a file, a folder or a hub repository, and the config beside it."""
 
 from __future__ import annotations
 
@@ -9,59 +9,66 @@ from typing import Any
 from safetensors import safe_open
 
 from moco_accel.checkpoints.manifest import MANIFEST
-from moco_accel.common.atomic_files import read_ordinary, strict_json
-from moco_accel.common.errors import UserError, short
+from moco_accel.common.atomic_files import parse_strict_json, read_regular_file
+from moco_accel.common.errors import UserError, short_repr
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_MAY_RUN_CODE = (".pth", ".pt", ".bin", ".ckpt")
+_PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 _USUAL_NAME = "model.safetensors"
 _MAX_CONFIG_BYTES = 1 << 20
-_HEAD_WIDTH = 64  # of timm's ViTs, unless their arguments say otherwise
+_TIMM_HEAD_WIDTH = 64  # of ViTs, unless their arguments say otherwise
 _CONVERT = (
     'python -c "import sys; from torch import load; from safetensors.torch import save_file; '
     'save_file(load(sys.argv[1], weights_only=True), sys.argv[2])"'
 )
 
 
-def locate(source: str) -> Path:
-    """The folder of a run or a checkpoint, or a safetensors file. Raises UserError, in one line each."""
+def locate_weights(source: str) -> Path:
+    """Return the folder of a run or a checkpoint, or a safetensors file; a hub repository is downloaded.
+
+    Raises:
+        UserError: If `source` does not exist or holds no weights in a supported format.
+    """
     path = Path(source).expanduser()
     if not path.exists():
         name = source.removeprefix("hf-hub:")
         if not _HUB_ID.fullmatch(name):
             raise UserError(
-                f"encoder.weights={short(source)} is neither a file, a folder nor a hub id; a run's folder works"
+                f"encoder.weights={short_repr(source)} is neither a file, a folder nor a hub id; a run's folder works"
             )
         path = _download(source, name)
-    path = path.resolve()  # the hub's cache is made of links
-    if path.is_dir() and not _is_ours(path):
-        return _in_folder(source, path)
+    path = path.resolve()  # the hub's cache consists of links
+    if path.is_dir() and not _is_run_or_checkpoint(path):
+        return _file_in_folder(source, path)
     if path.is_file():
-        _refuse_other_kinds(source, path)
+        _check_format(source, path)
     return path
 
 
-def heads_said(path: Path) -> int | None:
-    """Attention heads, which no tensor's shape tells: as config.json beside the file, or its metadata, says."""
+def read_head_count(path: Path) -> int | None:
+    """Return the number of attention heads from a file's metadata or the config.json beside it; None if unknown.
+
+    The shapes of tensors do not determine it.
+    """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     if "arguments" in metadata:
-        return _whole(strict_json(metadata["arguments"].encode(), "its metadata").get("num_heads"))
-    config = _config(path.with_name("config.json"))
+        return _positive_int(parse_strict_json(metadata["arguments"].encode(), "its metadata").get("num_heads"))
+    config = _read_config(path.with_name("config.json"))
     if "num_attention_heads" in config:
-        return _whole(config["num_attention_heads"])
+        return _positive_int(config["num_attention_heads"])
     arguments = config.get("model_args") or {}
     if "architecture" in config:
         width = arguments.get("embed_dim", config.get("num_features", 0))
-        return _whole(arguments.get("num_heads", width // _HEAD_WIDTH))
+        return _positive_int(arguments.get("num_heads", width // _TIMM_HEAD_WIDTH))
     return None
 
 
-def _is_ours(folder: Path) -> bool:
+def _is_run_or_checkpoint(folder: Path) -> bool:
     return (folder / MANIFEST).exists() or (folder / "checkpoints").is_dir()
 
 
-def _in_folder(source: str, folder: Path) -> Path:
+def _file_in_folder(source: str, folder: Path) -> Path:
     found = sorted(folder.glob("*.safetensors"))
     if folder / _USUAL_NAME in found:
         return (folder / _USUAL_NAME).resolve()
@@ -69,22 +76,24 @@ def _in_folder(source: str, folder: Path) -> Path:
         return found[0].resolve()
     if found:
         raise UserError(
-            f"encoder.weights={short(source)} holds {len(found)} safetensors files; one by name works: {found[0]}"
+            f"encoder.weights={short_repr(source)} holds {len(found)} safetensors files; one by name works: {found[0]}"
         )
     for path in sorted(folder.iterdir()):
-        _refuse_other_kinds(source, path)
-    raise UserError(f"encoder.weights={short(source)} holds no *.safetensors and no checkpoint; a run's folder works")
+        _check_format(source, path)
+    raise UserError(
+        f"encoder.weights={short_repr(source)} holds no *.safetensors and no checkpoint; a run's folder works"
+    )
 
 
-def _refuse_other_kinds(source: str, path: Path) -> None:
-    if path.suffix in _MAY_RUN_CODE:
+def _check_format(source: str, path: Path) -> None:
+    if path.suffix in _PICKLE_SUFFIXES:
         raise UserError(
-            f"encoder.weights={short(source)}: {path.name} may hold any code, and is not read; this makes safetensors "
-            f"of a file of tensors: {_CONVERT} {path} {path.stem}.safetensors"
+            f"encoder.weights={short_repr(source)}: {path.name} may contain any code and is not read; this converts a "
+            f"file of tensors to safetensors: {_CONVERT} {path} {path.stem}.safetensors"
         )
     if path.suffix == ".onnx":
         raise UserError(
-            f"encoder.weights={short(source)}: {path.name} is ONNX, which is not read; --format timm of it works"
+            f"encoder.weights={short_repr(source)}: {path.name} is ONNX, which is not read; --format timm of it works"
         )
 
 
@@ -92,23 +101,23 @@ def _download(source: str, name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    client_error: Any = HfHubHTTPError.__bases__[0]  # of whichever HTTP client this hub library has
+    client_error: Any = HfHubHTTPError.__bases__[0]  # depends on the hub library's HTTP client
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "config.json"]))
     except (HfHubHTTPError, HFValidationError, client_error, OSError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(
-            f"encoder.weights={short(source)} is no path here, and the hub does not give it ({reason}); "
+            f"encoder.weights={short_repr(source)} is not a local path, and the hub does not provide it ({reason}); "
             "a folder or a .safetensors file works"
         ) from None
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    found = strict_json(read_ordinary(path.resolve(), _MAX_CONFIG_BYTES), path.name)
+    found = parse_strict_json(read_regular_file(path.resolve(), _MAX_CONFIG_BYTES), path.name)
     return found if isinstance(found, dict) else {}
 
 
-def _whole(value: object) -> int | None:
+def _positive_int(value: object) -> int | None:
     return value if isinstance(value, int) and value > 0 else None

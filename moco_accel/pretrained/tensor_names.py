@@ -1,7 +1,7 @@
-"""One encoder's tensors by the names of four libraries: ours, transformers', timm's and torchvision's.
+"""Translate an encoder's tensor names to and from transformers, timm and torchvision.
 
-Ours are those of `VisionTransformer` (transformers' ViT in memory) and of torchvision's ResNets. Query, key and value
-are one tensor in timm and torchvision, in this order along the first dimension.
+Encoders here use the names of transformers' ViT in memory and of torchvision's ResNets. timm and torchvision store
+query, key and value as one tensor, in this order along the first dimension.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 Library = Literal["transformers", "timm", "torchvision"]
-Place = tuple[str, int | None]
-"""A tensor's name in another library, and which third of it is meant; None: all of it."""
+TensorLocation = tuple[str, int | None]
+"""A tensor's name in another library, and which third of it is meant; None: the whole tensor."""
 
 _LIBRARIES = ("transformers", "timm", "torchvision")
 _VIT = {
@@ -48,16 +48,16 @@ _RESNET_TO_TRANSFORMERS = (
 )
 
 
-def place_in(library: Library, name: str) -> Place:
-    """Where `library` keeps our tensor `name`."""
-    return _vit_place(library, name) if name.startswith("vit.") else (_resnet_name(library, name), None)
+def tensor_location(library: Library, name: str) -> TensorLocation:
+    """Return where `library` stores the encoder's tensor `name`."""
+    return _vit_location(library, name) if name.startswith("vit.") else (_resnet_name(library, name), None)
 
 
-def renamed(tensors: Mapping[str, Tensor], library: Library) -> dict[str, Tensor]:
-    """Our encoder's state as `library` keeps it, contiguous and on the CPU."""
+def to_library(tensors: Mapping[str, Tensor], library: Library) -> dict[str, Tensor]:
+    """Return the encoder's tensors as `library` stores them, contiguous and on the CPU."""
     parts: dict[str, dict[int, Tensor]] = {}
     for name, tensor in tensors.items():
-        theirs, third = place_in(library, name)
+        theirs, third = tensor_location(library, name)
         parts.setdefault(theirs, {})[third or 0] = tensor.detach().cpu()
     return {
         name: torch.cat([found[i] for i in sorted(found)]).contiguous() if len(found) > 1 else found[0].contiguous()
@@ -65,29 +65,33 @@ def renamed(tensors: Mapping[str, Tensor], library: Library) -> dict[str, Tensor
     }
 
 
-def restored(tensors: Mapping[str, Tensor], library: Library, names: Iterable[str]) -> dict[str, Tensor]:
-    """The reverse of `renamed`: our tensors `names` out of theirs. Raises KeyError with the name of one that lacks."""
+def from_library(tensors: Mapping[str, Tensor], library: Library, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the encoder's tensors `names` from those of `library`: the inverse of `to_library`.
+
+    Raises:
+        KeyError: If a tensor is missing.
+    """
     found = {}
     for name in names:
-        theirs, third = place_in(library, name)
+        theirs, third = tensor_location(library, name)
         whole = tensors[theirs]
         found[name] = whole if third is None else whole.chunk(3)[third]
     return found
 
 
-def without_prefix(names: Collection[str]) -> dict[str, str]:
-    """Names as they are stored → names as the libraries' bare models have them."""
-    plain = {}
+def bare_names(names: Collection[str]) -> dict[str, str]:
+    """Map names as stored in a file to the names of the library's bare model."""
+    result = {}
     for name in names:
         bare = re.sub(r"^(timm_model|vit|resnet|module)\.", "", name)
         bare = re.sub(r"^layers\.(\d+)\.", _as_stored, bare)
         bare = re.sub(r"\.mlp\.linear_([12])\.", lambda found: f".mlp.{3 * (int(found[1]) - 1)}.", bare)
-        plain[name] = _IN_MEMORY.sub(lambda found: _STORED[found[0]], bare) if bare.startswith(_STORED_LAYER) else bare
-    return plain
+        result[name] = _IN_MEMORY.sub(lambda found: _STORED[found[0]], bare) if bare.startswith(_STORED_LAYER) else bare
+    return result
 
 
-def library_of(names: Collection[str]) -> tuple[Literal["ViT", "ResNet"], Library] | None:
-    """Whose names these are, without prefix; None where nobody's."""
+def detect_library(names: Collection[str]) -> tuple[Literal["ViT", "ResNet"], Library] | None:
+    """Return family and library that use these bare names; None if no library does."""
     if "embeddings.cls_token" in names:
         return "ViT", "transformers"
     if "patch_embed.proj.weight" in names and "cls_token" in names:
@@ -97,7 +101,7 @@ def library_of(names: Collection[str]) -> tuple[Literal["ViT", "ResNet"], Librar
     if "embedder.embedder.convolution.weight" in names:
         return "ResNet", "transformers"
     if "conv1.weight" in names and "layer1.0.conv1.weight" in names:
-        return "ResNet", "torchvision"  # and timm: they share all names
+        return "ResNet", "torchvision"  # timm uses the same names
     return None
 
 
@@ -110,14 +114,14 @@ def _as_stored(found: re.Match[str]) -> str:
     return f"{_STORED_LAYER}{found[1]}."
 
 
-def _vit_place(library: Library, name: str) -> Place:
+def _vit_location(library: Library, name: str) -> TensorLocation:
     column, bare = _LIBRARIES.index(library), name.removeprefix("vit.")
     layer = re.match(r"layers\.(\d+)\.", bare)
     table = _IN_LAYER if layer else _VIT
     inside = bare[layer.end() :] if layer else bare
     stem, dot, kind = (inside, "", "") if inside in table else inside.rpartition(".")
     theirs = table[stem][column]
-    joint = "_" if theirs.endswith("in_proj") else dot  # torchvision's is no module
+    joint = "_" if theirs.endswith("in_proj") else dot  # torchvision's is a parameter, not a module
     third = _THIRDS.index(stem) if stem in _THIRDS and library != "transformers" else None
     return (_LAYER[column].format(layer[1]) if layer else "") + theirs + joint + kind, third
 

@@ -1,4 +1,4 @@
-"""The ranks of a run: how they start, agree before each collective, are watched, and stop together.
+"""Start the ranks of a run, keep them in lockstep, watch them and stop them together.
 
 Nothing here computes; `networks.collectives` sends tensors.
 """

@@ -1,8 +1,8 @@
-"""Processes in step: a word from each before they send, so that one in trouble leaves no other waiting for it.
+"""Exchange small integers between ranks on the CPU, so that a rank that fails leaves no other waiting.
 
-A process that runs out of memory no longer takes part in what the others send each other, and they would wait for it
-for ever. So before anything is sent each says whether it is well, on the CPU and through a process group of its own: a
-GPU's queue is not waited for. Who is not well says so at the next such meeting, whichever that is, and all learn of it.
+A rank that runs out of memory misses the next collective, and the other ranks would wait for it forever. Therefore all
+ranks exchange their status before each collective, through a gloo process group that does not wait for a GPU's queue.
+A rank that failed reports it at its next exchange, and every rank learns of it.
 """
 
 from __future__ import annotations
@@ -16,116 +16,132 @@ import torch
 import torch.distributed as dist
 
 from moco_accel.common.errors import UserError
-from moco_accel.processes.phases import waiting
+from moco_accel.processes.phases import waiting_for_peers
 
-WELL, OUT_OF_MEMORY, FAILED = 0, 1, 2
+HEALTHY, OUT_OF_MEMORY, FAILED = 0, 1, 2
 
-_FEW = 32  # processes, up to which gloo's ring took less time (benchmarks/meetings.py)
-_TIMEOUT = timedelta(minutes=30)  # a process may compile kernels, or wait for a slow disk
-
-
-class OthersOutOfMemory(Exception):  # noqa: N818 - it says what happened
-    """Another process ran out of memory: this step is void on all of them."""
+_MAX_RANKS_OF_ALL_REDUCE = 32  # above it, gloo's ring takes longer than rounds (benchmarks/status_exchange.py)
+_TIMEOUT = timedelta(minutes=30)  # a rank may compile kernels, or wait for a slow disk
 
 
-class OtherFailed(Exception):  # noqa: N818 - it says what happened
-    """Another process cannot do its part of what all do together."""
+class PeerOutOfMemory(Exception):  # noqa: N818 - not an error of this rank
+    """Another rank ran out of memory, so this step is void on every rank."""
 
 
-class Agreement:
-    """What all processes of a run tell each other in lockstep. Make it on all of them at once; alone, it is local."""
+class PeerFailed(Exception):  # noqa: N818 - not an error of this rank
+    """Another rank failed during work that all ranks do together."""
+
+
+class ControlGroup:
+    """Collectives of integers on the CPU, for control flow that all ranks share.
+
+    Create it on all ranks at once. Without `torch.distributed`, or with one rank, every operation is local.
+    """
 
     def __init__(self, timeout: timedelta = _TIMEOUT) -> None:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if several else None
         self._size, self._rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
-        self._is_first, self._timeout = self._rank == 0, timeout
+        self._timeout = timeout
 
-    def worst(self, word: int) -> int:
-        """The largest of all processes' words."""
-        return self._combined(word, max, dist.ReduceOp.MAX)
+    def max_over_ranks(self, value: int) -> int:
+        """Return the largest `value` of any rank."""
+        return self._combine(value, max, dist.ReduceOp.MAX)
 
-    def any_of(self, bits: int) -> int:
-        """The bits that are set in any process's word."""
-        return self._combined(bits, or_, dist.ReduceOp.BOR)
+    def or_over_ranks(self, bits: int) -> int:
+        """Return the bits that are set on any rank."""
+        return self._combine(bits, or_, dist.ReduceOp.BOR)
 
-    def _combined(self, word: int, combine: Callable[[int, int], int], operation: Any) -> int:
+    def _combine(self, value: int, combine: Callable[[int, int], int], operation: Any) -> int:
         if self._group is None:
-            return word
-        if self._size > _FEW:
-            return self._in_rounds(int(word), combine)
-        words = torch.tensor(int(word))
-        with waiting():
-            dist.all_reduce(words, operation, group=self._group)
-        return int(words)
+            return value
+        if self._size > _MAX_RANKS_OF_ALL_REDUCE:
+            return self._combine_in_rounds(int(value), combine)
+        values = torch.tensor(int(value))
+        with waiting_for_peers():
+            dist.all_reduce(values, operation, group=self._group)
+        return int(values)
 
-    def _in_rounds(self, word: int, combine: Callable[[int, int], int]) -> int:
-        """Each round to a process twice as far on: log2(n) messages after another, where gloo's own ring takes 2n."""
+    def _combine_in_rounds(self, value: int, combine: Callable[[int, int], int]) -> int:
+        """Send to a rank at twice the distance in each round: log2(n) messages in sequence; gloo's ring takes 2n."""
         distance = 1
         while distance < self._size:
-            said, heard = torch.tensor(word), torch.tensor(0)
-            with waiting():
-                sent = dist.isend(said, (self._rank + distance) % self._size, group=self._group)
-                received = dist.irecv(heard, (self._rank - distance) % self._size, group=self._group)
-                for work in (received, sent):
-                    assert work is not None, f"rank {self._rank} is not of the group"
+            own, received = torch.tensor(value), torch.tensor(0)
+            with waiting_for_peers():
+                send = dist.isend(own, (self._rank + distance) % self._size, group=self._group)
+                receive = dist.irecv(received, (self._rank - distance) % self._size, group=self._group)
+                for work in (receive, send):
+                    assert work is not None, f"rank {self._rank} is not in the group"
                     work.wait(self._timeout)
-            word, distance = combine(word, int(heard)), 2 * distance
-        return word
+            value, distance = combine(value, int(received)), 2 * distance
+        return value
 
-    def all(self, word: int) -> list[int]:
-        """Every process's word, by rank."""
+    def all_gather(self, value: int) -> list[int]:
+        """Return the values of all ranks, by rank."""
         if self._group is None:
-            return [word]
-        words = [torch.tensor(0) for _ in range(self._size)]
-        with waiting():
-            dist.all_gather(words, torch.tensor(word), group=self._group)
-        return [int(each) for each in words]
+            return [value]
+        values = [torch.tensor(0) for _ in range(self._size)]
+        with waiting_for_peers():
+            dist.all_gather(values, torch.tensor(value), group=self._group)
+        return [int(each) for each in values]
 
-    def meet(self) -> None:
-        """Say that this process is well. Raises OthersOutOfMemory, on all that are well alike."""
-        if self.worst(WELL) == OUT_OF_MEMORY:
-            raise OthersOutOfMemory
+    def exchange_status(self) -> None:
+        """Report that this rank is healthy, and check the others.
 
-    def go_on(self) -> None:
-        """Within `by_first`, before processes send each other something. Raises OtherFailed once one of them has."""
-        if self.worst(WELL) == FAILED:
-            raise OtherFailed
+        Raises:
+            PeerOutOfMemory: If another rank reports that it ran out of memory.
+        """
+        if self.max_over_ranks(HEALTHY) == OUT_OF_MEMORY:
+            raise PeerOutOfMemory
 
-    def by_first(self, work: Callable[[], object], others: Callable[[], object] | None = None) -> None:
-        """Let the first process do what one alone may, and the others meanwhile what it needs of them.
+    def raise_if_peer_failed(self) -> None:
+        """Exchange the status before a collective inside `run_on_rank_zero`.
 
-        If one fails, all raise: it its error, the others UserError.
+        Raises:
+            PeerFailed: If another rank failed.
+        """
+        if self.max_over_ranks(HEALTHY) == FAILED:
+            raise PeerFailed
+
+    def run_on_rank_zero(self, work: Callable[[], object], others: Callable[[], object] | None = None) -> None:
+        """Run `work` on rank 0, and `others` on the other ranks at the same time. If one rank fails, every rank raises.
+
+        Args:
+            work: What only one rank may do, such as writing a file.
+            others: What `work` needs from the other ranks.
+
+        Raises:
+            UserError: If another rank failed. The rank that failed raises its own error.
         """
         error: Exception | None = None
-        told = False
+        peer_failed = False
         try:
-            if self._is_first:
+            if self._rank == 0:
                 work()
             elif others is not None:
                 others()
-        except OtherFailed:
-            told = True
-        except Exception as found:
-            error = found
-        failed = told or self.worst(WELL if error is None else FAILED) == FAILED
+        except PeerFailed:
+            peer_failed = True
+        except Exception as raised:
+            error = raised
+        failed = peer_failed or self.max_over_ranks(HEALTHY if error is None else FAILED) == FAILED
         if error is not None:
             raise error
         if failed:
-            who = "another process failed" if self._is_first else "the first process could not write"
-            raise UserError(f"{who}; its own error says why")
+            what = "another rank failed" if self._rank == 0 else "rank 0 could not write"
+            raise UserError(f"{what}; see its error message")
 
 
-_agreement: Agreement | None = None
+_current: ControlGroup | None = None
 
 
-def meet_through(agreement: Agreement | None) -> None:
-    """Whom `meet` asks from now on; None: nobody, as in a trace or a single step."""
-    global _agreement
-    _agreement = agreement
+def use_control_group(control_group: ControlGroup | None) -> None:
+    """Set the group that `exchange_status` uses; None turns the exchange off."""
+    global _current
+    _current = control_group
 
 
-def meet() -> None:
-    """Before anything is sent: see `Agreement.meet`. Not thread-local, for backward runs in threads of its own."""
-    if _agreement is not None:
-        _agreement.meet()
+def exchange_status() -> None:
+    """Call `ControlGroup.exchange_status` of the group in use. It is global: backward runs in threads of its own."""
+    if _current is not None:
+        _current.exchange_status()

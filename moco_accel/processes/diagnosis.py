@@ -1,4 +1,4 @@
-"""Why a run ends by itself, in one line each: a process that stalls or is gone, a loader worker that was killed."""
+"""Explain in one line why a run ends by itself: a rank that stalls or dies, or a loader worker that is killed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from moco_accel.processes.heartbeats import Beat
+from moco_accel.processes.heartbeats import Heartbeat
 from moco_accel.processes.phases import CHECKPOINT, DATA, EVALUATION, START
 
 MIB = 1 << 20
-_LONG = {CHECKPOINT, EVALUATION}  # of one piece each, and as long as disks and labels ask for
-_GO_ON = "--resume goes on from the last checkpoint"
+_LONG_PHASES = {CHECKPOINT, EVALUATION}  # one piece of work each; the time depends on disks and labels
+_HOW_TO_RESUME = "--resume continues from the last checkpoint"
+_OUT_OF_HOST_MEMORY = "the kernel killed processes because host memory ran out"
 _WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\. |exited unexpectedly)"
 )
@@ -21,121 +22,135 @@ _CONNECTION = re.compile(r"gloo|NCCL|Connection (?:closed|reset)|Broken pipe")
 
 
 def allowed_seconds(phase: str, stall_seconds: float | None, median_step_seconds: float | None) -> float | None:
-    """How long a process may be in `phase` without getting on; None: as long as it likes.
+    """Return how long a rank may be in `phase` without progress; None means no limit.
 
-    `stall_seconds`, or ten steps where that is more; four times as much for the first batch (workers start, disks are
-    cold), ten times for what is done in one piece. `median_step_seconds` is None before the first step is done.
+    The limit is `stall_seconds` or ten steps, whichever is longer. It is four times as long for the first batch
+    (workers start, disks are cold), and ten times for a checkpoint or an evaluation.
+
+    Args:
+        stall_seconds: `run.stall_seconds` of the recipe.
+        median_step_seconds: None before the first step is done.
     """
     if stall_seconds is None or phase == START:
         return None
     limit = max(stall_seconds, 10 * (median_step_seconds or 0.0))
-    if phase in _LONG:
+    if phase in _LONG_PHASES:
         return 10 * limit
     return 4 * limit if phase == DATA and median_step_seconds is None else limit
 
 
-def stalled(
-    beats: dict[int, Beat], silent: dict[int, float], most_silent: float | None, here: str | None = None
+def find_stall(
+    beats: dict[int, Heartbeat], silence: dict[int, float], max_silence: float | None, own_host: str | None = None
 ) -> tuple[list[int], str] | None:
-    """Whether a run stands still. `silent`: seconds since each rank last said anything; `here`: who judges' host."""
-    here = next(iter(beats.values())).host if here is None else here
-    names = {
-        rank: named(rank, beat.host, {here, *(each.host for each in beats.values())}) for rank, beat in beats.items()
-    }
-    mute = [rank for rank in beats if most_silent is not None and silent[rank] > most_silent]
-    if mute and most_silent is not None:
-        away = {beats[rank].host for rank in mute} - {"", here}  # with one of a host, all are lost that fall silent
-        mute += [r for r in beats if r not in mute and beats[r].host in away and silent[r] > most_silent / 2]
-        said = [_mute(names[r], beats[r], silent[r], beats[r].host in away) for r in mute]
-        return mute, f"{' and '.join(said)}; {_GO_ON}"
-    if all(beat.waits and _lateness(beat) > 1 for beat in beats.values()):
-        return list(beats), _stuck(beats)
+    """Find out if the run has stopped making progress.
+
+    Args:
+        beats: The last heartbeat of each rank.
+        silence: Seconds since each rank's last message.
+        max_silence: Seconds without a message until a rank counts as stalled; None: no limit.
+        own_host: `host_id` of the caller; by default the host of the first heartbeat.
+
+    Returns:
+        The ranks to blame and the message for the user; None while the run makes progress.
+    """
+    own_host = next(iter(beats.values())).host if own_host is None else own_host
+    hosts = {own_host, *(beat.host for beat in beats.values())}
+    names = {rank: describe_rank(rank, beat.host, hosts) for rank, beat in beats.items()}
+    silent = [rank for rank in beats if max_silence is not None and silence[rank] > max_silence]
+    if silent and max_silence is not None:
+        lost_hosts = {beats[rank].host for rank in silent} - {"", own_host}  # name their other silent ranks too
+        silent += [r for r in beats if r not in silent and beats[r].host in lost_hosts and silence[r] > max_silence / 2]
+        texts = [_describe_silent(names[r], beats[r], silence[r], beats[r].host in lost_hosts) for r in silent]
+        return silent, f"{' and '.join(texts)}; {_HOW_TO_RESUME}"
+    if all(beat.waits and _share_of_limit(beat) > 1 for beat in beats.values()):
+        return list(beats), _describe_deadlock(beats)
     busy = {rank: beat for rank, beat in beats.items() if not beat.waits}
-    late = [rank for rank in busy if _lateness(busy[rank]) > 1]
+    late = [rank for rank in busy if _share_of_limit(busy[rank]) > 1]
     if not late:
         return None
-    limit = beats[late[0]].limit
-    # where they wait for each other on a card, which no phase tells, it may be any that stands still
-    still = sorted((rank for rank in busy if _lateness(busy[rank]) > 0.5), key=lambda rank: -busy[rank].seconds)
-    return still, (
-        f"{' and '.join(_slow(names[rank], busy[rank]) for rank in still)}, where {limit:.0f} s are allowed; {_GO_ON}, "
-        "a larger run.stall_seconds waits longer"
+    # ranks that wait for each other on a GPU look busy, so any that is long without progress may be the cause
+    suspects = sorted((r for r in busy if _share_of_limit(busy[r]) > 0.5), key=lambda r: -busy[r].seconds)
+    return suspects, (
+        f"{' and '.join(_describe_slow(names[r], busy[r]) for r in suspects)}, limit {busy[late[0]].limit:.0f} s; "
+        f"{_HOW_TO_RESUME}, a larger run.stall_seconds waits longer"
     )
 
 
-def named(rank: int, host: str, hosts: set[str]) -> str:
-    """A rank, and its host if there are several."""
+def describe_rank(rank: int, host: str, hosts: set[str]) -> str:
+    """Name a rank, and its host if there are several hosts."""
     return f"rank {rank} on {host.partition(' ')[0]}" if host and len(hosts - {""}) > 1 else f"rank {rank}"
 
 
-def _lateness(beat: Beat) -> float:
+def _share_of_limit(beat: Heartbeat) -> float:
     return beat.seconds / beat.limit if beat.limit else 0.0
 
 
-def _slow(name: str, beat: Beat) -> str:
-    where = f" ({beat.where})" if beat.where else ""
-    return f"{name} has stalled: {beat.seconds:.0f} s in {beat.phase}{where}"
+def _describe_slow(name: str, beat: Heartbeat) -> str:
+    position = f" ({beat.position})" if beat.position else ""
+    return f"{name} has stalled: {beat.seconds:.0f} s in {beat.phase}{position}"
 
 
-def _mute(name: str, beat: Beat, seconds: float, is_away: bool) -> str:
-    what = "cannot be reached (its host or the network is down, or it hangs)" if is_away else "has stalled"
-    where = f"; {beat.where}" if beat.where else ""
-    return f"{name} (process {beat.pid}) {what}: no word for {seconds:.0f} s, the last from {beat.phase}{where}"
+def _describe_silent(name: str, beat: Heartbeat, seconds: float, is_lost_host: bool) -> str:
+    what = "cannot be reached (its host or the network is down, or it hangs)" if is_lost_host else "has stalled"
+    position = f"; {beat.position}" if beat.position else ""
+    return f"{name} (process {beat.pid}) {what}: no heartbeat for {seconds:.0f} s, last phase {beat.phase}{position}"
 
 
-def _stuck(beats: dict[int, Beat]) -> str:
+def _describe_deadlock(beats: dict[int, Heartbeat]) -> str:
     phases = ", ".join(f"rank {rank} in {beat.phase}" for rank, beat in beats.items())
-    return f"all ranks wait for each other ({phases}) and none gets on: this is a mistake of ours; {_GO_ON}"
+    return f"all ranks wait for each other ({phases}): this is a bug in moco-accel; {_HOW_TO_RESUME}"
 
 
-def gone(name: str, beat: Beat | None, killed_for_memory: bool) -> str:
-    """Of a process that has closed its connection without a word; `name`: see `named`."""
-    which = f"{name} (process {beat.pid}, last in {beat.phase})" if beat else name
-    why = "the kernel has killed for want of host memory" if killed_for_memory else "killed, or crashed"
-    return f"{which} is gone: {why}; {_GO_ON}"
+def describe_lost_rank(name: str, beat: Heartbeat | None, killed_for_memory: bool) -> str:
+    """Describe a rank, named by `describe_rank`, that closed its connection without a message."""
+    which = f"{name} (process {beat.pid}, last phase {beat.phase})" if beat else name
+    return f"{which} died: {_OUT_OF_HOST_MEMORY if killed_for_memory else 'killed, or crashed'}; {_HOW_TO_RESUME}"
 
 
-def failed(name: str, what: str) -> str:
-    """Of a process that has said that it ends with an error."""
-    return f"{name} failed ({what}), as its own error says; {_GO_ON}"
+def describe_failed_rank(name: str, error: str) -> str:
+    """Describe a rank, named by `describe_rank`, that reported an error."""
+    return f"{name} failed ({error}); see its error message; {_HOW_TO_RESUME}"
 
 
-def in_words(error: BaseException) -> str:
-    """An error in one line."""
+def describe_error(error: BaseException) -> str:
+    """Return an error's type and the first line of its text."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether it is another process's end, and none of this one's own doing."""
+    """Check if `error` is the consequence of another rank's end."""
     if isinstance(error, dist.DistError):
         return True
     return type(error) is RuntimeError and bool(_CONNECTION.search(str(error)))
 
 
-def lost_worker(error: BaseException, reading: list[tuple[int, int]], killed_for_memory: bool) -> str | None:
-    """What to say of a loader worker that died; None if `error` is another one. `reading`: see `phases`."""
+def describe_lost_worker(
+    error: BaseException, current_tiles: list[tuple[int, int]], killed_for_memory: bool
+) -> str | None:
+    """Describe the death of a loader worker; None if `error` is a different one.
+
+    Args:
+        current_tiles: See `phases.Progress`.
+        killed_for_memory: True if the kernel killed processes for memory during the run.
+    """
     found = _WORKER.search(str(error)) if isinstance(error, RuntimeError) else None
     if found is None:
         return None
     process, how = found[1].strip(), found[2] or "killed, or crashed"
-    at = "".join(f", at tile {tile}" for worker, tile in reading if str(worker) == process)
+    at = "".join(f" at tile {tile}" for worker, tile in current_tiles if str(worker) == process)
     if "Bus error" in how:
-        helps = "shared memory is full: a larger /dev/shm (docker run --shm-size) helps, or fewer data.num_workers"
+        advice = "shared memory is full: try a larger /dev/shm (docker run --shm-size) or fewer data.num_workers"
     else:
-        who = (
-            "the kernel has killed for want of host memory"
-            if killed_for_memory
-            else "most often for want of host memory"
-        )
-        memory = host_memory()
+        memory = read_host_memory()
         free = f" ({memory[0] // MIB} MiB of {memory[1] // MIB} are free now)" if memory else ""
-        helps = f"{who}{free}; fewer data.num_workers or a smaller data.shuffle_buffer_mib take less"
-    return f"loader worker {process} is gone{at}: {how}; {helps}; {_GO_ON}"
+        why = _OUT_OF_HOST_MEMORY if killed_for_memory else "most often because host memory ran out"
+        advice = f"{why}{free}; fewer data.num_workers or a smaller data.shuffle_buffer_mib need less"
+    return f"loader worker {process} died{at}: {how}; {advice}; {_HOW_TO_RESUME}"
 
 
-def host_memory() -> tuple[int, int] | None:
-    """Available and total bytes; None where the system does not tell."""
+def read_host_memory() -> tuple[int, int] | None:
+    """Return available and total bytes; None where the system does not report them."""
     with suppress(OSError, KeyError, ValueError):
         rows = dict(row.split(":") for row in Path("/proc/meminfo").read_text().splitlines())
         available, total = (int(rows[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
@@ -143,8 +158,8 @@ def host_memory() -> tuple[int, int] | None:
     return None
 
 
-def kills_for_memory() -> int:
-    """How many processes the kernel has killed for want of memory, since it started."""
+def count_oom_kills() -> int:
+    """Return how many processes the kernel has killed for lack of memory since it started."""
     with suppress(OSError, StopIteration, ValueError):
         rows = Path("/proc/vmstat").read_text().splitlines()
         return next(int(row.split()[1]) for row in rows if row.startswith("oom_kill "))

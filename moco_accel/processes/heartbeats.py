@@ -1,6 +1,6 @@
-"""Who is alive, and at what: a connection from each process to the first, beside those that tensors take.
+"""Heartbeat connections: one TCP link from each rank to rank 0, beside the connections that carry tensors.
 
-Lines of JSON over TCP. A process that dies closes its connection, however it dies; one that is stopped falls silent.
+Messages are lines of JSON. A process that dies closes its link, however it dies; a stopped process stops sending.
 """
 
 from __future__ import annotations
@@ -19,22 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moco_accel.processes.control_group import FAILED, WELL, Agreement
+from moco_accel.processes.control_group import FAILED, HEALTHY, ControlGroup
 
-_PATIENCE_SECONDS = 30.0
-_LONGEST_GREETING = 64
+_CONNECT_SECONDS = 30.0
+_MAX_GREETING_BYTES = 64
 
 Message = dict[str, Any]
 
-_links: weakref.WeakSet[Link] = weakref.WeakSet()
+_links: weakref.WeakSet[HeartbeatLink] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
-class Beat:
-    """What a process says of itself every second.
+class Heartbeat:
+    """State that a rank sends every second.
 
-    It has been in `phase` for `seconds` without getting on, of the `limit` it may (None: as long as it likes); `waits`
-    if for other processes. `where` is filled in once that takes long.
+    Attributes:
+        host: See `host_id`.
+        seconds: Time in `phase` without progress.
+        limit: Most seconds allowed there; None: no limit.
+        waits: True while the rank waits for other ranks.
+        position: Where the main thread is; filled in once `seconds` is long.
     """
 
     host: str
@@ -43,11 +47,11 @@ class Beat:
     seconds: float
     limit: float | None
     waits: bool = False
-    where: str = ""
+    position: str = ""
 
 
-class Link:
-    """A connection to another process. Never waits: who does not read what is sent to it, misses it."""
+class HeartbeatLink:
+    """A connection to another rank that never blocks; messages that the peer does not read are dropped."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -56,16 +60,17 @@ class Link:
         _links.add(self)
 
     def send(self, message: Message) -> None:
+        """Send a message, or drop it if the connection is full or closed."""
         line = json.dumps(message).encode() + b"\n"
-        if self._is_clogged:  # a line once broken off leaves no place for another
+        if self._is_clogged:  # another line would follow the cut one
             return
         try:
             self._is_clogged = self.socket.send(line) < len(line)
-        except OSError:  # full, or closed: what is received will tell
+        except OSError:  # `receive` finds out whether it is closed
             self._is_clogged = True
 
     def receive(self) -> Iterator[Message]:
-        """What has come so far. At the other's end `is_open` becomes false."""
+        """Yield the messages that have arrived. Sets `is_open` to False once the peer has closed the connection."""
         try:
             while received := self.socket.recv(1 << 16):
                 self._unread += received
@@ -85,38 +90,46 @@ def _close_all() -> None:
         link.socket.close()
 
 
-# a loader's worker has its trainer's connections, and would keep them open after its death
+# a loader worker inherits its trainer's connections, and would keep them open after the trainer's death
 os.register_at_fork(after_in_child=_close_all)
 
 
-def this_host() -> str:
-    """The same for processes that see each other's ids, and for no others."""
+def host_id() -> str:
+    """Return a name that processes share if, and only if, they see each other's process ids."""
     with suppress(OSError):
         return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
     return socket.gethostname()
 
 
-def connect(agreement: Agreement, rank: int, size: int) -> dict[int, Link]:
-    """Links by rank: the first process's to all others, each other's to the first. Empty, on all, if one can't."""
+def connect_ranks(control_group: ControlGroup, rank: int, size: int) -> dict[int, HeartbeatLink]:
+    """Connect rank 0 with every other rank.
+
+    Returns:
+        Links by rank: on rank 0 to all others, elsewhere to rank 0. Empty on all ranks if one cannot connect.
+    """
     server = _listen() if rank == 0 else None
-    port = agreement.all(server.getsockname()[1] if server else 0)[0]
-    token = agreement.all(secrets.randbits(62) if rank == 0 else 0)[0]  # no one else may speak
-    links: dict[int, Link] = {}
+    port = control_group.all_gather(server.getsockname()[1] if server else 0)[0]
+    token = control_group.all_gather(secrets.randbits(62) if rank == 0 else 0)[0]  # keeps strangers out
+    links: dict[int, HeartbeatLink] = {}
     with suppress(OSError):
-        links = _accept(server, token, size) if server else {0: _reach(port, token, rank)}
+        links = _accept(server, token, size) if server else {0: _connect_to_rank_zero(port, token, rank)}
     complete = len(links) == (size - 1 if rank == 0 else 1)
     if server:
         server.close()
-    return links if agreement.worst(WELL if complete else FAILED) == WELL else {}
+    return links if control_group.max_over_ranks(HEALTHY if complete else FAILED) == HEALTHY else {}
 
 
 def _address() -> str:
     return os.environ.get("MASTER_ADDR", "localhost")
 
 
+def _is_local() -> bool:
+    return ipaddress.ip_address(socket.gethostbyname(_address())).is_loopback
+
+
 def _listen() -> socket.socket | None:
     try:
-        if ipaddress.ip_address(socket.gethostbyname(_address())).is_loopback:
+        if _is_local():
             return socket.create_server(("127.0.0.1", 0))
         if socket.has_dualstack_ipv6():
             return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -125,38 +138,37 @@ def _listen() -> socket.socket | None:
         return None
 
 
-def _accept(server: socket.socket, token: int, size: int) -> dict[int, Link]:
-    links: dict[int, Link] = {}
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+def _accept(server: socket.socket, token: int, size: int) -> dict[int, HeartbeatLink]:
+    links: dict[int, HeartbeatLink] = {}
+    deadline = time.monotonic() + _CONNECT_SECONDS
     while len(links) < size - 1:
         server.settimeout(max(deadline - time.monotonic(), 0.001))
         connection, _ = server.accept()
-        rank = _greeted(connection, token)
+        rank = _receive_greeting(connection, token)
         if rank is None or not 0 < rank < size or rank in links:
             connection.close()
         else:
-            links[rank] = Link(connection)
+            links[rank] = HeartbeatLink(connection)
     return links
 
 
-def _greeted(connection: socket.socket, token: int) -> int | None:
-    """The rank of the process that calls; None for a stranger."""
+def _receive_greeting(connection: socket.socket, token: int) -> int | None:
+    """Return the rank of the caller; None if it does not know the token."""
     connection.settimeout(5)
     line = b""
     try:
-        while not line.endswith(b"\n") and len(line) < _LONGEST_GREETING:
-            byte = connection.recv(1)  # no further: what follows is the link's
+        while not line.endswith(b"\n") and len(line) < _MAX_GREETING_BYTES:
+            byte = connection.recv(1)  # one at a time: what follows the greeting belongs to the link
             if not byte:
                 return None
             line += byte
-        said, rank = line.decode().split()
-        return int(rank) if hmac.compare_digest(said, str(token)) else None
+        received, rank = line.decode().split()
+        return int(rank) if hmac.compare_digest(received, str(token)) else None
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _reach(port: int, token: int, rank: int) -> Link:
-    address = "127.0.0.1" if ipaddress.ip_address(socket.gethostbyname(_address())).is_loopback else _address()
-    connection = socket.create_connection((address, port), timeout=_PATIENCE_SECONDS)
+def _connect_to_rank_zero(port: int, token: int, rank: int) -> HeartbeatLink:
+    connection = socket.create_connection(("127.0.0.1" if _is_local() else _address(), port), timeout=_CONNECT_SECONDS)
     connection.sendall(f"{token} {rank}\n".encode())
-    return Link(connection)
+    return HeartbeatLink(connection)

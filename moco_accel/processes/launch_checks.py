@@ -1,7 +1,4 @@
-"""Whether a launch is one that the recipe expects: how many processes, on how many nodes, with what they need to know.
-
-Each process asks this of itself, before it looks for others.
-"""
+"""Check that a launch fits the recipe: devices, processes and nodes. Each rank does so before it contacts others."""
 
 from __future__ import annotations
 
@@ -13,117 +10,135 @@ import torch
 
 from moco_accel.common.errors import UserError
 from moco_accel.recipe.hardware_sections import Hardware
-from moco_accel.recipe.launch_command import FIRST_NODE, Asked, launch_command
-from moco_accel.recipe.rules import divides_networks
+from moco_accel.recipe.launch_command import FIRST_NODE, LaunchOptions, launch_command
+from moco_accel.recipe.rules import can_shard
 from moco_accel.recipe.schema import Recipe
 
-_NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_REQUIRED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher told this process by its environment; `on_this_node`: how many it started here, if it says."""
+    """The launcher's environment variables.
 
-    processes: int
+    Attributes:
+        local_world_size: Number of processes on this node; None if the launcher does not report it.
+    """
+
+    world_size: int
     rank: int
-    on_this_node: int | None
+    local_world_size: int | None
     address: str
     port: int
 
     @classmethod
-    def of_environment(cls) -> Launch:
-        """Raises UserError for a variable that is no number, or is not there though there are several processes."""
-        processes = _number("WORLD_SIZE", 1, least=1)
-        missing = [name for name in _NEEDED if name not in os.environ]
-        if processes > 1 and missing:
+    def from_environment(cls) -> Launch:
+        """Read the variables that `torchrun` and `accelerate launch` set.
+
+        Raises:
+            UserError: If a variable is not a number, or is missing where there are several processes.
+        """
+        world_size = _read_number("WORLD_SIZE", 1, least=1)
+        missing = [name for name in _REQUIRED if name not in os.environ]
+        if world_size > 1 and missing:
             raise UserError(
-                f"WORLD_SIZE={processes} and no {', '.join(missing)} in the environment; accelerate launch and "
-                "torchrun set them, under another launcher set RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, "
+                f"WORLD_SIZE={world_size} and no {', '.join(missing)} in the environment; accelerate launch and "
+                "torchrun set them; with another launcher, set RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, "
                 "MASTER_ADDR and MASTER_PORT for each process"
             )
-        here = _number("LOCAL_WORLD_SIZE", 0) or None
+        local_world_size = _read_number("LOCAL_WORLD_SIZE", 0) or None
         address = os.environ.get("MASTER_ADDR", "localhost")
-        return cls(processes, _number("RANK", 0), here, address, _number("MASTER_PORT", 29_500))
+        port = _read_number("MASTER_PORT", 29_500)
+        return cls(world_size, _read_number("RANK", 0), local_world_size, address, port)
 
     def nodes(self, expected: int) -> int | None:
-        """How many there are: as many as `expected` where that is not said; None if they are not all alike."""
-        here = self.on_this_node or max(1, self.processes // expected)
-        return None if self.processes % here else self.processes // here
+        """Return the number of nodes: `expected` if the launcher does not report it, None if nodes differ in size."""
+        local = self.local_world_size or max(1, self.world_size // expected)
+        return None if self.world_size % local else self.world_size // local
 
 
-def _number(name: str, default: int, least: int = 0) -> int:
+def _read_number(name: str, default: int, least: int = 0) -> int:
     text = os.environ.get(name, str(default))
     if not text.strip().isdecimal() or int(text) < least:
-        works = f"{name}={default} works alone" if default else "without it, it works"
-        raise UserError(f"{name}={text!r} in the environment is no such number; {works}")
+        works = f"{name}={default} works for one process" if default else f"unsetting {name} works"
+        raise UserError(f"{name}={text!r} in the environment is not a whole number of at least {least}; {works}")
     return int(text)
 
 
-def check_machine(recipe: Recipe, asked: Asked, launch: Launch) -> None:
-    """Hold the recipe's hardware against this machine and this launch. Raises UserError."""
+def check_machine(recipe: Recipe, options: LaunchOptions, launch: Launch) -> None:
+    """Check the recipe's hardware against this machine and this launch.
+
+    Raises:
+        UserError: If they do not fit; the message has the command that fits.
+    """
     if not torch.cuda.is_available():
         if recipe.hardware.vram_gib is not None:
             raise UserError(
-                f"hardware.vram_gib={recipe.hardware.vram_gib:g} wants a GPU and torch sees none here; "
-                "--recipe recipes/cpu_demo.yaml runs on a CPU, and --set hardware.vram_gib=null forces this one to"
+                f"hardware.vram_gib={recipe.hardware.vram_gib:g} needs a GPU and torch finds none here; "
+                "--recipe recipes/cpu_demo.yaml runs on a CPU, and so does this recipe with --set "
+                "hardware.vram_gib=null"
             )
         if recipe.memory.mixed_precision == "fp16":
             raise UserError("memory.mixed_precision='fp16' needs a GPU; memory.mixed_precision=bf16 works on a CPU")
     hardware = recipe.hardware
-    if launch.processes != hardware.num_devices:
+    if launch.world_size != hardware.num_devices:
         raise UserError(
-            f"hardware.num_devices={hardware.num_devices} but {in_words(launch.processes)} launched; "
-            + _fitting(recipe, asked, launch)
+            f"hardware.num_devices={hardware.num_devices} but {_describe_count(launch.world_size)} launched; "
+            + _advice(recipe, options, launch)
         )
-    on_each = hardware.num_devices // hardware.num_nodes
-    if launch.on_this_node not in (None, on_each):
+    per_node = hardware.num_devices // hardware.num_nodes
+    if launch.local_world_size not in (None, per_node):
         raise UserError(
-            f"hardware.num_devices={hardware.num_devices} on hardware.num_nodes={hardware.num_nodes} are {on_each} on "
-            f"each node, but LOCAL_WORLD_SIZE={launch.on_this_node}: {in_words(launch.on_this_node or 0)} launched on "
-            f"this one; {_fitting(recipe, asked, launch)}"
+            f"hardware.num_devices={hardware.num_devices} on hardware.num_nodes={hardware.num_nodes} are {per_node} on "
+            f"each node, but LOCAL_WORLD_SIZE={launch.local_world_size}: "
+            f"{_describe_count(launch.local_world_size or 0)} launched on this one; {_advice(recipe, options, launch)}"
         )
 
 
-def in_words(processes: int) -> str:
+def _describe_count(processes: int) -> str:
     return "1 process was" if processes == 1 else f"{processes} processes were"
 
 
-def _fitting(recipe: Recipe, asked: Asked, launch: Launch) -> str:
-    """The launch line that fits the recipe, and what would make the recipe fit this launch."""
-    fitting = f"launch with: {_line(recipe.hardware, asked, launch)}"
-    changes = _changes(recipe, launch)
-    return f"{fitting} — or, for this launch: {changes}" if changes else fitting
+def _advice(recipe: Recipe, options: LaunchOptions, launch: Launch) -> str:
+    """Return the command that fits the recipe, and the changes that fit the recipe to this launch."""
+    command = f"launch with: {_command(recipe.hardware, options, launch)}"
+    changes = _recipe_changes(recipe, launch)
+    return f"{command} — or, for this launch: {changes}" if changes else command
 
 
-def _line(hardware: Hardware, asked: Asked, launch: Launch) -> str:
+def _command(hardware: Hardware, options: LaunchOptions, launch: Launch) -> str:
     first_node = FIRST_NODE if launch.address in ("localhost", "127.0.0.1") else launch.address
-    line = launch_command(hardware, asked.recipe_path, 0, first_node) + asked.options()
+    line = launch_command(hardware, options.recipe_path, 0, first_node) + options.as_text()
     if hardware.num_nodes == 1:
         return line
     return f"{line} (on node 0 of {hardware.num_nodes}, and on each other node with its own number)"
 
 
-def _changes(recipe: Recipe, launch: Launch) -> str:
-    """As `--set` takes them; empty where the batch does not divide over these processes, or they over their nodes."""
+def _recipe_changes(recipe: Recipe, launch: Launch) -> str:
+    """Return `--set` options; empty if the batch is not divisible by the processes, or they by their nodes."""
     batch, nodes = recipe.batch, launch.nodes(recipe.hardware.num_nodes)
-    if nodes is None or batch.global_batch_size % launch.processes:
+    if nodes is None or batch.global_batch_size % launch.world_size:
         return ""
     changes: dict[str, object] = {}
-    if launch.processes != recipe.hardware.num_devices:
-        per_device, micro = batch.global_batch_size // launch.processes, batch.micro_batch_size
-        kept = micro if per_device % micro == 0 else per_device
-        changes["hardware.num_devices"] = launch.processes
-        changes["batch.accumulation_steps"] = per_device // kept
-        changes["batch.micro_batch_size"] = kept
+    if launch.world_size != recipe.hardware.num_devices:
+        per_device, micro = batch.global_batch_size // launch.world_size, batch.micro_batch_size
+        micro = micro if per_device % micro == 0 else per_device
+        changes["hardware.num_devices"] = launch.world_size
+        changes["batch.accumulation_steps"] = per_device // micro
+        changes["batch.micro_batch_size"] = micro
     if nodes != recipe.hardware.num_nodes:
         changes["hardware.num_nodes"] = nodes
-    if recipe.memory.fully_shard and not divides_networks(launch.processes // nodes):
+    if recipe.memory.fully_shard and not can_shard(launch.world_size // nodes):
         changes["memory.fully_shard"] = "false"
     return " ".join(f"--set {name}={value}" for name, value in changes.items())
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Raises UserError for one that is not installed: Accelerate would leave it out without a word."""
+    """Check that every tracker is installed; Accelerate would ignore a missing one without notice.
+
+    Raises:
+        UserError: If one is missing.
+    """
     for name in recipe.run.trackers:
         if importlib.util.find_spec(name) is None:
             others = [other for other in recipe.run.trackers if other != name]

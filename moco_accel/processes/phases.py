@@ -1,4 +1,4 @@
-"""What this process is at: a word and a count of what it has done, for whoever watches it. Costs nothing to say."""
+"""Record the phase of this process and count its progress, for the watchdog."""
 
 from __future__ import annotations
 
@@ -12,37 +12,43 @@ EVALUATION = "evaluation"
 
 
 class Progress:
-    """Written by the main thread, or by a backward's, and read by another one: each attribute is set at once."""
+    """Progress of this process: written by the main or a backward thread, read by the watchdog's.
+
+    Attributes:
+        phase: What the process does.
+        ticks: Number of work items done.
+        waits: True while the process waits for other ranks.
+        current_tiles: Returns (loader process id, tile index) of the tiles that are being read.
+    """
 
     def __init__(self) -> None:
         self.phase, self.ticks, self.waits = START, 0, False
-        self.reading: Callable[[], list[tuple[int, int]]] = list
+        self.current_tiles: Callable[[], list[tuple[int, int]]] = list
 
 
 progress = Progress()
-"""This process's."""
 
 
-def enter(phase: str) -> None:
-    """From here on this process is in `phase`."""
+def enter_phase(phase: str) -> None:
+    """Set the phase of this process."""
     progress.phase = phase
     tick()
 
 
 def tick() -> None:
-    """Something has been done in this phase, as a micro-batch is."""
+    """Count one work item of the phase, such as a micro-batch."""
     progress.ticks += 1
 
 
-def wait_for_data(reading: Callable[[], list[tuple[int, int]]]) -> None:
-    """Enter the phase in which tiles are read; `reading` tells which process is at which, should that go wrong."""
-    progress.reading = reading
-    enter(DATA)
+def wait_for_data(current_tiles: Callable[[], list[tuple[int, int]]]) -> None:
+    """Enter the data phase; `current_tiles` is that of `Progress`."""
+    progress.current_tiles = current_tiles
+    enter_phase(DATA)
 
 
 @contextmanager
-def waiting() -> Iterator[None]:
-    """Within, this process waits for others: if that takes long, it isn't to blame."""
+def waiting_for_peers() -> Iterator[None]:
+    """Mark this process as waiting for other ranks, so that the watchdog does not blame it."""
     before, progress.waits = progress.waits, True
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where processes meet, torch's store at MASTER_ADDR and MASTER_PORT, and by which network they reach each other."""
+"""Open the rendezvous, torch's store at MASTER_ADDR and MASTER_PORT, and choose the network between hosts."""
 
 from __future__ import annotations
 
@@ -19,30 +19,34 @@ from moco_accel.common.errors import UserError
 from moco_accel.processes import diagnosis
 from moco_accel.processes.launch_checks import Launch
 
-SAY_AFTER_SECONDS = 10.0
+LOG_AFTER_SECONDS = 10.0
 LATER_TIMEOUT = timedelta(minutes=30)
-"""Torch's own, once all have come: kernels may be compiled before the first tensor is sent."""
-_TRY_SECONDS = 5.0
-_BETWEEN_SECONDS = 0.2
-_ADDRESS_OF_INTERFACE = 0x8915  # SIOCGIFADDR
+"""Timeout of the store once all ranks are connected, torch's default: a rank may compile kernels first."""
+_ATTEMPT_SECONDS = 5.0
+_RETRY_SECONDS = 0.2
+_SIOCGIFADDR = 0x8915  # the request for an interface's address
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Store = Any
-"""Torch's, which it leaves untyped."""
+"""A store of torch, which has no types for it."""
 
 
-def open_store(launch: Launch, seconds: float, say: Say) -> Store:
-    """Served by the first process, unless its launcher does. Raises UserError if nobody can be reached in time."""
-    served = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+def open_store(launch: Launch, seconds: float, log: Log) -> Store:
+    """Open the store. Rank 0 serves it, unless its launcher does.
+
+    Raises:
+        UserError: If the store cannot be reached within `seconds`, or its port is taken.
+    """
+    serves = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     begun = time.monotonic()
-    _reach(launch, served, seconds, say)  # torch would try as long, with a page of words for each try
-    left = max(_TRY_SECONDS, seconds - (time.monotonic() - begun))
+    _wait_until_reachable(launch, serves, seconds, log)  # torch would retry too, with a page of warnings each time
+    left = max(_ATTEMPT_SECONDS, seconds - (time.monotonic() - begun))
     try:
         return dist.TCPStore(  # type: ignore[attr-defined]
             launch.address,
             launch.port,
-            launch.processes,
-            is_master=served,
+            launch.world_size,
+            is_master=serves,
             timeout=timedelta(seconds=left),
             wait_for_workers=False,
             multi_tenant=True,
@@ -50,53 +54,53 @@ def open_store(launch: Launch, seconds: float, say: Say) -> Store:
     except (dist.DistError, RuntimeError, ValueError) as error:
         if "EADDRINUSE" in str(error) or "in use" in str(error):
             raise UserError(
-                f"rank 0 cannot be met at {_where(launch)}: another process has that port; "
-                f"MASTER_PORT={launch.port + 1}, on all nodes, may be free"
+                f"rank 0 cannot listen at {_describe_address(launch)}: another process has that port; "
+                f"MASTER_PORT={launch.port + 1} on all nodes may be free"
             ) from None
-        raise _nobody(launch, seconds, diagnosis.in_words(error)) from None
+        raise _unreachable(launch, seconds, diagnosis.describe_error(error)) from None
 
 
-def within(store: Store, name: str) -> Store:
-    """A part of it, in which keys are its own."""
+def prefix_store(store: Store, name: str) -> Store:
+    """Return a view of `store` whose keys start with `name`."""
     return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
 
-def _reach(launch: Launch, served: bool, seconds: float, say: Say) -> None:
-    """Wait until somebody listens there; who will serve there itself, until the name is known. Raises UserError."""
-    begun, has_said = time.monotonic(), False
+def _wait_until_reachable(launch: Launch, serves: bool, seconds: float, log: Log) -> None:
+    """Wait until a process listens at the address; the process that will serve waits until the name resolves."""
+    begun, has_logged = time.monotonic(), False
     while True:
         try:
-            if served:
+            if serves:
                 socket.getaddrinfo(launch.address, launch.port)
             else:
-                socket.create_connection((launch.address, launch.port), _TRY_SECONDS).close()
+                socket.create_connection((launch.address, launch.port), _ATTEMPT_SECONDS).close()
             return
         except (OSError, OverflowError, UnicodeError) as error:
             waited = time.monotonic() - begun
             if waited > seconds:
-                raise _nobody(launch, seconds, getattr(error, "strerror", None) or str(error)) from None
-        if waited > SAY_AFTER_SECONDS and not has_said and os.environ.get("LOCAL_RANK", "0") == "0":
-            say(f"rank {launch.rank} tries to reach the meeting place, {_where(launch)}, for at most {seconds:g} s")
-            has_said = True
-        time.sleep(_BETWEEN_SECONDS)
+                raise _unreachable(launch, seconds, getattr(error, "strerror", None) or str(error)) from None
+        if waited > LOG_AFTER_SECONDS and not has_logged and os.environ.get("LOCAL_RANK", "0") == "0":
+            log(f"rank {launch.rank} waits for the rendezvous at {_describe_address(launch)}, at most {seconds:g} s")
+            has_logged = True
+        time.sleep(_RETRY_SECONDS)
 
 
-def _nobody(launch: Launch, seconds: float, why: str) -> UserError:
+def _unreachable(launch: Launch, seconds: float, why: str) -> UserError:
     return UserError(
-        f"rank {launch.rank} of {launch.processes} has tried for {seconds:g} s to reach the meeting place, "
-        f"{_where(launch)}, in vain ({why}); see that node 0 was started, that this is its address as this node sees "
-        "it, and that no firewall closes the port. A larger run.rendezvous_seconds waits longer"
+        f"rank {launch.rank} of {launch.world_size} could not reach the rendezvous at {_describe_address(launch)} "
+        f"within {seconds:g} s ({why}); check that node 0 was started, that this is its address as this node sees it, "
+        "and that no firewall blocks the port. A larger run.rendezvous_seconds waits longer"
     )
 
 
-def _where(launch: Launch) -> str:
+def _describe_address(launch: Launch) -> str:
     return f"MASTER_ADDR={launch.address} MASTER_PORT={launch.port}"
 
 
 def choose_interface(address: str) -> None:
-    """Tell gloo by which network other hosts are reached: the one that `address`, MASTER_ADDR, is on.
+    """Make gloo use the network interface that reaches `address`, MASTER_ADDR, by GLOO_SOCKET_IFNAME.
 
-    It would take the address of this host's own name, which often is one that no other host knows, as 127.0.1.1 is.
+    By default gloo uses the address of this host's own name, which other hosts often cannot reach, such as 127.0.1.1.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return
@@ -104,7 +108,7 @@ def choose_interface(address: str) -> None:
         resolved = socket.gethostbyname(address)
         if ipaddress.ip_address(resolved).is_loopback:
             return
-        any_socket.connect((resolved, 9))  # which sends nothing
+        any_socket.connect((resolved, 9))  # sends nothing
         own = any_socket.getsockname()[0]
         for _, name in socket.if_nameindex():
             if _address_of(name, any_socket) == own:
@@ -112,7 +116,7 @@ def choose_interface(address: str) -> None:
 
 
 def _address_of(interface: str, any_socket: socket.socket) -> str | None:
-    with suppress(OSError):  # it has none
-        answer = fcntl.ioctl(any_socket.fileno(), _ADDRESS_OF_INTERFACE, struct.pack("256s", interface.encode()))
+    with suppress(OSError):  # an interface may have no address
+        answer = fcntl.ioctl(any_socket.fileno(), _SIOCGIFADDR, struct.pack("256s", interface.encode()))
         return socket.inet_ntoa(answer[20:24])
     return None

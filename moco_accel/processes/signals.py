@@ -1,7 +1,7 @@
-"""SIGTERM, SIGINT, a closed terminal or a launcher that is gone: a run ends after the step it is in, and is saved.
+"""Stop requests: SIGTERM, SIGINT, SIGHUP or the end of the launcher. The run ends after the current step, and is saved.
 
-Signals are noted at once, whatever the process is busy with: Python's own handlers wait until it is back in Python, and
-it may be in a kernel, or waiting for another process, for long.
+A thread receives the signals. Python's own handlers would wait until the main thread is back in Python, which takes
+long while it is in a kernel or waits for another rank.
 """
 
 from __future__ import annotations
@@ -24,142 +24,147 @@ from typing import Any
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun")
 _LAUNCHER_MODULES = ("accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
-_ONE_PRESS_SECONDS = 2.0  # a launcher passes Ctrl-C on to processes that have had it from the terminal
-_INTERRUPTED = 130
-_LOOK_SECONDS = 0.5
-_SIGNAL_ON_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of prctl
+_SAME_PRESS_SECONDS = 2.0  # a launcher passes Ctrl-C on to processes that got it from the terminal already
+_INTERRUPTED_EXIT_CODE = 130
+_POLL_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1  # see prctl(2)
 
 
-class StoppedBySignal(Exception):  # noqa: N818 - no error
+class StoppedBySignal(Exception):  # noqa: N818 - not an error
     """The run has been saved and ends here."""
 
 
 class StopRequest:
-    """Whether this process was told to stop. Use it as a context, from before anything slow is imported."""
+    """Listens for a request to stop this process. Use it as a context, before any slow import.
+
+    Attributes:
+        unsaved_work: What a second Ctrl-C would lose; the saver keeps it up to date.
+        resume_command: The command that resumes this run; None if it cannot be found.
+    """
 
     def __init__(self) -> None:
-        self.loss = "all of it is lost, for nothing is saved yet"
-        """What a second Ctrl-C would lose; the loop keeps it up to date."""
+        self.unsaved_work = "nothing is saved yet, so the whole run is lost"
         self._signal: str | None = None
         self._since, self._parent = 0.0, os.getppid()
-        by_torchrun, by_parent = "TORCHELASTIC_RUN_ID" in os.environ, launcher(self._parent) is not None
+        by_torchrun, by_parent = "TORCHELASTIC_RUN_ID" in os.environ, _launcher_command(self._parent) is not None
         self._launched = by_torchrun or by_parent
-        self._orphaned = by_torchrun and not by_parent and self._parent == 1  # it died while this process was started
-        self.resume_command = resume_command()  # while the launcher is there to be asked
-        self._before: dict[signal.Signals, Any] = {}
+        self._orphaned = by_torchrun and not by_parent and self._parent == 1  # the launcher ended during the start
+        self.resume_command = _resume_command()  # read now, while the launcher runs
+        self._handlers_before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is not threading.main_thread():
-            return self  # handlers can be set in the main thread alone
+            return self  # only the main thread can set handlers
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-                self._before[number] = signal.signal(number, _leave_it_to_the_listener)
+                self._handlers_before[number] = signal.signal(number, _do_nothing)
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(read,), daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        if not self._before:
+        if not self._handlers_before:
             return
         signal.set_wakeup_fd(self._wakeup)
-        for number, handler in self._before.items():
-            # saved and about to end: a launcher may still pass on the signal that all have had
+        for number, handler in self._handlers_before.items():
+            # after a stop, a launcher may still pass on the signal that every process already got
             signal.signal(number, signal.SIG_IGN if self._signal else handler)
-        os.close(self._write)  # which ends the listener
+        os.close(self._write)  # ends the listener
 
     @contextmanager
-    def while_nothing_is_begun(self) -> Iterator[None]:
-        """Within, end at once when told to, or when the launcher is gone: processes look for each other for long."""
-        begun = threading.Event()
+    def exit_on_request(self) -> Iterator[None]:
+        """Within the context, exit at once on a request. Use it while ranks connect, which may take long."""
+        started = threading.Event()
 
-        def end_if_wanted() -> None:
-            while not begun.wait(_LOOK_SECONDS):
-                if self.wanted:
-                    _say(f"stopped by {self.reason}, before anything was begun")
+        def exit_if_requested() -> None:
+            while not started.wait(_POLL_SECONDS):
+                if self.is_requested:
+                    _write(f"stopped by {self.reason}, before the run started")
                     os._exit(0)
 
-        threading.Thread(target=end_if_wanted, daemon=True).start()
+        threading.Thread(target=exit_if_requested, daemon=True).start()
         try:
             yield
         finally:
-            begun.set()
+            started.set()
 
     @property
-    def wanted(self) -> bool:
+    def is_requested(self) -> bool:
+        """True once a signal came or the launcher ended."""
         return self._signal is not None or self._orphaned or (self._launched and os.getppid() != self._parent)
 
     @property
     def reason(self) -> str:
-        """Empty where another process was told."""
-        return self._signal or ("its launcher's end" if self.wanted else "")
+        """The signal's name, or the launcher's end; empty if no stop was requested from this process."""
+        return self._signal or ("its launcher's end" if self.is_requested else "")
 
     def _listen(self, read: int) -> None:
         while numbers := os.read(read, 64):
             for number in numbers:
                 if number in SIGNALS:
-                    self._take(signal.Signals(number))
+                    self._handle(signal.Signals(number))
         os.close(read)
 
-    def _take(self, number: signal.Signals) -> None:
+    def _handle(self, number: signal.Signals) -> None:
         if self._signal is None:
             self._signal, self._since = number.name, time.monotonic()
             if os.environ.get("RANK", "0") == "0":
-                again = f"; Ctrl-C again stops at once ({self.loss})" if number == signal.SIGINT else ""
-                _say(f"{number.name}: ending after this step, saved{again}")
-        elif number == signal.SIGINT and time.monotonic() - self._since > _ONE_PRESS_SECONDS:
-            _say(f"stopped at once: {self.loss}")
-            end_workers()
-            os._exit(_INTERRUPTED)
+                again = f"; Ctrl-C again stops at once ({self.unsaved_work})" if number == signal.SIGINT else ""
+                _write(f"{number.name}: saving and stopping after this step{again}")
+        elif number == signal.SIGINT and time.monotonic() - self._since > _SAME_PRESS_SECONDS:
+            _write(f"stopped at once: {self.unsaved_work}")
+            kill_workers()
+            os._exit(_INTERRUPTED_EXIT_CODE)
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """In a loader's worker: it ends when its trainer does, which needs it to the end of the step."""
+    """Ignore stop requests in a loader worker: its trainer needs it until the step is done. `worker` is not used."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def end_with_trainer() -> None:
-    """In a loader's worker: also when the trainer is killed, and the worker hangs in a read. On Linux."""
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, even if it hangs in a read. Only on Linux."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SIGNAL_ON_PARENTS_DEATH, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def end_workers() -> None:
-    """No worker outlives its trainer: one that hangs would keep it from ending, for it ignores a gentle word."""
+def kill_workers() -> None:
+    """Kill the loader workers: they ignore SIGTERM, and one that hangs would keep the trainer from ending."""
     for child in multiprocessing.active_children():
         child.kill()
 
 
-def resume_command() -> str | None:
-    """What was typed to start this process, with `--resume`; None where that cannot be told."""
-    words, assigned = launcher(os.getppid()), _launchers_variables(os.getppid())
+def _resume_command() -> str | None:
+    """Return the command that started this process, with `--resume`; None if it cannot be found."""
+    words, variables = _launcher_command(os.getppid()), _launcher_variables(os.getppid())
     if words is None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             return None
-        words, assigned = list(sys.orig_argv), []
+        words, variables = list(sys.orig_argv), []
     if len(words) > 1 and Path(words[1]).name in _LAUNCHERS and shutil.which(Path(words[1]).name) == words[1]:
         words = [Path(words[1]).name, *words[2:]]
     if "--resume" not in words:
         words = [*words, "--resume"]
-    return " ".join([*assigned, shlex.join(words)])
+    return " ".join([*variables, shlex.join(words)])
 
 
-def launcher(pid: int) -> list[str] | None:
-    """The command line of process `pid` if it is one of those that start trainers; None also where none can be read."""
+def _launcher_command(pid: int) -> list[str] | None:
+    """Return the command line of process `pid` if it is a launcher; None if not, or if it cannot be read."""
     try:
         words = [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
     except OSError:
         return None
-    by_script = any(Path(word).name in _LAUNCHERS for word in words[:2])
-    by_module = any(word in _LAUNCHER_MODULES for word in words[:6])
-    return words if by_script or by_module else None
+    is_script = any(Path(word).name in _LAUNCHERS for word in words[:2])
+    is_module = any(word in _LAUNCHER_MODULES for word in words[:6])
+    return words if is_script or is_module else None
 
 
-def _launchers_variables(pid: int) -> list[str]:
-    """What stood, or may have stood, before the launcher on its command line."""
+def _launcher_variables(pid: int) -> list[str]:
+    """Return the launcher's environment variables that matter, as `NAME=value`."""
     try:
         pairs = [os.fsdecode(pair) for pair in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if pair]
     except OSError:
@@ -168,9 +173,9 @@ def _launchers_variables(pid: int) -> list[str]:
     return [f"{name}={shlex.quote(value)}" for name, _, value in (pair.partition("=") for pair in sorted(found))]
 
 
-def _leave_it_to_the_listener(number: int, frame: object) -> None:
-    """A signal without a handler of Python's would not wake the listener."""
+def _do_nothing(number: int, frame: object) -> None:
+    """Without a Python handler, a signal would not wake the listener."""
 
 
-def _say(line: str) -> None:
-    os.write(2, f"{line}\n".encode())  # not through the console, which may be in the midst of a line
+def _write(line: str) -> None:
+    os.write(2, f"{line}\n".encode())  # the console may be in the middle of a line

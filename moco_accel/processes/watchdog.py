@@ -1,7 +1,7 @@
-"""Ends a run that cannot go on by itself: a process that dies or stalls takes the others with it, and all say which.
+"""Watchdog: end a run that cannot continue by itself. A rank that dies or stalls ends all ranks, with one message.
 
-A thread in each process tells the first one, every second, what its process is at (`phases`), however busy that is;
-the first one judges. It ends the process from outside: the main thread may wait for ever, in a read or for a card.
+A thread on each rank sends its phase to rank 0 every second, whatever the main thread does. Rank 0 decides. The thread
+ends the process with `os._exit`, because the main thread may wait forever, in a read or for a GPU.
 """
 
 from __future__ import annotations
@@ -22,44 +22,48 @@ from types import TracebackType
 
 from moco_accel.common.errors import UserError
 from moco_accel.processes import diagnosis, heartbeats, stack_dump
-from moco_accel.processes.control_group import Agreement
-from moco_accel.processes.heartbeats import Beat, Link, Message
-from moco_accel.processes.phases import DATA, START, enter, progress, waiting
-from moco_accel.processes.signals import end_workers
+from moco_accel.processes.control_group import ControlGroup
+from moco_accel.processes.heartbeats import Heartbeat, HeartbeatLink, Message
+from moco_accel.processes.phases import DATA, START, enter_phase, progress, waiting_for_peers
+from moco_accel.processes.signals import kill_workers
 
 _BEAT_SECONDS = 1.0
-_LONGEST_TICK = 2.0  # more has passed only if this process, or all of the machine, was stopped in between
-_WORTH_SAYING = 5.0
-_LAST_WORDS_SECONDS = 10.0  # for a failing process to show its error before the others show theirs
+_MAX_TICK_SECONDS = 2.0  # if more has passed, this process, or the machine, was stopped in between
+_POSITION_AFTER_SECONDS = 5.0
+_ERROR_SECONDS = 10.0  # for a failing rank to show its error before the others show theirs
 _VERDICT_SECONDS = 15.0
-_ENDED = 2
-_LITTLE_MEMORY = 0.03
+_EXIT_CODE = 2
+_LOW_MEMORY_SHARE = 0.03
 
 
-class Watch:
-    """Watches all processes of a run, from within each; use it as a context. Make it on all of them at once."""
+class Watchdog:
+    """Watches all ranks of a run from a thread on each. Create it on all ranks at once, and use it as a context.
 
-    def __init__(self, agreement: Agreement, rank: int, size: int, stall_seconds: float | None) -> None:
+    Args:
+        stall_seconds: `run.stall_seconds` of the recipe; None: no limit.
+    """
+
+    def __init__(self, control_group: ControlGroup, rank: int, size: int, stall_seconds: float | None) -> None:
         self._rank, self._size, self._stall_seconds = rank, size, stall_seconds
-        self._links: dict[int, Link] = heartbeats.connect(agreement, rank, size) if size > 1 else {}
+        self._links: dict[int, HeartbeatLink] = heartbeats.connect_ranks(control_group, rank, size) if size > 1 else {}
         if size > 1 and not self._links and rank == 0:
-            _write("processes cannot watch each other: no connection beside the tensors' can be made to MASTER_ADDR")
-        self._beats = dict.fromkeys(self._links, Beat("", 0, progress.phase, 0.0, None))
-        self._silent = dict.fromkeys(self._links, 0.0)
-        self._failing: dict[int, tuple[str, float]] = {}  # what each said, and for how much longer it may speak
-        self._have_said_bye: set[int] = set()
+            _write("ranks cannot watch each other: no connection for heartbeats can be made to MASTER_ADDR")
+        self._beats = dict.fromkeys(self._links, Heartbeat("", 0, progress.phase, 0.0, None))
+        self._silence = dict.fromkeys(self._links, 0.0)
+        self._failing: dict[int, tuple[str, float]] = {}  # each one's error, and seconds left to show it
+        self._finished: set[int] = set()
         self._steps: deque[float] = deque(maxlen=31)
         self._step_begun: float | None = None
         self._ticks, self._seconds = progress.ticks, 0.0
-        self._host, self._kills_before, self._has_warned = heartbeats.this_host(), diagnosis.kills_for_memory(), False
-        self._have_left, self._is_over, self._judges = threading.Event(), threading.Event(), True
-        self._leaves = False
+        self._host, self._kills_before, self._has_warned = heartbeats.host_id(), diagnosis.count_oom_kills(), False
+        self._all_finished, self._is_over, self._judges = threading.Event(), threading.Event(), True
+        self._is_leaving = False
 
-    def __enter__(self) -> Watch:
-        enter(START)
+    def __enter__(self) -> Watchdog:
+        enter_phase(START)
         if not faulthandler.is_enabled():
             faulthandler.enable(file=2)
-        faulthandler.register(signal.SIGUSR2, file=2)  # who no longer answers can still be asked where it is
+        faulthandler.register(signal.SIGUSR2, file=2)  # a process that hangs can still be asked for its stack
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -67,30 +71,30 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._leaves = True
-            self._tell_all({"bye": True})
-            with waiting():  # who ends too early seems to have died
-                self._have_left.wait()
+            self._is_leaving = True
+            self._send_all({"bye": True})
+            with waiting_for_peers():  # a rank that ends before the others seems to have died
+                self._all_finished.wait()
             self._is_over.set()
             return
-        lost = bool(self._links) and diagnosis.is_lost_connection(error)
-        if lost:
-            time.sleep(_VERDICT_SECONDS)  # within which the thread ends this process, with the cause
+        lost_connection = bool(self._links) and diagnosis.is_lost_connection(error)
+        if lost_connection:
+            time.sleep(_VERDICT_SECONDS)  # within it, the thread ends this process with the cause
         self._judges = False
-        words = diagnosis.lost_worker(error, progress.reading(), self._killed_for_memory())
-        self._tell_all({"failing": words.partition(";")[0] if words else diagnosis.in_words(error)})
-        if self._links:  # the thread goes on and keeps the connections: they end when all has been said
+        message = diagnosis.describe_lost_worker(error, progress.current_tiles(), self._killed_for_memory())
+        self._send_all({"failing": message.partition(";")[0] if message else diagnosis.describe_error(error)})
+        if self._links:  # the thread keeps the connections open until this process has shown its error
             nowhere = Path(os.devnull).open("w")  # noqa: SIM115 - it has to stay open
             faulthandler.dump_traceback_later(2 * _VERDICT_SECONDS, exit=True, file=nowhere)
         else:
             self._is_over.set()
-        if lost:
-            raise UserError(f"another process can no longer be reached ({diagnosis.in_words(error)})") from None
-        if words:
-            raise UserError(words) from None
+        if lost_connection:
+            raise UserError(f"another rank can no longer be reached ({diagnosis.describe_error(error)})") from None
+        if message:
+            raise UserError(message) from None
 
-    def step_done(self) -> None:
-        """Tells how long steps take, from the second one on."""
+    def record_step(self) -> None:
+        """Record the end of an optimizer step; limits depend on how long steps take, from the second one on."""
         now = time.perf_counter()
         if self._step_begun is not None:
             self._steps.append(now - self._step_begun)
@@ -98,30 +102,30 @@ class Watch:
 
     def _watch(self) -> None:
         try:
-            self._watch_on()
+            self._run_thread()
         finally:
-            self._have_left.set()  # whatever happens here, the run ends
+            self._all_finished.set()  # an error here must not keep the run from ending
             for link in self._links.values():
                 link.socket.close()
 
-    def _watch_on(self) -> None:
+    def _run_thread(self) -> None:
         last, turns = time.monotonic() - _BEAT_SECONDS, 0
         while not self._is_over.is_set():
-            self._listen()
+            self._receive()
             now = time.monotonic()
             if now - last < _BEAT_SECONDS:
                 continue
-            turns, passed, last = turns + 1, min(now - last, _LONGEST_TICK), now
-            self._tell_all(asdict(self._beat(passed)))
+            turns, passed, last = turns + 1, min(now - last, _MAX_TICK_SECONDS), now
+            self._send_all(asdict(self._own_beat(passed)))
             if self._judges:
-                self._age(passed)
-                self._judge()
+                self._advance_clocks(passed)
+                self._end_if_stalled()
             if turns % 5 == 0 and os.environ.get("LOCAL_RANK", "0") == "0":
-                self._warn_of_little_memory()
+                self._warn_of_low_memory()
 
-    def _listen(self) -> None:
-        if self._have_said_bye >= set(self._links):
-            self._have_left.set()
+    def _receive(self) -> None:
+        if self._finished >= set(self._links):
+            self._all_finished.set()
         if not self._links:
             self._is_over.wait(_BEAT_SECONDS)
             return
@@ -129,118 +133,118 @@ class Watch:
         for rank, link in list(self._links.items()):
             if link.socket in ready:
                 for message in link.receive():
-                    self._take(rank, message)
+                    self._handle(rank, message)
                 if not link.is_open:
                     del self._links[rank]
-                    if self._judges and not self._leaves and rank not in self._have_said_bye:
-                        self._lose(rank)
+                    if self._judges and not self._is_leaving and rank not in self._finished:
+                        self._end_after_loss(rank)
 
-    def _take(self, rank: int, message: Message) -> None:
+    def _handle(self, rank: int, message: Message) -> None:
         if "end" in message and self._judges:
             self._end(message["end"], message["blamed"])
         elif "bye" in message:
-            self._have_said_bye.add(rank)
-            del self._beats[rank], self._silent[rank]
+            self._finished.add(rank)
+            del self._beats[rank], self._silence[rank]
         elif "failing" in message:
-            self._failing[rank] = (str(message["failing"]), _LAST_WORDS_SECONDS)
+            self._failing[rank] = (str(message["failing"]), _ERROR_SECONDS)
         elif "phase" in message and rank in self._beats:
             with suppress(TypeError):
-                self._beats[rank], self._silent[rank] = Beat(**message), 0.0
+                self._beats[rank], self._silence[rank] = Heartbeat(**message), 0.0
 
-    def _lose(self, rank: int) -> None:
-        """A process has ended and not said that all is well."""
-        beat, silent = self._beats[rank], self._silent[rank]
+    def _end_after_loss(self, rank: int) -> None:
+        """End the run after a rank closed its connection without finishing."""
+        beat, silence = self._beats[rank], self._silence[rank]
         if rank in self._failing:
-            self._end(diagnosis.failed(self._name(rank), self._failing[rank][0]), [rank])
-        most_silent = self._allowed("")
-        if most_silent is not None and silent > most_silent / 2:  # another process has made an end of it
-            _, line = diagnosis.stalled({rank: beat}, {rank: silent}, silent / 2, self._host) or ([], "")
+            self._end(diagnosis.describe_failed_rank(self._name(rank), self._failing[rank][0]), [rank])
+        max_silence = self._allowed("")
+        if max_silence is not None and silence > max_silence / 2:  # it had stalled, and another rank has killed it
+            _, line = diagnosis.find_stall({rank: beat}, {rank: silence}, silence / 2, self._host) or ([], "")
             self._end(line, [rank])
         for_memory = beat.host == self._host and self._killed_for_memory()
-        self._end(diagnosis.gone(self._name(rank), beat if beat.pid else None, for_memory), [rank])
+        self._end(diagnosis.describe_lost_rank(self._name(rank), beat if beat.pid else None, for_memory), [rank])
 
     def _name(self, rank: int) -> str:
         hosts = {self._host, *(beat.host for beat in self._beats.values())}
-        return diagnosis.named(rank, self._beats[rank].host, hosts)
+        return diagnosis.describe_rank(rank, self._beats[rank].host, hosts)
 
-    def _age(self, passed: float) -> None:
-        self._silent = {rank: seconds + passed for rank, seconds in self._silent.items()}
-        self._failing = {rank: (what, left - passed) for rank, (what, left) in self._failing.items()}
+    def _advance_clocks(self, passed: float) -> None:
+        self._silence = {rank: seconds + passed for rank, seconds in self._silence.items()}
+        self._failing = {rank: (error, left - passed) for rank, (error, left) in self._failing.items()}
 
-    def _judge(self) -> None:
-        for rank, (what, left) in self._failing.items():
+    def _end_if_stalled(self) -> None:
+        for rank, (error, left) in self._failing.items():
             if left < 0:
-                self._end(diagnosis.failed(self._name(rank), what), [rank])
+                self._end(diagnosis.describe_failed_rank(self._name(rank), error), [rank])
         if self._rank == 0:
-            beats, silent = {0: self._beat(0.0), **self._beats}, {0: 0.0, **self._silent}
-        else:  # all but the first one's silence is for that one to see
+            beats, silence = {0: self._own_beat(0.0), **self._beats}, {0: 0.0, **self._silence}
+        else:  # the other ranks only check that rank 0 still sends
             beats = {rank: replace(beat, limit=None) for rank, beat in self._beats.items()}
-            silent = self._silent
-        most_silent = self._allowed("")
-        for rank, seconds in silent.items():
-            if most_silent is not None and seconds > most_silent and beats[rank].host == self._host:
-                beats[rank] = replace(beats[rank], where=stack_dump.state_of(beats[rank].pid))
-        if beats and (verdict := diagnosis.stalled(beats, silent, most_silent, self._host)):
-            blamed, line = verdict
-            mute = [rank for rank in blamed if most_silent is not None and silent[rank] > most_silent]
-            self._end(line, blamed, mute)
+            silence = self._silence
+        max_silence = self._allowed("")
+        for rank, seconds in silence.items():
+            if max_silence is not None and seconds > max_silence and beats[rank].host == self._host:
+                beats[rank] = replace(beats[rank], position=stack_dump.describe_process_state(beats[rank].pid))
+        if beats and (stall := diagnosis.find_stall(beats, silence, max_silence, self._host)):
+            blamed, line = stall
+            silent = [rank for rank in blamed if max_silence is not None and silence[rank] > max_silence]
+            self._end(line, blamed, silent)
 
-    def _beat(self, passed: float) -> Beat:
+    def _own_beat(self, passed: float) -> Heartbeat:
         if progress.ticks != self._ticks:
             self._ticks, self._seconds = progress.ticks, 0.0
         else:
             self._seconds += passed
-        where = stack_dump.where() if self._seconds >= _WORTH_SAYING else ""
+        position = stack_dump.describe_position() if self._seconds >= _POSITION_AFTER_SECONDS else ""
         limit = self._allowed(progress.phase)
-        return Beat(self._host, os.getpid(), progress.phase, self._seconds, limit, progress.waits, where)
+        return Heartbeat(self._host, os.getpid(), progress.phase, self._seconds, limit, progress.waits, position)
 
     def _allowed(self, phase: str) -> float | None:
-        if self._step_begun is None:
-            return diagnosis.allowed_seconds(phase, self._stall_seconds, None)
-        return diagnosis.allowed_seconds(phase, self._stall_seconds, statistics.median(self._steps or [0.0]))
+        median = None if self._step_begun is None else statistics.median(self._steps or [0.0])
+        return diagnosis.allowed_seconds(phase, self._stall_seconds, median)
 
     def _killed_for_memory(self) -> bool:
-        return diagnosis.kills_for_memory() > self._kills_before
+        return diagnosis.count_oom_kills() > self._kills_before
 
-    def _tell_all(self, message: Message) -> None:
+    def _send_all(self, message: Message) -> None:
         for link in list(self._links.values()):
             link.send(message)
 
-    def _end(self, line: str, blamed: list[int], mute: list[int] | None = None) -> None:
-        """Says why, and ends this process; the first one tells the others to."""
+    def _end(self, line: str, blamed: list[int], silent: list[int] | None = None) -> None:
+        """Print why the run ends, and end this process; rank 0 makes the others do the same."""
         if self._rank in blamed:
-            _write("".join(traceback.format_list(stack_dump.stack())))
+            _write("".join(traceback.format_list(stack_dump.main_thread_stack())))
         _write(f"error: {line}" if self._size == 1 else f"error on rank {self._rank}: {line}")
-        for rank in mute or []:
+        for rank in silent or []:
             if self._beats[rank].host == self._host:
-                stack_dump.make_an_end(self._beats[rank].pid)
+                stack_dump.kill_with_stack_dump(self._beats[rank].pid)
         if self._rank in blamed and progress.phase == DATA:
-            stack_dump.ask_workers()
-        end_workers()
+            stack_dump.dump_worker_stacks()
+        kill_workers()
         if self._rank == 0:
-            self._tell_end(line, blamed)
-        os._exit(_ENDED)
+            self._end_others(line, blamed)
+        os._exit(_EXIT_CODE)
 
-    def _tell_end(self, line: str, blamed: list[int]) -> None:
-        """And wait until the others are gone, or as long as that may take: see `__exit__`."""
-        self._tell_all({"end": line, "blamed": blamed})
+    def _end_others(self, line: str, blamed: list[int]) -> None:
+        """Send the message to the other ranks, and wait up to a second until they have ended."""
+        self._send_all({"end": line, "blamed": blamed})
         deadline = time.monotonic() + _BEAT_SECONDS
         while any(link.is_open for link in self._links.values()) and time.monotonic() < deadline:
             for link in self._links.values():
                 list(link.receive())
             time.sleep(_BEAT_SECONDS / 50)
 
-    def _warn_of_little_memory(self) -> None:
-        memory = diagnosis.host_memory()
-        if memory and memory[0] < _LITTLE_MEMORY * memory[1] and not self._has_warned:
+    def _warn_of_low_memory(self) -> None:
+        memory = diagnosis.read_host_memory()
+        if memory and memory[0] < _LOW_MEMORY_SHARE * memory[1] and not self._has_warned:
             self._has_warned = True
             _write(
-                f"warning: host memory is nearly gone, {memory[0] // diagnosis.MIB} MiB of "
-                f"{memory[1] // diagnosis.MIB}; the kernel will kill what takes most. Fewer data.num_workers take less"
+                f"warning: host memory is nearly used up, {memory[0] // diagnosis.MIB} MiB of "
+                f"{memory[1] // diagnosis.MIB} are free; the kernel will kill the largest process. Fewer "
+                "data.num_workers need less"
             )
 
 
 def _write(text: str) -> None:
-    """Not through the console, which may be in the midst of a line."""
+    """Write to stderr directly; the console may be in the middle of a line."""
     begin = "\n" if os.isatty(2) else ""
     os.write(2, f"{begin}{text.rstrip()}\n".encode())

@@ -1,5 +1,4 @@
-"""The recipe, the one contract between planner and trainer: its fields, its rules, and its text.
+"""The recipe: the contract between planner and trainer. Fields are declared in `schema` and the `*_sections` files.
 
-Imports no torch, so that `--help` and errors come at once. A field is declared in `schema`, `data_sections` or
-`hardware_sections`; a rule across fields stands in `rules`.
+Rules between fields are in `rules`. Nothing here imports torch, so `--help` and errors appear at once.
 """

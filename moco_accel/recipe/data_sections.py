@@ -1,4 +1,4 @@
-"""The recipe's sections about tiles: where they are, what their numbers mean, how both views are made of them."""
+"""Recipe sections `data` and `augment`: the tiles, the meaning of their values, and the two views made from them."""
 
 from __future__ import annotations
 
@@ -8,63 +8,95 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from moco_accel.recipe.bands import canonical_band
 
-_MOST_BANDS = 1000
-Share = Annotated[float, Field(ge=0, le=1)]
-# what float32 holds, with room to reckon
-Stored = Annotated[float, Field(ge=-1e30, le=1e30)]
+_MAX_BANDS = 1000
+Fraction = Annotated[float, Field(ge=0, le=1)]
+# bounds leave float32 room for arithmetic
+StoredValue = Annotated[float, Field(ge=-1e30, le=1e30)]
 Deviation = Annotated[float, Field(ge=0, le=1e12)]
 
 
 class Section(BaseModel):
+    """A section of the recipe: immutable, strictly typed, without unknown fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
-    """Tiles, their bands by name, and the range of stored values that becomes the pixel range [0, 1].
+    """The tiles, their bands, and the range of stored values that becomes the pixel range [0, 1].
 
-    pixel = (stored - low) / (high - low), cut off at 0 and 1. `scaling` says where low and high come from: `uint8`
-    0 and 255; `reflectance` 0 and 10,000 (Sentinel-2); `reflectance_offset` 1,000 and 11,000 (Sentinel-2 from
-    processing baseline 04.00 on); `percentiles` each band's 1st and 99th; `range` what `low` and `high` say.
-    `mean` and `std` are those of pixels. What is null, a run takes from the tiles, says so, and writes down.
+    pixel = (stored - low) / (high - low), clipped to [0, 1]. A run fills in each null among `bands`, `nodata`, `low`,
+    `high`, `mean` and `std` from the tiles, prints it, and writes it to RUN/recipe.yaml.
+
+    Attributes:
+        source: Folder, file or glob (parquet, arrow, tar), folder of images, or hub id.
+        split: Split of a hub id.
+        image_column: Column with the imagery; null: the only column that holds imagery.
+        pair_column: Column with the same place in another season, which one of the views shows; null: both views
+            show one tile.
+        bands: Names of the bands in the encoder's order; null: all bands in their stored order.
+        stored_bands: Names of all bands in their stored order, for a source that does not name them; null: the
+            source's names.
+        nodata: Stored value of pixels without data, which become the mean of their band; null: the source's.
+        scaling: Where low and high come from. `uint8`: 0 and 255; `reflectance`: 0 and 10,000 (Sentinel-2);
+            `reflectance_offset`: 1,000 and 11,000 (Sentinel-2 from processing baseline 04.00 on); `percentiles`: each
+            band's 1st and 99th percentile; `range`: the fields `low` and `high`.
+        low: Stored value that becomes 0, one per band; null: as `scaling` says.
+        high: Stored value that becomes 1, one per band; null: as `scaling` says.
+        mean: Mean of pixels in [0, 1], one per band; null: ImageNet's for three bands, else measured.
+        std: Standard deviation of pixels in [0, 1], one per band; null: as for `mean`.
+        streaming: Read shards in place, without a cache, and shuffle within a buffer. Every loader worker of every
+            process reads all shards once per epoch.
+        shuffle_buffer_mib: Size of the shuffle buffer in MiB, for each loader worker; used with `streaming`.
+        max_damaged_share: Largest fraction of damaged tiles; the run stops above it.
+        num_workers: Loader workers of each process; 0: the process loads tiles itself.
     """
 
-    source: str = Field("data/tiles", description="folder, file, glob (parquet, arrow, tar), image folder, or hub id")
-    split: str = Field("train", description="of a hub id")
-    image_column: str | None = Field(None, description="null: the only column that holds imagery")
-    pair_column: str | None = Field(None, description="the same place in another season; null: both views of one tile")
-    bands: list[str] | None = Field(
-        None, min_length=1, max_length=_MOST_BANDS, description="names, in the encoder's order; null: as stored"
-    )
-    stored_bands: list[str] | None = Field(
-        None, min_length=1, max_length=_MOST_BANDS, description="names as stored, of a source without names"
-    )
-    nodata: Stored | None = Field(None, description="stored where there is no data; such pixels become the band's mean")
+    source: str = "data/tiles"
+    split: str = "train"
+    image_column: str | None = None
+    pair_column: str | None = None
+    bands: list[str] | None = Field(None, min_length=1, max_length=_MAX_BANDS)
+    stored_bands: list[str] | None = Field(None, min_length=1, max_length=_MAX_BANDS)
+    nodata: StoredValue | None = None
     scaling: Literal["uint8", "reflectance", "reflectance_offset", "percentiles", "range"] = "uint8"
-    low: list[Stored] | None = Field(None, max_length=_MOST_BANDS)
-    high: list[Stored] | None = Field(None, max_length=_MOST_BANDS)
-    mean: list[Stored] | None = Field(None, max_length=_MOST_BANDS)
-    std: list[Deviation] | None = Field(None, max_length=_MOST_BANDS)
-    streaming: bool = Field(
-        False,
-        description="read shards in place, without a cache, shuffled within a buffer; every loader worker of every "
-        "process reads all of them, once an epoch",
-    )
-    shuffle_buffer_mib: int = Field(512, ge=1, le=1 << 20, description="when streaming; of every loader worker")
-    max_damaged_share: float = Field(0.01, ge=0, le=1, description="of all tiles; above it a run stops")
+    low: list[StoredValue] | None = Field(None, max_length=_MAX_BANDS)
+    high: list[StoredValue] | None = Field(None, max_length=_MAX_BANDS)
+    mean: list[StoredValue] | None = Field(None, max_length=_MAX_BANDS)
+    std: list[Deviation] | None = Field(None, max_length=_MAX_BANDS)
+    streaming: bool = False
+    shuffle_buffer_mib: int = Field(512, ge=1, le=1 << 20)
+    max_damaged_share: float = Field(0.01, ge=0, le=1)
     num_workers: int = Field(2, ge=0, le=1024)
 
     @field_validator("bands", "stored_bands")
     @classmethod
-    def _one_spelling(cls, names: list[str] | None) -> list[str] | None:
+    def _canonical_names(cls, names: list[str] | None) -> list[str] | None:
         return None if names is None else [canonical_band(name) for name in names]
 
 
 class Augment(Section):
-    """Both views' augmentation. A pair holds (view 1, view 2). Fields left out are the preset's.
+    """Augmentation of both views. Brightness to greyscale apply to three bands, `band_…` to any other number.
 
-    `satellite`: turns, both flips, mild colour, sensor noise; `paper`: MoCo v3's for a ViT (for a ResNet it has
-    crop_min_scale 0.2); `seasons`: for pairs of one place, colour milder still. Brightness, contrast, saturation, hue
-    and greyscale are for three bands; `band_…` for any other number.
+    Attributes:
+        preset: Defaults of all other fields. `satellite`: quarter turns, both flips, mild colour jitter, sensor noise;
+            `paper`: MoCo v3's for a ViT (for a ResNet, set `crop_min_scale` to 0.2); `seasons`: for pairs of one
+            place, with milder colour jitter.
+        crop_min_scale: Smallest area of a crop as a fraction of the tile.
+        jitter_probability: Probability of colour jitter, or of a gain and an offset per band.
+        brightness: Brightness factor is drawn from 1 ± this.
+        contrast: Contrast factor is drawn from 1 ± this.
+        saturation: Saturation factor is drawn from 1 ± this.
+        hue: Hue shift is drawn from ± this, as a fraction of the colour circle.
+        greyscale_probability: Probability of a greyscale view.
+        band_gain: Gain is drawn from 1 ± this, for each band.
+        band_offset: Offset is drawn from ± this, for each band, in units of the pixel range.
+        band_drop_probability: Probability, for each band, that it is replaced by its mean.
+        blur_probability: Probability of Gaussian blur, for view 1 and view 2.
+        solarize_probability: Probability of solarization, for view 1 and view 2.
+        horizontal_flip_probability: Probability of a left-right flip.
+        vertical_flip_probability: Probability of an up-down flip.
+        rotate_quarter_turns: Turn each view by 0, 90, 180 or 270 degrees.
+        noise_std: Standard deviation of Gaussian noise, in units of the pixel range, before normalisation.
     """
 
     preset: Literal["satellite", "paper", "seasons"] = "satellite"
@@ -75,20 +107,19 @@ class Augment(Section):
     saturation: float = Field(0.1, ge=0, le=1)
     hue: float = Field(0.05, ge=0, le=0.5)
     greyscale_probability: float = Field(0.2, ge=0, le=1)
-    band_gain: float = Field(0.1, ge=0, le=1, description="each band by a factor of its own in 1 ± this")
-    band_offset: float = Field(0.02, ge=0, le=1, description="each band plus a number of its own within ± this")
-    band_drop_probability: float = Field(0.05, ge=0, lt=1, description="a band becomes its mean")
-    blur_probability: list[Share] = Field([1.0, 0.1], min_length=2, max_length=2)
-    solarize_probability: list[Share] = Field([0.0, 0.2], min_length=2, max_length=2)
+    band_gain: float = Field(0.1, ge=0, le=1)
+    band_offset: float = Field(0.02, ge=0, le=1)
+    band_drop_probability: float = Field(0.05, ge=0, lt=1)
+    blur_probability: list[Fraction] = Field([1.0, 0.1], min_length=2, max_length=2)
+    solarize_probability: list[Fraction] = Field([0.0, 0.2], min_length=2, max_length=2)
     horizontal_flip_probability: float = Field(0.5, ge=0, le=1)
     vertical_flip_probability: float = Field(0.5, ge=0, le=1)
     rotate_quarter_turns: bool = True
-    noise_std: float = Field(0.01, ge=0, le=1, description="of the pixel range [0, 1], before normalisation")
+    noise_std: float = Field(0.01, ge=0, le=1)
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, fields: Any) -> Any:
-        """What the preset says stands unless a field says otherwise."""
+    def _apply_preset(cls, fields: Any) -> Any:
         if not isinstance(fields, dict) or not isinstance(fields.get("preset", ""), str):
             return fields
         return {**PRESETS.get(fields.get("preset", ""), {}), **fields}
@@ -117,4 +148,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         "solarize_probability": [0.0, 0.0],
     },
 }
-"""Where a preset differs from the fields' defaults, which are `satellite`."""
+"""Fields in which a preset differs from the defaults, which are `satellite`."""

@@ -1,4 +1,4 @@
-"""Where a recipe runs and how it fits there: memory, hardware, and what the planner expected."""
+"""Recipe sections `memory`, `hardware` and `planned`: where a recipe runs and how it fits there."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ Mib = Annotated[int, Field(ge=-(1 << 40), le=1 << 40)]
 
 
 class Memory(Section):
-    """Where things are stored; the gradient is the same.
+    """What is stored in which precision. All but `mixed_precision` leave the gradient as it is.
 
-    `keep_last_micro_batch`: its activations are what backward needs first, so that it need not be recomputed, but they
-    then live beside the heads' activations. `expandable_segments`: CUDA's allocator grows its segments, which leaves
-    fewer gaps (Linux only). `fully_shard`: a node's devices divide matrices, gradients and optimizer state between them
-    and send each other what the step needs (FSDP2, for encoders too big for one).
+    Attributes:
+        mixed_precision: Autocast type of the forward passes; `no`: float32.
+        activation_checkpointing: Keep only the inputs of the encoder's blocks and recompute the rest in backward.
+        keep_last_micro_batch: Keep the activations of the last micro-batch, which backward needs first. This saves one
+            recomputation, but the activations coexist with those of the heads.
+        expandable_segments: Let CUDA's allocator grow its segments, which reduces fragmentation (Linux only).
+        fully_shard: Shard matrices, gradients and optimizer state over the devices of a node (FSDP2), for encoders too
+            large for one device.
     """
 
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
@@ -28,8 +32,14 @@ class Memory(Section):
 
 
 class Hardware(Section):
-    """`num_devices` of all `num_nodes`, each with as many. `vram_gib: null` means the recipe was made for no GPU in
-    particular and may run on a CPU."""
+    """The devices that a recipe is made for.
+
+    Attributes:
+        num_devices: Devices of all nodes together; every node has the same number.
+        num_nodes: Nodes (hosts).
+        vram_gib: Memory of each GPU in GiB; null: no GPU in particular, the recipe may run on a CPU.
+        gpu: Name of the GPU; null: any with `vram_gib`.
+    """
 
     num_devices: int = Field(1, ge=1, le=65_536)
     num_nodes: int = Field(1, ge=1, le=65_536)
@@ -38,7 +48,15 @@ class Hardware(Section):
 
 
 class Planned(Section):
-    """What the planner expected. `measured_on` names the card once the figure was measured on one."""
+    """The planner's prediction for each device; only the planner writes this section.
+
+    Attributes:
+        peak_reserved_mib: Peak memory reserved by the allocator, in MiB.
+        headroom_mib: Memory left on the device at the peak, in MiB.
+        breakdown_mib: Memory of the device at the peak by kind, in MiB.
+        torch: Version of torch that was traced.
+        measured_on: GPU on which the peak was measured; null: it is predicted.
+    """
 
     peak_reserved_mib: Mib
     headroom_mib: Mib

@@ -4,62 +4,76 @@ from __future__ import annotations
 
 import copy
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from moco_accel.common.errors import UserError, short
+from moco_accel.common.errors import UserError, short_repr
 from moco_accel.recipe.schema import Recipe
-from moco_accel.recipe.text import Dumper, load_yaml
+from moco_accel.recipe.text import RecipeDumper, load_yaml
 
 _NULLS = ("", "~", "null", "Null", "NULL")
 
 
-def set_fields(fields: object, overrides: list[str]) -> object:
-    """Apply `section.field=value` to plain data. Raises UserError.
+def apply_overrides(fields: object, overrides: list[str]) -> object:
+    """Apply each `section.field=value` to a copy of plain data.
 
-    A field of text takes the value as it is, but for null and what stands in quotes; all else is read as YAML.
+    A text field takes its value literally, except for null and quoted text. Other values are parsed as YAML.
+
+    Raises:
+        UserError: If an override has another form, names no section, or its value is not YAML.
     """
     changed = copy.deepcopy(fields)
     for override in overrides:
         name, equals, text = override.partition("=")
         section, dot, field = name.partition(".")
         if not (equals and dot and field):
-            raise UserError(f"--set {short(override)} is not section.field=value; e.g. --set schedule.epochs=100")
+            raise UserError(f"--set {short_repr(override)} is not section.field=value; e.g. --set schedule.epochs=100")
         if not isinstance(changed, dict) or not isinstance(changed.setdefault(section, {}), dict):
-            raise UserError(f"--set {short(override)}: {short(section)} is not a section of the recipe")
-        changed[section][field] = _read_text(text) if _takes_text(section, field) else _read_yaml(text, override)
+            raise UserError(f"--set {short_repr(override)}: {short_repr(section)} is not a section of the recipe")
+        changed[section][field] = _parse_text(text) if _is_text(section, field) else _parse_yaml(text, override)
     return changed
 
 
-def set_word(name: str, value: object) -> str:
-    """`section.field=value` as one word to paste behind `--set` in a shell: what `set_fields` reads as `value`."""
+def override_argument(name: str, value: object) -> str:
+    """Return `section.field=value`, quoted for a shell, which `apply_overrides` reads back as `value`."""
     if not isinstance(value, str):
-        text = _in_a_line(value)
-    elif value.isprintable() and _read_text(value) == value:
+        text = _yaml_line(value)
+    elif value.isprintable() and _parse_text(value) == value:
         text = value
     else:
-        text = _in_a_line(value, '"')
+        text = _yaml_line(value, '"')
     return shlex.quote(f"{name}={text}")
 
 
-def _in_a_line(value: object, style: str | None = None) -> str:
+def find_section(schema: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
+    """Return the section of `schema` at `path`; None if there is none."""
+    for part in path:
+        annotation = schema.model_fields[part].annotation if part in schema.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return None
+        schema = annotation
+    return schema
+
+
+def _yaml_line(value: object, style: str | None = None) -> str:
     text = yaml.dump(
-        value, Dumper=Dumper, default_style=style, default_flow_style=True, width=float("inf"), allow_unicode=True
+        value, Dumper=RecipeDumper, default_style=style, default_flow_style=True, width=float("inf"), allow_unicode=True
     )
     return text.removesuffix("...\n").strip()
 
 
-def _takes_text(section: str, field: str) -> bool:
-    fields = Recipe.model_fields[section].annotation if section in Recipe.model_fields else None
-    if not (isinstance(fields, type) and issubclass(fields, BaseModel) and field in fields.model_fields):
-        return False
-    return fields.model_fields[field].annotation in (str, str | None)
+def _is_text(section: str, field: str) -> bool:
+    found = find_section(Recipe, [section])
+    return (
+        found is not None and field in found.model_fields and found.model_fields[field].annotation in (str, str | None)
+    )
 
 
-def _read_text(text: str) -> str | None:
+def _parse_text(text: str) -> str | None:
     text = text.strip()
     if text in _NULLS:
         return None
@@ -70,10 +84,11 @@ def _read_text(text: str) -> str | None:
     return text
 
 
-def _read_yaml(text: str, override: str) -> Any:
+def _parse_yaml(text: str, override: str) -> Any:
     try:
         return load_yaml(text)
     except (yaml.YAMLError, ValueError):
         raise UserError(
-            f"--set {short(override)}: {short(text)} is not a YAML value; e.g. 1e-4, true, [1, 2], ['a: b', c] work"
+            f"--set {short_repr(override)}: {short_repr(text)} is not a YAML value; "
+            "e.g. 1e-4, true, [1, 2], ['a: b', c] work"
         ) from None

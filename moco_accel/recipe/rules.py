@@ -1,24 +1,28 @@
-"""What holds between a recipe's fields: batch arithmetic, linearly scaled lr, sizes that must divide."""
+"""Rules between fields of a recipe: batch arithmetic, linear scaling of lr, divisibility."""
 
 from __future__ import annotations
 
 import math
 import re
 
-from moco_accel.common.errors import UserError, short
+from moco_accel.common.errors import UserError, short_repr
 from moco_accel.recipe.constants import ENCODER_NAMES, RESNET_NAMES, STORED_RANGES, VIT_NAMES
 from moco_accel.recipe.data_sections import Data
 from moco_accel.recipe.schema import Recipe
 
 _LINEAR_SCALING_BASE = 256  # lr = base_lr * global_batch_size / 256 (Goyal et al. 2017; MoCo v3 section 4)
-_LAST_STRIDE = 32
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_LEAST_RANGE = 1e-6
-_LONGEST_TEXT = 4096  # as of a path
+_RESNET_STRIDE = 32  # of the last feature map
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_MIN_RELATIVE_RANGE = 1e-6  # of low to high; float32 resolves no less
+_MAX_TEXT_CHARACTERS = 4096  # of a path on Linux
 
 
 def check_rules(recipe: Recipe) -> None:
-    """Raises UserError on the first rule that `recipe` breaks."""
+    """Check all rules between fields.
+
+    Raises:
+        UserError: If a rule is violated. The message names the first one.
+    """
     checks = (
         _check_texts,
         _check_encoder,
@@ -35,25 +39,25 @@ def check_rules(recipe: Recipe) -> None:
 
 
 def _check_texts(recipe: Recipe) -> None:
-    """No name is as long as a book, or has a character that can't be seen: it would break lines, or end a path."""
+    """Refuse texts that are too long for a path, or hold characters that would break a line or a path."""
     for section, fields in recipe:
         for field, value in fields or ():
             for text in value if isinstance(value, list | dict) else [value]:
-                if isinstance(text, str) and (len(text) > _LONGEST_TEXT or _UNSEEN.search(text)):
+                if isinstance(text, str) and (len(text) > _MAX_TEXT_CHARACTERS or _UNPRINTABLE.search(text)):
                     raise UserError(
-                        f"{section}.{field}={short(text)} is longer than {_LONGEST_TEXT} characters, or holds one that "
-                        "can't be seen; a plain name works"
+                        f"{section}.{field}={short_repr(text)} is longer than {_MAX_TEXT_CHARACTERS} characters, or "
+                        "holds an unprintable one; a plain name works"
                     )
 
 
-def divisible_batches(global_batch_size: int, unit: int) -> str:
-    """The batch sizes nearest to `global_batch_size` that are multiples of `unit`, for error messages."""
-    below = global_batch_size // unit * unit
+def nearest_multiples(size: int, unit: int) -> str:
+    """Return the multiples of `unit` nearest to `size`, of 2 or more, for error messages."""
+    below = size // unit * unit
     return ", ".join(str(n) for n in (below, below + unit) if n >= 2)
 
 
 def scaled_lr(base_lr: float, global_batch_size: int) -> float:
-    """Linear scaling rule. Rounded to 10 digits, so that a person can write the product down."""
+    """Return base_lr x global_batch_size / 256, rounded to 10 digits so that it can be written down."""
     return float(f"{base_lr * global_batch_size / _LINEAR_SCALING_BASE:.10g}")
 
 
@@ -64,28 +68,28 @@ def _check_encoder(recipe: Recipe) -> None:
     if name in VIT_NAMES and size % (patch := int(name.rpartition("patch")[2])):
         raise UserError(
             f"encoder.image_size={size} is not a multiple of {name}'s patch of {patch}; "
-            f"nearest: {divisible_batches(size, patch)}"
+            f"nearest: {nearest_multiples(size, patch)}"
         )
 
 
-def least_micro_batch(encoder: str, image_size: int) -> int:
-    """BatchNorm wants two values of a channel: a ResNet's last map of a tile of 32 pixels or less has one."""
-    return 2 if encoder in RESNET_NAMES and image_size <= _LAST_STRIDE else 1
+def min_micro_batch_size(encoder: str, image_size: int) -> int:
+    """Return 2 for a ResNet on 32 pixels or less, whose last map leaves BatchNorm one value per tile; otherwise 1."""
+    return 2 if encoder in RESNET_NAMES and image_size <= _RESNET_STRIDE else 1
 
 
 def _check_batch(recipe: Recipe) -> None:
-    least = least_micro_batch(recipe.encoder.name, recipe.encoder.image_size)
+    least = min_micro_batch_size(recipe.encoder.name, recipe.encoder.image_size)
     if recipe.batch.micro_batch_size < least:
         raise UserError(
-            f"batch.micro_batch_size={recipe.batch.micro_batch_size} gives {recipe.encoder.name}'s BatchNorm one value "
-            f"a channel at {recipe.encoder.image_size} pixels; batch.micro_batch_size={least} works"
+            f"batch.micro_batch_size={recipe.batch.micro_batch_size} leaves {recipe.encoder.name}'s BatchNorm one "
+            f"value per channel at {recipe.encoder.image_size} pixels; batch.micro_batch_size={least} works"
         )
     batch, devices = recipe.batch, recipe.hardware.num_devices
     total = batch.global_batch_size
     if total % devices:
         raise UserError(
             f"batch.global_batch_size={total} does not divide over {devices} devices; "
-            f"nearest: {divisible_batches(total, devices)}"
+            f"nearest: {nearest_multiples(total, devices)}"
         )
     if batch.micro_batch_size * batch.accumulation_steps * devices == total:
         return
@@ -97,7 +101,7 @@ def _check_batch(recipe: Recipe) -> None:
     per_device = total // devices
     if per_device % batch.micro_batch_size == 0:
         raise UserError(f"{rule}; batch.accumulation_steps={per_device // batch.micro_batch_size} works")
-    works = divisible_batches(total, batch.micro_batch_size * devices)
+    works = nearest_multiples(total, batch.micro_batch_size * devices)
     raise UserError(f"{rule}; nearest global batches for this micro-batch: {works}")
 
 
@@ -105,13 +109,13 @@ def _check_nodes(recipe: Recipe) -> None:
     devices, nodes = recipe.hardware.num_devices, recipe.hardware.num_nodes
     if devices % nodes:
         raise UserError(
-            f"hardware.num_devices={devices} does not divide over hardware.num_nodes={nodes}, each with as many; "
+            f"hardware.num_devices={devices} does not divide over hardware.num_nodes={nodes} nodes of equal size; "
             f"hardware.num_devices={-(-devices // nodes) * nodes} works"
         )
 
 
-def divides_networks(devices: int) -> bool:
-    """Whether so many devices of a node can divide matrices between them (`memory.fully_shard`): powers of two."""
+def can_shard(devices: int) -> bool:
+    """Return True if a node with so many devices supports `memory.fully_shard`: powers of two from 2 on."""
     return devices > 1 and not devices & (devices - 1)
 
 
@@ -120,25 +124,25 @@ def _check_sharding(recipe: Recipe) -> None:
         return
     per_node, rule = recipe.hardware.num_devices // recipe.hardware.num_nodes, "memory.fully_shard=true"
     if recipe.encoder.name in RESNET_NAMES:
+        raise UserError(f"{rule} shards ViTs, and encoder.name={recipe.encoder.name!r}; memory.fully_shard=false works")
+    if not can_shard(per_node):
         raise UserError(
-            f"{rule} divides ViTs, and encoder.name={recipe.encoder.name!r}; memory.fully_shard=false works"
-        )
-    if not divides_networks(per_node):
-        raise UserError(
-            f"{rule} divides matrices over a node's devices, of which there are {per_node}; 2, 4 or 8 work, or "
+            f"{rule} shards matrices over a node's devices, of which there are {per_node}; 2, 4 or 8 work, or "
             "memory.fully_shard=false"
         )
     if recipe.optimizer.name == "lars":
         raise UserError(
-            f"{rule} leaves each device a part of a matrix, and optimizer.name='lars' wants its norm; adamw works"
+            f"{rule} leaves each device a shard of a matrix, and optimizer.name='lars' needs its norm; adamw works"
         )
     if recipe.memory.mixed_precision == "fp16":
         raise UserError(
-            f"{rule} leaves each device a part of the gradient, and memory.mixed_precision='fp16' wants to know of an "
-            "overflow in any; bf16 works"
+            f"{rule} leaves each device a shard of the gradient, and memory.mixed_precision='fp16' must detect an "
+            "overflow in any of them; bf16 works"
         )
     if recipe.memory.keep_last_micro_batch and recipe.batch.accumulation_steps > 1:
-        raise UserError(f"{rule} goes back through one micro-batch at a time; memory.keep_last_micro_batch=false works")
+        raise UserError(
+            f"{rule} runs backward through one micro-batch at a time; memory.keep_last_micro_batch=false works"
+        )
 
 
 def _check_optimizer(recipe: Recipe) -> None:
@@ -186,12 +190,12 @@ def _check_data(recipe: Recipe) -> None:
         values = getattr(data, field)
         if values is not None and len(values) != bands:
             what = "names" if field == "bands" else "numbers"
-            raise UserError(f"data.{field}={values} has {len(values)} {what}; encoder.bands={bands} wants {bands}")
+            raise UserError(f"data.{field}={values} has {len(values)} {what}; encoder.bands={bands} needs {bands}")
     if data.std is not None and min(data.std) <= 0:
         raise UserError(f"data.std={data.std} must be above 0 in every band; e.g. 0.2")
     if recipe.augment.preset == "seasons" and data.pair_column is None:
         raise UserError(
-            "augment.preset='seasons' wants pairs of one place, and data.pair_column=null; data.pair_column=image_pair "
+            "augment.preset='seasons' needs pairs of one place, and data.pair_column=null; data.pair_column=image_pair "
             "works after moco-data build --pair-with, augment.preset=satellite without pairs"
         )
     _check_scaling(data)
@@ -201,15 +205,15 @@ def _check_scaling(data: Data) -> None:
     if (data.low is None) != (data.high is None) or (data.scaling == "range" and data.low is None):
         missing = "low" if data.low is None else "high"
         raise UserError(
-            f"data.{missing}=null: data.scaling={data.scaling!r} wants low and high, one number per band each; "
+            f"data.{missing}=null: data.scaling={data.scaling!r} needs low and high, one number per band each; "
             "data.scaling=percentiles takes them from the tiles"
         )
     if data.low is None or data.high is None:
         return
     for low, high in zip(data.low, data.high, strict=True):
-        if not high - low > _LEAST_RANGE * max(abs(low), abs(high)):
+        if not high - low > _MIN_RELATIVE_RANGE * max(abs(low), abs(high)):
             raise UserError(
-                f"data.high={data.high} must be above data.low={data.low} in every band, by what float32 can tell"
+                f"data.high={data.high} must be above data.low={data.low} in every band, by what float32 resolves"
             )
     if data.scaling in STORED_RANGES:
         expected = STORED_RANGES[data.scaling]

@@ -1,4 +1,4 @@
-"""Recipe text: YAML in and out, `section.field=value` overrides, and errors in one line a person can act on."""
+"""Recipe text: YAML in and out."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import yaml
 
-from moco_accel.common.errors import UserError, short
+from moco_accel.common.errors import UserError, short_repr
 
 MAX_RECIPE_BYTES = 1 << 18
-_MOST_NODES, _MOST_LEVELS = 4000, 20  # of YAML: a recipe has some 200, in 3
+_MAX_NODES, _MAX_LEVELS = 4000, 20  # of YAML; a recipe has about 200 nodes in 3 levels
 _REPLACED_TAGS = ("bool", "float", "int", "timestamp", "merge", "value")
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data of YAML 1.2: `1e-4` is a number (PyYAML reads a string), `no` is a word (PyYAML reads false).
+    """Loads plain data of YAML 1.2: `1e-4` is a number (PyYAML: a string), `no` is a string (PyYAML: false).
 
-    Anchors and tags, with which a short text can mean what no memory holds, are refused; so are keys given twice.
+    Refuses duplicate keys, and anchors and tags, with which a short text can expand to more than memory holds.
     """
 
     def __init__(self, text: str) -> None:
@@ -29,10 +29,10 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         self._nodes, self._levels = self._nodes + 1, self._levels + 1
-        if self._nodes > _MOST_NODES or self._levels > _MOST_LEVELS:
-            raise yaml.YAMLError(f"more than {_MOST_NODES} values, or deeper than {_MOST_LEVELS} levels")
+        if self._nodes > _MAX_NODES or self._levels > _MAX_LEVELS:
+            raise yaml.YAMLError(f"more than {_MAX_NODES} values, or deeper than {_MAX_LEVELS} levels")
         if event.anchor or getattr(event, "tag", None):
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: &anchors, *aliases and !tags are not read")
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: &anchors, *aliases and !tags are not supported")
         node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
         self._levels -= 1
         return node
@@ -42,7 +42,7 @@ class _Loader(yaml.SafeLoader):
         for (_, key), count in keys.items():
             if count > 1:
                 raise yaml.YAMLError(
-                    f"line {node.start_mark.line + 1}: {short(key)} is given {count} times; once works"
+                    f"line {node.start_mark.line + 1}: {short_repr(key)} is given {count} times; once works"
                 )
         return super().construct_mapping(node, deep)
 
@@ -50,12 +50,8 @@ class _Loader(yaml.SafeLoader):
         return int(self.construct_scalar(node))
 
 
-def load_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-
-
-class Dumper(yaml.SafeDumper):
-    """Whole floats as people write them: 40, not 40.0. Text that any reader takes for more is quoted."""
+class RecipeDumper(yaml.SafeDumper):
+    """Writes whole floats without a fraction (40, not 40.0) and quotes text that YAML 1.1 or 1.2 would convert."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -74,9 +70,34 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+(_\d+)*$"), list("-+0123456789"))
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 
+RecipeDumper.yaml_implicit_resolvers = {
+    first: _Loader.yaml_implicit_resolvers.get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
+    for first in {*_Loader.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
+}
 
-def parse_yaml(path: Path) -> object:
-    """Read one YAML document of plain data. Raises UserError when it is absent, too large or no YAML."""
+
+def _represent_float(dumper: RecipeDumper, value: float) -> yaml.Node:
+    return dumper.represent_int(int(value)) if value.is_integer() else yaml.SafeDumper.represent_float(dumper, value)
+
+
+RecipeDumper.add_representer(float, _represent_float)
+
+
+def load_yaml(text: str) -> Any:
+    """Parse plain data of YAML 1.2.
+
+    Raises:
+        yaml.YAMLError, ValueError: If `text` is not YAML, too complex, or has anchors, tags or duplicate keys.
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def read_yaml(path: Path) -> object:
+    """Read a recipe's file as plain data.
+
+    Raises:
+        UserError: If the file does not exist, is larger than MAX_RECIPE_BYTES, or is not plain YAML.
+    """
     if not path.is_file():
         folder = path.parent if path.parent != Path() else Path("recipes")
         near = sorted(str(p) for p in folder.glob("*.yaml"))
@@ -91,24 +112,13 @@ def parse_yaml(path: Path) -> object:
     try:
         return load_yaml(raw.decode())
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--recipe={path} is no recipe in YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"--recipe={path} is not a recipe in YAML: {' '.join(str(error).split())}") from None
 
 
 def dump_yaml(fields: dict[str, Any], comment: str) -> str:
-    """YAML with one section per block, in the order of `fields`, under `# comment` lines."""
+    """Return YAML with one block per section, in the order of `fields`, below `comment` as `#` lines."""
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
-    body = yaml.dump(fields, Dumper=Dumper, sort_keys=False, width=110, default_flow_style=None, allow_unicode=True)
+    body = yaml.dump(
+        fields, Dumper=RecipeDumper, sort_keys=False, width=110, default_flow_style=None, allow_unicode=True
+    )
     return head + body
-
-
-Dumper.yaml_implicit_resolvers = {
-    first: _Loader.yaml_implicit_resolvers.get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
-    for first in {*_Loader.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
-}
-
-
-def _represent_float(dumper: Dumper, value: float) -> yaml.Node:
-    return dumper.represent_int(int(value)) if value.is_integer() else yaml.SafeDumper.represent_float(dumper, value)
-
-
-Dumper.add_representer(float, _represent_float)

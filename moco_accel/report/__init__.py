@@ -1,1 +1,1 @@
-"""Summarise a run and draw its curves. The command is `moco-report`."""
+"""Summarise a run and draw its curves, for `moco-report`."""

@@ -1,1 +1,1 @@
-"""Scene files: which files make a scene, its bands, its grid, and windows read from it."""
+"""Scenes: find the files of each, read their bands and grid from headers, and read windows."""

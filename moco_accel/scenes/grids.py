@@ -1,4 +1,4 @@
-"""Pixels on Earth: a scene's grid, and the one that bands of different pixel sizes share."""
+"""Pixel grids on Earth: of one scene, and the common grid of bands with different pixel sizes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from moco_accel.scenes.pictures import UnreadableImage
+from moco_accel.scenes.image_files import UnreadableImage
 
 Affine = tuple[float, float, float, float, float, float]  # x = a·col + b·row + c, y = d·col + e·row + f
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Pixels on Earth: `crs` as EPSG:32618 or WKT, None when there is no place; `transform` from (col, row) to it."""
+    """A pixel grid.
+
+    Attributes:
+        crs: EPSG:32618 or WKT; None if the position is unknown.
+        transform: From (col, row) to coordinates.
+    """
 
     height: int
     width: int
@@ -23,35 +28,42 @@ class Grid:
     transform: Affine = (1, 0, 0, 0, 1, 0)
 
     def bounds(self, row: int, col: int, height: int, width: int) -> tuple[float, float, float, float]:
-        """Left, bottom, right, top of a window, in units of the CRS."""
+        """Return left, bottom, right and top of a window, in units of the CRS."""
         a, b, c, d, e, f = self.transform
         corners = [(x, y) for x in (col, col + width) for y in (row, row + height)]
         xs, ys = [a * x + b * y + c for x, y in corners], [d * x + e * y + f for x, y in corners]
         return min(xs), min(ys), max(xs), max(ys)
 
 
-def overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two (left, bottom, right, top) share more than an edge. Rows of a file may run to the north."""
+def bounds_overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Check whether two (left, bottom, right, top) share an area; rows of a file may run to the north."""
     (left, low, right, high), (west, south, east, north) = one, other
     return west < right and left < east and min(south, north) < max(low, high) and min(low, high) < max(south, north)
 
 
-def place(bounds: Sequence[float], crs: str | None) -> str:
-    """`x 500000 to 503200, y 3993600 to 4000000 (EPSG:32618)`; of WKT its name."""
+def format_bounds(bounds: Sequence[float], crs: str | None) -> str:
+    """Return `x 500000 to 503200, y 3993600 to 4000000 (EPSG:32618)`; WKT is shortened to its name."""
     left, bottom, right, top = (f"{round(edge, 4):.10g}" for edge in bounds)
     name = crs if crs is None or "[" not in crs else crs.split('"')[1]
     return f"x {left} to {right}, y {bottom} to {top} ({name})"
 
 
 def common_grid(datasets: Sequence[Any]) -> tuple[Grid, list[bool]]:
-    """The finest band's pixels within what all bands cover, and which bands have coarser ones."""
+    """Compute the grid of the finest band, cropped to the area that all bands cover.
+
+    Returns:
+        The grid, and for each dataset whether its pixels are coarser.
+
+    Raises:
+        UnreadableImage: If no grid fits all bands.
+    """
     finest = min(datasets, key=lambda dataset: abs(dataset.transform.a))
     a, b, c, d, e, f = tuple(finest.transform)[:6]
     if any(dataset.crs != finest.crs for dataset in datasets):
         raise UnreadableImage("has bands in different coordinate systems")
     if finest.crs is None:
         if len({dataset.shape for dataset in datasets}) > 1:
-            raise UnreadableImage("has bands of different sizes and no place on Earth to align them by")
+            raise UnreadableImage("has bands of different sizes and no position on Earth to align them by")
         return Grid(finest.height, finest.width), [False] * len(datasets)
     if any(dataset.transform.b or dataset.transform.d for dataset in datasets):
         if len({(dataset.shape, dataset.transform) for dataset in datasets}) > 1:
@@ -60,7 +72,7 @@ def common_grid(datasets: Sequence[Any]) -> tuple[Grid, list[bool]]:
     edges = np.array([dataset.bounds for dataset in datasets])
     left, right = max(edges[:, 0]), min(edges[:, 2])
     bottom, top = max(np.minimum(edges[:, 1], edges[:, 3])), min(np.maximum(edges[:, 1], edges[:, 3]))
-    # whole pixels of the finest band; a millionth forgives what bounds lose to rounding
+    # whole pixels of the finest band; a millionth of a pixel allows for rounding in the bounds
     cols = np.ceil((left - c) / a - 1e-6), np.floor((right - c) / a + 1e-6)
     rows = np.ceil(min((top - f) / e, (bottom - f) / e) - 1e-6), np.floor(max((top - f) / e, (bottom - f) / e) + 1e-6)
     height, width = int(rows[1] - rows[0]), int(cols[1] - cols[0])

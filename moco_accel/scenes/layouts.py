@@ -1,10 +1,9 @@
-"""What a scene holds, read off its headers: chosen bands by name, dtype, grid, and what counts as no data."""
+"""Read a scene's layout from its headers: bands by name, dtype, grid and nodata."""
 
 from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,50 +13,55 @@ from typing import Any
 import numpy as np
 
 from moco_accel.common.errors import UserError
+from moco_accel.images.gdal import alpha_bands, band_colours, is_mask_band, is_white_zero
+from moco_accel.images.headers import STORED_TYPES
 from moco_accel.recipe.bands import RGB, canonical_bands, example_bands, select_bands
-from moco_accel.scenes.alpha import called_alpha, is_mask
+from moco_accel.scenes.find_scenes import Scene
 from moco_accel.scenes.grids import Affine, Grid, common_grid
-from moco_accel.scenes.pictures import UnreadableImage, failures_of, picture_header, sniff
-from moco_accel.scenes.scenes import Scene
+from moco_accel.scenes.image_files import UnreadableImage, as_unreadable, open_raster, read_picture_header
 
-DTYPES = ("uint8", "uint16", "int16", "float32")
-LOWEST_FLOAT = float(np.finfo(np.float32).min)  # what GDAL and most of its users mark no data with
-# no other: some of GDAL's formats name further files to open
-_MAX_PACKED = 1100  # pixels per byte of the emptiest JPEG or PNG; TIFF and JPEG 2000 have no such limit
-_DRIVERS = {"tiff": "GTiff", "jpeg2000": "JP2OpenJPEG", "jpeg": "JPEG", "png": "PNG", "png16": "PNG"}
+LOWEST_FLOAT = float(np.finfo(np.float32).min)  # the nodata number of GDAL and most of its users
+_BandSources = tuple[tuple[Path, int], ...]  # the file of each band, and its number in it
 
 
 @dataclass(frozen=True)
 class Layout:
     """A scene's chosen bands and how to read them.
 
-    `sources` are (file, band number in it) of each band, or none for a picture, of which `picked` says the bands.
-    No data is where a band has its `nodata` number, where a mask or alpha band says so (`masked`; `alpha`: the file's
-    last band is it), and, when nothing is declared for a satellite's scene, where all bands are 0 (`zeros`).
-    `resampled` are bands of coarser pixels. Without band names `bands` is empty and `unnamed` says how many there are.
-    `sun_elevation` in degrees, where a Landsat scene's metadata lie beside it. `near_alpha`: the last band is called
-    alpha, and holds too many numbers to be a mask.
+    Attributes:
+        bands: Their names; empty if they have none.
+        sources: Empty for a picture.
+        selected: The bands of a picture, from 0.
+        nodata: Each band's number for nodata, or None.
+        has_mask: Whether a mask or alpha band marks nodata.
+        alpha: Whether the file's last band is that mask.
+        zero_is_nodata: Whether pixels with 0 in all bands are nodata: in a satellite's scene that declares none.
+        striped: Whether all files are stored in whole rows.
+        resampled: Bands with coarser pixels than the grid.
+        unnamed: How many bands there are, if they have no names.
+        sun_elevation: In degrees, if a Landsat scene's metadata lie beside it.
+        alpha_is_band: Whether the last band is called alpha but holds too many values for a mask.
     """
 
     scene: Scene
     bands: tuple[str, ...]
     dtype: str
     grid: Grid
-    sources: tuple[tuple[Path, int], ...] = ()
-    picked: tuple[int, ...] = ()
+    sources: _BandSources = ()
+    selected: tuple[int, ...] = ()
     nodata: tuple[float | None, ...] = ()
-    masked: bool = False
+    has_mask: bool = False
     alpha: bool = False
-    zeros: bool = False
+    zero_is_nodata: bool = False
     striped: bool = False
     resampled: tuple[str, ...] = ()
     unnamed: int = 0
     sun_elevation: float | None = None
-    near_alpha: bool = False
+    alpha_is_band: bool = False
 
     @property
     def key(self) -> tuple[tuple[str, ...], str, int]:
-        """Scenes of one set of tiles share it."""
+        """Equal for scenes whose tiles fit together."""
         return self.bands, self.dtype, self.unnamed
 
     def __str__(self) -> str:
@@ -65,124 +69,117 @@ class Layout:
         return f"[{names}] {self.dtype}"
 
 
-class NotBandFiles(UnreadableImage):
-    """Files named like the band files of one scene hold several bands each: every one is a scene."""
+class SeparateScenes(UnreadableImage):
+    """Files named like the band files of one scene that hold several bands each: every file is a scene."""
 
 
-def describe(
+def read_layout(
     scene: Scene, bands: Sequence[str] | None, band_names: Sequence[str] | None, nodata: float | None
 ) -> Layout:
-    """Open a scene's headers. Raises UnreadableImage, NotBandFiles, and UserError when rasterio is absent."""
-    header = None if scene.file_bands else picture_header(scene.files[0])
+    """Read a scene's headers.
+
+    Args:
+        bands: Names of the bands to read, in this order; None for all but the panchromatic one.
+        band_names: Names of all bands as stored; None for the file's own.
+        nodata: The number that replaces the files' own for nodata.
+
+    Raises:
+        UnreadableImage: If a file is damaged, lacks bands, or holds what cannot be tiles.
+        SeparateScenes: If its files are scenes of their own.
+        UserError: If rasterio is needed and not installed.
+    """
+    header = None if scene.file_bands else read_picture_header(scene.files[0])
     if header is None:
-        with failures_of(scene.files[0], "has a damaged header"):
-            return _describe_raster(scene, bands, band_names, nodata)
-    have, height, width = header
-    names = _given(band_names, len(have)) or have
-    picked = _select(bands, names, scene)
-    values = (nodata,) * len(picked) if nodata is not None else ()
-    chosen = tuple(names[index] for index in picked)
-    return Layout(scene, chosen, "uint8", Grid(height, width), picked=tuple(picked), nodata=values)
+        with as_unreadable(scene.files[0], "has a damaged header"):
+            if scene.file_bands:
+                return _read_band_files(scene, bands, nodata)
+            with open_raster(scene.files[0]) as dataset:
+                return _read_file_layout(scene, dataset, bands, band_names, nodata)
+    own_names, height, width = header
+    names = _given_names(band_names, len(own_names)) or own_names
+    selected = _select(bands, names, scene)
+    values = (nodata,) * len(selected) if nodata is not None else ()
+    chosen = tuple(names[index] for index in selected)
+    return Layout(scene, chosen, "uint8", Grid(height, width), selected=tuple(selected), nodata=values)
 
 
-def load_rasterio() -> Any:
-    """The module `rasterio`. Raises UserError when it is not installed."""
-    try:
-        import rasterio
-        import rasterio.errors
-    except ImportError:
-        raise UserError(
-            "SRC holds rasters that need rasterio, which is absent; pip install 'moco-accel[geo]'"
-        ) from None
-    return rasterio
-
-
-def open_raster(path: Path) -> Any:
-    """A rasterio dataset. Raises UnreadableImage."""
-    driver = _DRIVERS[sniff(path)]
-    rasterio = load_rasterio()
-    with warnings.catch_warnings(), failures_of(path, "cannot be opened"):
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        dataset = rasterio.open(path, driver=driver)
-    if driver in ("JPEG", "PNG") and dataset.width * dataset.height > _MAX_PACKED * path.stat().st_size:
-        dataset.close()  # or it would be searched for tiles for hours
-        raise UnreadableImage(f"is damaged (its {path.stat().st_size:,} bytes cannot hold that many pixels)")
-    return dataset
-
-
-def _describe_raster(
-    scene: Scene, bands: Sequence[str] | None, band_names: Sequence[str] | None, nodata: float | None
-) -> Layout:
+def _read_band_files(scene: Scene, bands: Sequence[str] | None, nodata: float | None) -> Layout:
+    usual = [band for band in scene.file_bands if band != scene.panchromatic or len(scene.file_bands) == 1]
+    chosen = [scene.file_bands[index] for index in _select(bands or usual, scene.file_bands, scene)]
+    files = [scene.files[scene.file_bands.index(band)] for band in chosen]
     with ExitStack() as stack:
-        if not scene.file_bands:
-            return _describe_file(scene, stack.enter_context(open_raster(scene.files[0])), bands, band_names, nodata)
-        usual = [band for band in scene.file_bands if band != scene.panchromatic or len(scene.file_bands) == 1]
-        chosen = [scene.file_bands[index] for index in _select(bands or usual, scene.file_bands, scene)]
-        files = [scene.files[scene.file_bands.index(band)] for band in chosen]
         datasets = [stack.enter_context(open_raster(path)) for path in files]
         if any(dataset.count != 1 for dataset in datasets):
-            raise NotBandFiles
+            raise SeparateScenes
         grid, coarse = common_grid(datasets)
         sources = tuple((path, 1) for path in files)
         resampled = tuple(band for band, is_coarse in zip(chosen, coarse, strict=True) if is_coarse)
-        layout = _layout(scene, chosen, datasets, [1] * len(files), grid, sources, nodata, resampled)
-        return replace(layout, sun_elevation=_sun_elevation(scene))
+        layout = _layout_of(scene, chosen, datasets, sources, grid, nodata)
+        return replace(layout, resampled=resampled, sun_elevation=_sun_elevation(scene))
 
 
 def _sun_elevation(scene: Scene) -> float | None:
-    """Degrees above the horizon, from the _MTL.txt beside the band files of a Landsat scene; None without one."""
+    """Return degrees above the horizon from the _MTL.txt beside a Landsat scene's band files, if there is one."""
     path = scene.files[0].with_name(re.sub(r"_B\d+$", "", scene.files[0].stem, flags=re.IGNORECASE) + "_MTL.txt")
     text = path.read_text(errors="replace") if scene.sensor == "landsat8" and path.is_file() else ""
     found = re.search(r"SUN_ELEVATION = (\d+\.?\d*)", text)
     return float(found[1]) if found else None
 
 
-def _describe_file(
+def _read_file_layout(
     scene: Scene, dataset: Any, bands: Sequence[str] | None, band_names: Sequence[str] | None, nodata: float | None
 ) -> Layout:
-    kinds = [kind.name for kind in dataset.colorinterp]
-    if "palette" in kinds:
+    colours = band_colours(dataset)
+    if "palette" in colours:
         raise UnreadableImage("has a colour table, so its numbers are classes or palette entries, not intensities")
     every = list(range(1, dataset.count + 1))
-    # what GDAL calls alpha is often a fourth band that nobody named; its name, --band-names or its numbers say so
-    candidates = [] if band_names and len(band_names) == len(every) else called_alpha(dataset)
-    hidden = [number for number in candidates if is_mask(dataset, number)]
-    numbers = [number for number in every if number not in hidden]
-    names = _given(band_names, len(numbers)) or _own_names(dataset, numbers)
-    picked = _select(bands, names, scene) if names else list(range(len(numbers)))
-    chosen, numbers = [names[index] for index in picked] if names else [], [numbers[index] for index in picked]
+    # GDAL often calls a fourth band without a name alpha; its name, --band-names or its values tell
+    candidates = [] if band_names and len(band_names) == len(every) else alpha_bands(dataset)
+    masks = [number for number in candidates if is_mask_band(dataset, number)]
+    numbers = [number for number in every if number not in masks]
+    names = _given_names(band_names, len(numbers)) or _own_names(dataset, colours, numbers)
+    selected = _select(bands, names, scene) if names else list(range(len(numbers)))
+    chosen, numbers = [names[index] for index in selected] if names else [], [numbers[index] for index in selected]
     crs = dataset.crs.to_string() if dataset.crs else None
     transform: Affine = tuple(dataset.transform)[:6] if crs else (1, 0, 0, 0, 1, 0)
     grid = Grid(dataset.height, dataset.width, crs, transform)
     sources = tuple((scene.files[0], number) for number in numbers)
-    layout = _layout(scene, chosen, [dataset] * len(numbers), numbers, grid, sources, nodata)
-    is_shown = "alpha" in kinds and not hidden
-    layout = replace(layout, near_alpha=len(candidates) > len(hidden))
-    return replace(layout, masked=False) if is_shown else replace(layout, alpha=bool(hidden))
+    layout = _layout_of(scene, chosen, [dataset] * len(numbers), sources, grid, nodata)
+    layout = replace(layout, alpha=bool(masks), alpha_is_band=len(candidates) > len(masks))
+    return replace(layout, has_mask=False) if "alpha" in colours and not masks else layout
 
 
-def _layout(
-    scene: Scene, bands: Sequence[str], datasets: Sequence[Any], numbers: Sequence[int], grid: Grid,
-    sources: tuple[tuple[Path, int], ...], nodata: float | None, resampled: tuple[str, ...] = (),
-) -> Layout:  # fmt: skip
-    pairs = list(zip(datasets, numbers, strict=True))
+def _layout_of(
+    scene: Scene, bands: Sequence[str], datasets: Sequence[Any], sources: _BandSources, grid: Grid, nodata: float | None
+) -> Layout:
+    pairs = [(dataset, number) for dataset, (_, number) in zip(datasets, sources, strict=True)]
     dtype = _common_dtype([dataset.dtypes[number - 1] for dataset, number in pairs])
-    declared = [nodata if nodata is not None else dataset.nodatavals[number - 1] for dataset, number in pairs]
-    values = tuple(value if fits(value, dtype) else None for value in declared)
+    declared = [nodata if nodata is not None else _declared_nodata(dataset, number) for dataset, number in pairs]
+    values = tuple(value if _fits(value, dtype) else None for value in declared)
     flags = {flag.name for dataset in datasets for flag in dataset.mask_flag_enums[0]}
-    masked = bool(flags & {"per_dataset", "alpha"})
-    nothing = all(value is None for value in values) and not masked
-    blocks = [dataset.block_shapes[0] for dataset in datasets]
-    striped = all(width == dataset.width for (_, width), dataset in zip(blocks, datasets, strict=True))
-    zeros = nothing and scene.sensor is not None and dtype != "float32"
-    unnamed = 0 if bands else len(numbers)
+    has_mask = bool(flags & {"per_dataset", "alpha"})
+    is_undeclared = all(value is None for value in values) and not has_mask
     return Layout(
-        scene, tuple(bands), dtype, grid, sources, (), values, masked, False, zeros, striped, resampled, unnamed
-    )  # fmt: skip
+        scene,
+        tuple(bands),
+        dtype,
+        grid,
+        sources,
+        nodata=values,
+        has_mask=has_mask,
+        zero_is_nodata=is_undeclared and scene.sensor is not None and dtype != "float32",
+        striped=all(dataset.block_shapes[0][1] == dataset.width for dataset in datasets),
+        unnamed=0 if bands else len(sources),
+    )
 
 
-def fits(value: float | None, dtype: str) -> bool:
-    """A nodata number outside the dtype's range marks nothing."""
+def _declared_nodata(dataset: Any, number: int) -> float | None:
+    value: float | None = dataset.nodatavals[number - 1]
+    return 255 - value if value is not None and is_white_zero(dataset) else value  # as `AlignedRaster` reads it
+
+
+def _fits(value: float | None, dtype: str) -> bool:
+    """Check whether `dtype` can hold a nodata number."""
     if value is None or dtype == "float32":
         return value is not None and (not math.isfinite(value) or abs(value) <= -LOWEST_FLOAT)
     limits = np.iinfo(dtype)
@@ -190,8 +187,8 @@ def fits(value: float | None, dtype: str) -> bool:
 
 
 def check_nodata(nodata: float | None, dtype: str) -> None:
-    """Raises UserError when --nodata is a number that tiles of `dtype` cannot hold."""
-    if nodata is None or fits(nodata, dtype):
+    """Raise UserError if --nodata is a number that tiles of `dtype` cannot hold."""
+    if nodata is None or _fits(nodata, dtype):
         return
     limits = np.finfo(np.float32) if dtype == "float32" else np.iinfo(dtype)
     kind = "numbers" if dtype == "float32" else "whole numbers"
@@ -205,15 +202,15 @@ def check_nodata(nodata: float | None, dtype: str) -> None:
 def _common_dtype(dtypes: Sequence[str]) -> str:
     if len(set(dtypes)) > 1:
         raise UnreadableImage(f"has bands of different dtypes ({', '.join(sorted(set(dtypes)))})")
-    if dtypes[0] not in DTYPES:
+    if dtypes[0] not in STORED_TYPES:
         hint = "gdal_translate -ot Float32 makes it float32" if dtypes[0] != "int8" else "gdal_translate -ot Int16"
-        if dtypes[0].startswith("complex"):  # a cast would keep the real part alone
+        if dtypes[0].startswith("complex"):  # a cast would drop the imaginary part
             hint = "its magnitude can: gdal_calc.py -A IN --calc='abs(A)' --type=Float32 --outfile=OUT"
-        raise UnreadableImage(f"is {dtypes[0]}; tiles can be {', '.join(DTYPES)}: {hint}")
+        raise UnreadableImage(f"is {dtypes[0]}; tiles can be {', '.join(STORED_TYPES)}: {hint}")
     return dtypes[0]
 
 
-def _given(band_names: Sequence[str] | None, count: int) -> tuple[str, ...] | None:
+def _given_names(band_names: Sequence[str] | None, count: int) -> tuple[str, ...] | None:
     if band_names and len(band_names) != count:
         raise UnreadableImage(
             f"has {count} bands, --band-names={','.join(band_names)} names {len(band_names)}; "
@@ -222,23 +219,19 @@ def _given(band_names: Sequence[str] | None, count: int) -> tuple[str, ...] | No
     return tuple(canonical_bands(band_names)) if band_names else None
 
 
-def _own_names(dataset: Any, numbers: Sequence[int]) -> tuple[str, ...]:
-    """From descriptions, else from colours, else RGB or grey for three or one of 8 bits, else none."""
+def _own_names(dataset: Any, colours: Sequence[str], numbers: Sequence[int]) -> tuple[str, ...]:
+    """Return names from descriptions, else from colours, else RGB or grey for 8 bits, else none."""
     described = [dataset.descriptions[number - 1] for number in numbers]
-    colours = [dataset.colorinterp[number - 1].name for number in numbers]
+    colours = [colours[number - 1] for number in numbers]
     for names in (described, [] if {"gray", "alpha"} & set(colours) else colours):
-        if names and all(name and name != "undefined" for name in names) and _distinct(names):
-            return tuple(canonical_bands(names))
+        if names and all(name and name != "undefined" for name in names):
+            try:
+                return tuple(canonical_bands(names))
+            except UserError:  # two bands of one name
+                continue
     if dataset.dtypes[numbers[0] - 1] == "uint8" and len(numbers) in (1, 3):
         return RGB if len(numbers) == 3 else ("grey",)
     return ()
-
-
-def _distinct(names: Sequence[str]) -> bool:
-    try:
-        return bool(canonical_bands(names))
-    except UserError:
-        return False
 
 
 def _select(bands: Sequence[str] | None, names: Sequence[str], scene: Scene) -> list[int]:

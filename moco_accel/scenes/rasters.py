@@ -1,44 +1,26 @@
-"""Windows of a scene: of its bands through rasterio, on one grid, never a whole scene in memory; or of a picture."""
+"""Read windows of a scene on one grid: of its bands with rasterio, or of a decoded picture."""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moco_accel.common.pixels import Mask, Pixels, valid_pixels
+from moco_accel.images.gdal import is_white_zero
 from moco_accel.scenes.grids import Grid
-from moco_accel.scenes.layouts import Layout, open_raster
-from moco_accel.scenes.pictures import UnreadableImage, failures_of, read_picture
-
-CACHE_MIB = 64  # GDAL's own default is a twentieth of all memory, in every process
-
-
-@contextmanager
-def gdal_settings() -> Iterator[None]:
-    """A small cache, one thread, and no printing: what goes wrong is raised, counted and shown by us.
-
-    Without rasterio nothing: pictures need none, and the first raster says what is missing.
-    """
-    try:
-        import rasterio
-    except ImportError:
-        yield
-        return
-    logging.getLogger("rasterio").setLevel(logging.CRITICAL)
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MIB, GDAL_NUM_THREADS=1):
-        yield
+from moco_accel.scenes.image_files import UnreadableImage, as_unreadable, open_raster, read_picture
+from moco_accel.scenes.layouts import Layout
 
 
 class RasterReader:
-    """A scene's bands, opened; `read` takes windows of `grid`, by default the scene's own.
+    """Reader of a scene's bands; it holds only the requested windows in memory.
 
-    Pixels without data become `nodata` in all bands, or stay as they are when it is None.
+    Args:
+        grid: The grid of the windows; None for the scene's own.
+        nodata: The number that replaces pixels without data, in all bands; None keeps them.
     """
 
     def __init__(self, layout: Layout, grid: Grid | None = None, nodata: float | None = None) -> None:
@@ -46,28 +28,32 @@ class RasterReader:
         by_file: dict[Path, list[int]] = {}
         for position, (path, _) in enumerate(layout.sources):
             by_file.setdefault(path, []).append(position)
-        self._files: list[tuple[OnGrid, list[int]]] = []
+        self._files: list[tuple[AlignedRaster, list[int]]] = []
         try:
             for path, positions in by_file.items():
-                self._files.append((OnGrid(path, self.grid, layout.nodata[positions[0]]), positions))
+                self._files.append((AlignedRaster(path, self.grid, layout.nodata[positions[0]]), positions))
         except UnreadableImage:
             self.close()
             raise
 
     def read(self, row: int, col: int, height: int, width: int) -> tuple[Pixels, Mask | None]:
-        """Pixels [bands, height, width] and where they hold data [height, width], None: everywhere.
+        """Read a window.
 
-        Raises UnreadableImage.
+        Returns:
+            Pixels [bands, height, width], and a mask [height, width] that is False for nodata, or None if none is.
+
+        Raises:
+            UnreadableImage: If the file is damaged there.
         """
         pixels = np.empty((len(self.layout.sources), height, width), self.layout.dtype)
         valid: Mask | None = None
         for file, positions in self._files:
             numbers = [self.layout.sources[position][1] for position in positions]
             pixels[positions] = file.read(numbers, row, col, height, width)
-            if self.layout.masked:
-                shown = file.mask(row, col, height, width)
-                valid = shown if valid is None else valid & shown
-        valid = where_valid(self.layout, pixels, valid)
+            if self.layout.has_mask:
+                file_mask = file.mask(row, col, height, width)
+                valid = file_mask if valid is None else valid & file_mask
+        valid = _valid_mask(self.layout, pixels, valid)
         if valid is not None and self._nodata is not None:
             pixels[:, ~valid] = self._nodata
         return pixels, valid
@@ -78,74 +64,80 @@ class RasterReader:
 
 
 class PictureReader:
-    """A picture, decoded whole."""
+    """Reader of a picture, which is decoded whole."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         pixels, self._encoded = read_picture(layout.scene.files[0])
-        if layout.picked != tuple(range(len(pixels))):
-            pixels, self._encoded = pixels[list(layout.picked)], None
+        if layout.selected != tuple(range(len(pixels))):
+            pixels, self._encoded = pixels[list(layout.selected)], None
         self._pixels = pixels
 
     def read(self, row: int, col: int, height: int, width: int) -> tuple[Pixels, Mask | None]:
-        """As of a RasterReader."""
+        """Read a window as `RasterReader.read` does."""
         pixels = self._pixels[:, row : row + height, col : col + width]
-        return pixels, where_valid(self.layout, pixels)
+        return pixels, _valid_mask(self.layout, pixels)
 
     def encoded(self, height: int, width: int) -> bytes | None:
-        """The file's bytes, when a tile is the whole picture."""
+        """Return the file's bytes if a tile of this size is the whole picture, else None."""
         return self._encoded if self._pixels.shape[1:] == (height, width) else None
 
     def close(self) -> None:
         pass
 
 
-class OnGrid:
-    """One file read by windows of a grid: as it is where its pixels lie on the grid, else resampled."""
+class AlignedRaster:
+    """One file read on a grid: unchanged where its pixels lie on the grid, else resampled.
 
-    def __init__(self, path: Path, grid: Grid, nodata: float | None = None, resampling: str = "bilinear") -> None:
-        self._path, self._dataset = path, open_raster(path)
-        self._transforms, self._is_labels = (self._dataset.transform, grid.transform), resampling == "nearest"
-        self._warped: Any = None
+    Args:
+        nodata: The file's number for nodata, as `read` returns it.
+        is_labels: Resample by nearest neighbour, not bilinearly.
+    """
+
+    def __init__(self, path: Path, grid: Grid, nodata: float | None = None, is_labels: bool = False) -> None:
+        self._path, self._grid, self._is_labels = path, grid, is_labels
+        self._dataset = open_raster(path)
         try:
-            with failures_of(path):
+            with as_unreadable(path):
+                self._is_inverted = not is_labels and is_white_zero(self._dataset)
+                if self._is_inverted and nodata is not None:
+                    nodata = 255 - nodata
                 self._offset = _offset(self._dataset, grid)
-                if self._is_labels and self._offset and not _covers(self._dataset, grid, self._offset):
-                    self._offset = None  # labels may end within a scene; windows of bands never leave their files
-                self._warped = None if self._offset else self._warp(grid, nodata, resampling)
+                if is_labels and self._offset and not _covers(self._dataset, grid, self._offset):
+                    self._offset = None  # unlike bands, labels may end within a scene
+                self._warped = None if self._offset else self._warp(nodata)
         except UnreadableImage:
             self._dataset.close()
             raise
 
-    def _warp(self, grid: Grid, nodata: float | None, resampling: str) -> Any:
+    def _warp(self, nodata: float | None) -> Any:
         from rasterio.enums import Resampling
         from rasterio.transform import Affine
         from rasterio.vrt import WarpedVRT
 
         return WarpedVRT(
             self._dataset,
-            crs=grid.crs,
-            transform=Affine(*grid.transform),
-            height=grid.height,
-            width=grid.width,
-            resampling=Resampling[resampling],
+            crs=self._grid.crs,
+            transform=Affine(*self._grid.transform),
+            height=self._grid.height,
+            width=self._grid.width,
+            resampling=Resampling.nearest if self._is_labels else Resampling.bilinear,
             src_nodata=nodata,
             nodata=nodata,
-            add_alpha=self._is_labels,  # to know where there are none; bands may have an alpha of their own
+            add_alpha=self._is_labels,  # marks where there are none; bands may have an alpha of their own
         )
 
     def read(self, numbers: list[int], row: int, col: int, height: int, width: int) -> Pixels:
-        """Bands by number [len(numbers), height, width]. Raises UnreadableImage."""
-        with failures_of(self._path):
-            found = np.asarray(
-                (self._warped or self._dataset).read(numbers, window=self._window(row, col, height, width))
-            )
+        """Read bands by number as [len(numbers), height, width]; white-is-zero is inverted. Raises UnreadableImage."""
+        with as_unreadable(self._path):
+            source = self._warped or self._dataset
+            found = np.asarray(source.read(numbers, window=self._window(row, col, height, width)))
         assert found.shape[-2:] == (height, width), (self._path, row, col)
-        return found
+        return 255 - found if self._is_inverted else found
 
     def mask(self, row: int, col: int, height: int, width: int) -> Mask:
-        """Where the file has data [height, width]. Raises UnreadableImage."""
-        with failures_of(self._path):
+        """Return a mask [height, width] that is True where the file has data. Raises UnreadableImage."""
+        with as_unreadable(self._path):
             if self._warped and not self._is_labels:
                 return self._nearest_mask(row, col, height, width)
             source = self._warped or self._dataset
@@ -158,19 +150,18 @@ class OnGrid:
         return Window(col + right, row + down, width, height)
 
     def _nearest_mask(self, row: int, col: int, height: int, width: int) -> Mask:
-        """The file's own mask at the centres of the grid's pixels: GDAL's warped files have lost it."""
-        from rasterio.windows import Window
-
-        own, grid = (np.array([*list(affine)[:6], 0, 0, 1]).reshape(3, 3) for affine in self._transforms)
-        (a, b, c), (d, e, f), _ = np.linalg.solve(own, grid)  # from (col, row) of the grid to those of the file
+        """Return the file's own mask at the centres of the grid's pixels; GDAL's warped files lose it."""
+        transforms = self._dataset.transform, self._grid.transform
+        own, grid = (np.array([*list(affine)[:6], 0, 0, 1]).reshape(3, 3) for affine in transforms)
+        (a, b, c), (d, e, f), _ = np.linalg.solve(own, grid)  # from (col, row) of the grid to (col, row) of the file
         x, y = np.arange(col, col + width) + 0.5, np.arange(row, row + height)[:, None] + 0.5
         cols, rows = np.floor(a * x + b * y + c).astype(int), np.floor(d * x + e * y + f).astype(int)
         inside = (cols >= 0) & (cols < self._dataset.width) & (rows >= 0) & (rows < self._dataset.height)
         if not inside.any():
             return np.asarray(inside)
         left, right, top, bottom = cols[inside].min(), cols[inside].max(), rows[inside].min(), rows[inside].max()
-        shown = self._dataset.dataset_mask(window=Window(left, top, right - left + 1, bottom - top + 1)) > 0
-        return np.asarray(inside & shown[rows.clip(top, bottom) - top, cols.clip(left, right) - left])
+        file_mask = self._dataset.dataset_mask(window=((top, bottom + 1), (left, right + 1))) > 0
+        return np.asarray(inside & file_mask[rows.clip(top, bottom) - top, cols.clip(left, right) - left])
 
     def close(self) -> None:
         if self._warped:
@@ -179,7 +170,7 @@ class OnGrid:
 
 
 def _offset(dataset: Any, grid: Grid) -> tuple[int, int] | None:
-    """Rows and columns from the grid's corner to the file's, when the file has the grid's pixels; else None."""
+    """Return the grid's corner as (row, col) of the file, or None if the file has other pixels."""
     if grid.crs is None:
         return 0, 0
     if dataset.crs is None or dataset.crs.to_string() != grid.crs:
@@ -202,12 +193,9 @@ def _covers(dataset: Any, grid: Grid, offset: tuple[int, int]) -> bool:
     return min(offset) >= 0 and down + grid.height <= dataset.height and right + grid.width <= dataset.width
 
 
-def where_valid(layout: Layout, pixels: Pixels, shown: Mask | None = None) -> Mask | None:
-    """Where pixels [bands, height, width] hold data: `valid_pixels`, and where `shown`, the files' masks, says so.
-
-    None: everywhere.
-    """
-    zeros = pixels.any(axis=0) if layout.zeros else None
-    masks = [mask for mask in (valid_pixels(pixels, layout.nodata or None), shown, zeros) if mask is not None]
+def _valid_mask(layout: Layout, pixels: Pixels, file_mask: Mask | None = None) -> Mask | None:
+    """Return a mask [height, width] that is False for nodata, by value and `file_mask`; None if there is none."""
+    zeros = pixels.any(axis=0) if layout.zero_is_nodata else None
+    masks = [mask for mask in (valid_pixels(pixels, layout.nodata or None), file_mask, zeros) if mask is not None]
     valid = np.logical_and.reduce(masks) if masks else None
     return None if valid is None or valid.all() else np.asarray(valid)

@@ -1,4 +1,4 @@
-"""Sources of tiles: parquet, arrow and tar shards, image folders, the hub; and the writer of shards.
+"""Sources of tiles: parquet, Arrow and tar shards, image folders, the Hugging Face hub; and the shard writer.
 
-Every kind implements `base.Store`; `stores.open_store` decides which kind a source is.
+Every kind implements `base.Store`; `open_source.open_store` picks the kind.
 """

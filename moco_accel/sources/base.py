@@ -1,73 +1,159 @@
-"""What every kind of source offers."""
+"""Define what every kind of source offers, and what the kinds share."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
+import pyarrow as pa
 
-from moco_accel.sources.tile_facts import TileFacts
+from moco_accel.common.errors import UserError
+from moco_accel.sources.tile_metadata import METADATA_FILE, TileMetadata, read_metadata
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a source is best read: tiles lie in units (row groups of shards) of `units[i]` tiles, which are read whole.
+class Source:
+    """A source of tiles and the recipe field that names it. Messages begin with its `str`.
 
-    A window of about `window` tiles is shuffled at a time, whose units a reader can hold. Without units any tile is as
-    near as any other.
+    Attributes:
+        path: A folder, a file, a glob, a URL or a hub id.
+    """
+
+    path: str
+    field: str
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.path!r}"
+
+
+@dataclass(frozen=True)
+class ReadPattern:
+    """How to read a source efficiently. Without units, every tile costs the same to read in any order.
+
+    Attributes:
+        units: Tiles in each unit that is read as a whole (a row group of a parquet shard), in stored order.
+        window: Tiles that are shuffled at a time; a reader can hold the units of a window.
     """
 
     units: Sequence[int] = ()
     window: int = 0
 
 
-SHARDS = (".parquet", ".arrow", ".tar")
-
-
-IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".jp2", ".npy")
-
-
 class Store(Protocol):
-    """Rows at random. Light to send to loader workers: what is open is opened again where it is read.
+    """Rows of a source, read in any order. Cheap to send to loader workers, which open files again.
 
-    `features` are those of `datasets`, by column; `shard_sizes` rows per file.
+    Attributes:
+        paths: Shards; a single folder for loose files.
+        shard_sizes: Rows in each of `paths`.
+        features: Features of `datasets`, by column.
+        metadata: None if the source does not describe its tiles.
     """
 
-    features: dict[str, Any]
+    source: Source
+    paths: Sequence[str]
     shard_sizes: list[int]
-    facts: TileFacts | None
+    features: dict[str, Any]
+    metadata: TileMetadata | None
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return sum(self.shard_sizes)
 
     def values(self, columns: Sequence[str], index: int) -> list[Any]:
-        """Of one row: arrow scalars or bytes; None where there is nothing. Raises DamagedTile."""
+        """Read one row: Arrow scalars or bytes, None for a missing value.
 
-    def at_random(self) -> Store:
-        """The store to train from: what is slow to read at random is prepared first. Raises UserError."""
+        Raises:
+            DamagedTile: If the row cannot be read.
+        """
 
     def column(self, name: str) -> list[Any]:
-        """All rows' values, as Python objects."""
+        """Read all values of a column as Python objects."""
 
-    def where(self, index: int) -> str:
-        """For a person: the file, and which row of it."""
+    def location(self, index: int) -> str:
+        """Return the file and the row in it, for messages."""
+        ends = list(accumulate(self.shard_sizes))
+        shard = bisect_right(ends, index)
+        return f"row {index - ends[shard] + self.shard_sizes[shard]} of {self.paths[shard]}"
 
-    def reading(self, columns: Sequence[str]) -> Reading:
-        """How rows are best read in an order drawn at random. Raises UserError."""
+    def prepare_random_access(self) -> Store:
+        """Return a store that is fast to read in random order.
+
+        Raises:
+            UserError: If it cannot be prepared.
+        """
+        return self
+
+    def read_pattern(self, columns: Sequence[str]) -> ReadPattern:
+        """Return how to read `columns` in random order.
+
+        Raises:
+            UserError: If the source's units are larger than the shuffle buffer.
+        """
+        return ReadPattern()
 
 
 class PackedNames:
-    """Many names in two objects: a list of a million would grow in every loader worker that counts references."""
+    """Many names in one object. A list of a million strings would grow in every forked loader worker."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self._text = b"".join(encoded)
-        self._ends = np.cumsum([0, *map(len, encoded)])
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
+        self._names = pa.array([os.fsencode(name) for name in names], pa.large_binary())
 
     def __getitem__(self, index: int) -> str:
-        return os.fsdecode(self._text[self._ends[index] : self._ends[index + 1]])
+        return os.fsdecode(self._names[index].as_py())
+
+
+def read_folder_metadata(folder: Path, source: Source) -> TileMetadata | None:
+    """Read tiles.json in `folder`; None if there is none.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    try:
+        return read_metadata(folder)
+    except ValueError as error:
+        raise UserError(f"{source.field}: {folder / METADATA_FILE} is damaged ({error}); remove it") from None
+
+
+def read_shards_metadata(
+    files: Sequence[Path], schema_metadata: Iterable[Mapping[bytes, bytes] | None], source: Source
+) -> TileMetadata | None:
+    """Read the one description that all shards share; None if they have none.
+
+    Statistics are kept only if all shards lie in one folder: those of several folders cannot be added up.
+
+    Args:
+        schema_metadata: Metadata of each file's Arrow schema.
+
+    Raises:
+        UserError: If a description is damaged, or if shards differ in bands or dtype.
+    """
+    first: TileMetadata | None = None
+    for file, of_schema in zip(files, schema_metadata, strict=True):
+        try:
+            metadata = read_metadata(file.parent, of_schema)
+        except ValueError as error:
+            raise UserError(
+                f"{source.field}: the tile description of {file} is damaged ({error}); rebuild it"
+            ) from None
+        if file == files[0]:
+            first = metadata
+        if _bands(metadata) != _bands(first):
+            raise UserError(
+                f"{source}: its shards have different bands: {files[0]} has {_bands(first)}, "
+                f"{file} has {_bands(metadata)}; name shards with the same bands, e.g. {files[0].parent / '*.parquet'}"
+            )
+    in_one_folder = len({file.parent for file in files}) == 1
+    return first if first is None or in_one_folder else replace(first, statistics=None)
+
+
+def _bands(metadata: TileMetadata | None) -> str:
+    return f"{metadata.dtype} bands [{', '.join(metadata.bands)}]" if metadata else "no band names"
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error's message in one line of at most 500 characters."""
+    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -1,11 +1,11 @@
-"""Loose image files: one per tile, or one per band of a tile; searched for throughout a folder."""
+"""Read loose image files below a folder: one file per tile, or one per band of a tile."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,24 @@ import numpy.typing as npt
 
 from moco_accel.common.errors import UserError
 from moco_accel.images.headers import read_file
+from moco_accel.images.kinds import IMAGE_SUFFIXES, RASTER_SUFFIXES, list_images
 from moco_accel.recipe.bands import canonical_band
-from moco_accel.sources.base import IMAGES, PackedNames, Reading
-from moco_accel.sources.tile_facts import TileFacts, read_facts
+from moco_accel.sources.base import PackedNames, Source, Store, read_folder_metadata
+from moco_accel.sources.tile_metadata import TileMetadata
 
-_RASTERS = (".tif", ".tiff", ".jp2")
 # B02.tif, NAME_B02.tif, NAME_B8A_20m.jp2
 _BAND_FILE = re.compile(r"(?:(?P<name>.+)[_.-])?(?P<band>B\d{1,2}A?)(?:[_.-]\d+m)?", re.I)
 _IMAGE, _LABEL, _FILE = "image", "label", "file"
 
 
-class FolderStore:
-    """Files below `root`: `places[row, column]` is a file's number in `files`, -1 where a tile lacks it.
+class FolderStore(Store):
+    """Image files below `root`, as rows.
 
-    Columns are `image`, or one per band; `file`; and, where all tiles lie in folders, `label`: the uppermost one.
+    Columns are `image` or one per band, then `file`, and `label` if every tile lies in a subfolder: the name of the
+    topmost one.
+
+    Args:
+        file_numbers: [tiles, columns], numbers in `files`; -1 if a tile lacks the file.
     """
 
     def __init__(
@@ -36,123 +40,100 @@ class FolderStore:
         root: Path,
         files: PackedNames,
         columns: Sequence[str],
-        places: npt.NDArray[np.int64],
+        file_numbers: npt.NDArray[np.int64],
         with_label: bool,
-        facts: TileFacts | None,
+        metadata: TileMetadata | None,
+        source: Source,
     ) -> None:
-        self._root, self._files, self._places = root, files, places
+        self.source, self.paths, self.shard_sizes, self.metadata = source, [str(root)], [len(file_numbers)], metadata
+        self._root, self._files, self._file_numbers = root, files, file_numbers
         self._column_numbers = {name: number for number, name in enumerate(columns)}
-        self.facts = facts
-        self.shard_sizes = [len(places)]
         self.features: dict[str, Any] = {name: datasets.Value("binary") for name in columns}
         self.features[_FILE] = datasets.Value("string")
         if with_label:
-            self.features[_LABEL] = datasets.ClassLabel(names=sorted(set(self._label_folders())))
-
-    def __len__(self) -> int:
-        return len(self._places)
+            self.features[_LABEL] = datasets.ClassLabel(names=sorted(set(self._topmost_folders())))
 
     def values(self, columns: Sequence[str], index: int) -> list[Any]:
-        return [self._read(self._places[index, self._column_numbers[name]]) for name in columns]
-
-    def at_random(self) -> FolderStore:
-        return self
+        return [self._read(self._file_numbers[index, self._column_numbers[name]]) for name in columns]
 
     def column(self, name: str) -> list[Any]:
         if name == _FILE:
             return [self._first_file(index) for index in range(len(self))]
         if name == _LABEL:
             numbers = {folder: number for number, folder in enumerate(self.features[_LABEL].names)}
-            return [numbers[folder] for folder in self._label_folders()]
+            return [numbers[folder] for folder in self._topmost_folders()]
         return [self.values([name], index)[0] for index in range(len(self))]
 
-    def where(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return str(self._root / self._first_file(index))
 
-    def reading(self, columns: Sequence[str]) -> Reading:
-        return Reading()
-
     def _first_file(self, index: int) -> str:
-        return self._files[int(self._places[index].max())]
+        return self._files[int(self._file_numbers[index].max())]
 
-    def _label_folders(self) -> Iterator[str]:
-        for index in range(len(self)):
-            yield Path(self._first_file(index)).parts[0]
+    def _topmost_folders(self) -> list[str]:
+        return [Path(self._first_file(index)).parts[0] for index in range(len(self))]
 
-    def _read(self, place: int) -> bytes | None:
+    def _read(self, number: int) -> bytes | None:
         try:
-            return None if place < 0 else read_file(self._root / self._files[place])
-        except FileNotFoundError:  # gone since: this tile's damage
+            return None if number < 0 else read_file(self._root / self._files[number])
+        except FileNotFoundError:  # deleted since: only this tile is damaged
             return None
 
 
-def open_folder(root: Path, files: Sequence[Path] | None, source: str, field: str) -> FolderStore | None:
-    """All images below `root`, or `files` among them; None without any. Raises UserError when layouts are mixed."""
-    names = _images_below(root) if files is None else [str(file.relative_to(root)) for file in files]
+def open_folder(root: Path, files: Sequence[Path] | None, source: Source) -> FolderStore | None:
+    """Open all images below `root`, or `files` among them; None if there are no images.
+
+    Raises:
+        UserError: If files of whole tiles and files of single bands are mixed, or if tiles.json is damaged.
+    """
+    names = list_images(root, IMAGE_SUFFIXES) if files is None else [str(file.relative_to(root)) for file in files]
     if not names:
         return None
-    facts = _facts(root, field)
-    tiles = _bands_of_tiles(names, source, field)
+    metadata = read_folder_metadata(root, source)
+    tiles = _group_band_files(names, source)
     if tiles is None:
-        in_folders = all(len(Path(name).parts) > 1 for name in names)
-        return FolderStore(root, PackedNames(names), [_IMAGE], np.arange(len(names))[:, None], in_folders, facts)
-    bands = sorted({band for by_band in tiles.values() for band in by_band}, key=_number)
-    places = np.array([[by_band.get(band, -1) for band in bands] for by_band in tiles.values()])
-    return FolderStore(root, PackedNames(names), bands, places, _are_classes(list(tiles)), facts)
+        columns, file_numbers = [_IMAGE], np.arange(len(names))[:, None]
+        with_label = all(len(Path(name).parts) > 1 for name in names)
+    else:
+        columns = sorted({band for by_band in tiles.values() for band in by_band}, key=_band_order)
+        file_numbers = np.array([[by_band.get(band, -1) for band in columns] for by_band in tiles.values()])
+        with_label = _has_class_folders(list(tiles))
+    return FolderStore(root, PackedNames(names), columns, file_numbers, with_label, metadata, source)
 
 
-def _images_below(root: Path) -> list[str]:
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = os.path.relpath(folder, root)
-        images = (name for name in files if name.lower().endswith(IMAGES) and not name.startswith("."))
-        found += [name if below == "." else f"{below}/{name}" for name in images]
-    return sorted(found)
-
-
-def _bands_of_tiles(names: Sequence[str], source: str, field: str) -> dict[str, dict[str, int]] | None:
-    """Per tile, the number of the file of each band; None where files hold whole tiles."""
+def _group_band_files(names: Sequence[str], source: Source) -> dict[str, dict[str, int]] | None:
+    """Return the file number of each band, by tile; None if files hold whole tiles."""
     tiles: dict[str, dict[str, int]] = {}
     other = None
     for number, name in enumerate(names):
         folder, _, file = name.rpartition("/")
-        stem, suffix = os.path.splitext(file)  # noqa: PTH122 - a million times
-        match = _BAND_FILE.fullmatch(stem) if suffix.lower() in _RASTERS else None
+        stem, suffix = os.path.splitext(file)  # noqa: PTH122 - called a million times
+        match = _BAND_FILE.fullmatch(stem) if suffix.lower() in RASTER_SUFFIXES else None
         if match is None:
             other = other or name
             continue
         bands = tiles.setdefault(f"{folder}/{match['name'] or ''}", {})
         band = canonical_band(match["band"])
         if band in bands:
-            raise UserError(
-                f"{field}={source!r}: {names[bands[band]]} and {name} are both {band} of one tile; keep one"
-            )
+            raise UserError(f"{source}: {names[bands[band]]} and {name} are both {band} of one tile; keep one")
         bands[band] = number
     if all(len(bands) < 2 for bands in tiles.values()):
         return None
     if other is not None:
         band_file = names[next(iter(next(iter(tiles.values())).values()))]
-        glob = f"{source.split('*')[0].rstrip('/')}/**/*B[0-9]*{Path(band_file).suffix}"
+        glob = f"{source.path.split('*')[0].rstrip('/')}/**/*B[0-9]*{Path(band_file).suffix}"
         raise UserError(
-            f"{field}={source!r}: files of one band each, such as {band_file}, lie beside {other}, which is none; "
-            f"{field}={glob!r} leaves it out"
+            f"{source} mixes band files such as {band_file} with {other}, which holds no single band; "
+            f"{source.field}={glob!r} leaves it out"
         )
     return tiles
 
 
-def _are_classes(keys: Sequence[str]) -> bool:
-    """Whether the uppermost folders hold several tiles each, and not one tile's bands."""
-    uppermost = Counter(key.split("/")[0] for key in keys if key.count("/") and key.split("/")[0])
-    return sum(uppermost.values()) == len(keys) > len(uppermost)
+def _has_class_folders(tiles: Sequence[str]) -> bool:
+    """Check that every topmost folder holds several tiles, not the bands of one."""
+    topmost = Counter(tile.split("/")[0] for tile in tiles if tile.count("/") and tile.split("/")[0])
+    return sum(topmost.values()) == len(tiles) > len(topmost)
 
 
-def _number(band: str) -> tuple[int, str]:
+def _band_order(band: str) -> tuple[int, str]:
     return int(re.sub(r"\D", "", band)), band
-
-
-def _facts(root: Path, field: str) -> TileFacts | None:
-    try:
-        return read_facts(root)
-    except ValueError as error:
-        raise UserError(f"{field}: {root / 'tiles.json'} is damaged ({error}); take it away") from None

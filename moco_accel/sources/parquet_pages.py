@@ -1,6 +1,7 @@
-"""Page headers of parquet shards, read before arrow is: it takes room for what they say, whatever the footer says.
+"""Find decompression bombs in the page headers of parquet shards.
 
-A page header is a thrift struct in its compact form: https://parquet.apache.org/docs/file-format/data-pages/
+Arrow allocates what a page header declares, whatever the footer says; so headers are read before Arrow reads the file.
+A page header is a thrift struct in compact form: https://parquet.apache.org/docs/file-format/data-pages/
 """
 
 from __future__ import annotations
@@ -14,81 +15,89 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_MOST_PAGES = 1 << 20
-_MOST_DEPTH = 8
-_MOST_REPEATED = 1 << 30  # bytes that a dictionary's values may become
-_SLACK, _SLACK_BYTES = 1.05, 1 << 16
+_MAX_PAGES = 1 << 20
+_MAX_DEPTH = 8
+_MAX_REPEATED_BYTES = 1 << 30  # that the values of a dictionary expand to
+_TOLERANCE, _TOLERANCE_BYTES = 1.05, 1 << 16
 _DICTIONARY_PAGE = 2
-_BY_DICTIONARY = (2, 8)  # PLAIN_DICTIONARY, RLE_DICTIONARY
-# fields of PageHeader: 1 type, 2 and 3 sizes, 5 and 8 a data page's header, in which 1 is its values, 2 or 4 encoding
-_KIND, _UNPACKED, _PACKED = 1, 2, 3
-_DATA = {5: 2, 8: 4}
+_DICTIONARY_ENCODINGS = (2, 8)  # PLAIN_DICTIONARY, RLE_DICTIONARY
+# Fields of PageHeader: 1 type, 2 and 3 sizes, 5 and 8 the data page headers.
+_TYPE, _UNPACKED_SIZE, _PACKED_SIZE = 1, 2, 3
+_DATA_PAGE_ENCODING_FIELD = {5: 2, 8: 4}  # field 1 of a data page header counts its values
 
 
 @dataclass(frozen=True)
 class _Page:
+    """`header_start`, `start` and `end` are offsets; the header ends and the data begin at `start`."""
+
     header: dict[int, Any]
+    header_start: int
     start: int
-    """Where the header ends and the page begins."""
     end: int
 
 
-def why_absurd(path: str, group: pq.RowGroupMetaData, columns: Sequence[str] | None = None) -> str | None:
-    """What `columns` of a `group` of the file at `path` would unpack to, where the footer says less; else None."""
+def find_page_problem(path: str, group: pq.RowGroupMetaData, columns: Sequence[str] | None = None) -> str | None:
+    """Compare the sizes in page headers with those in the footer.
+
+    Args:
+        columns: Columns to check; None for all.
+
+    Returns:
+        What is wrong, if `columns` of the row group would unpack to more than the footer declares, or if headers
+        cannot be read; else None.
+    """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:  # noqa: PTH123
             chunks = [group.column(number) for number in range(group.num_columns)]
             wanted = [chunk for chunk in chunks if columns is None or chunk.path_in_schema.split(".")[0] in columns]
-            return next((reason for chunk in wanted if (reason := _of_column(data, chunk))), None)
+            return next((problem for chunk in wanted if (problem := _find_column_problem(data, chunk))), None)
     except (IndexError, KeyError, TypeError, ValueError, OSError, struct.error, pa.ArrowException):
-        return "cannot be read (headers of its pages)"
+        return "cannot be read (page headers)"
 
 
-def _of_column(data: mmap.mmap, column: pq.ColumnChunkMetaData) -> str | None:
-    pages = _pages(data, column)
-    unpacked = sum(page.start - page.header[0] + page.header[_UNPACKED] for page in pages)
-    said = column.total_uncompressed_size
-    if unpacked > _SLACK * said + _SLACK_BYTES:
-        return f"says that its column {column.path_in_schema} takes {said} bytes, and its pages {unpacked}"
-    dictionary = next((page for page in pages if page.header[_KIND] == _DICTIONARY_PAGE), None)
+def _find_column_problem(data: mmap.mmap, column: pq.ColumnChunkMetaData) -> str | None:
+    pages = _read_pages(data, column)
+    unpacked = sum(page.start - page.header_start + page.header[_UNPACKED_SIZE] for page in pages)
+    declared = column.total_uncompressed_size
+    if unpacked > _TOLERANCE * declared + _TOLERANCE_BYTES:
+        return f"declares {declared} bytes in column {column.path_in_schema}, but its pages unpack to {unpacked}"
+    dictionary = next((page for page in pages if page.header[_TYPE] == _DICTIONARY_PAGE), None)
     if dictionary is None or column.physical_type != "BYTE_ARRAY":
         return None
-    repeated = sum(_values_by_dictionary(page.header) for page in pages)
-    if repeated * dictionary.header[_UNPACKED] > _MOST_REPEATED:
-        repeated *= _longest(data, dictionary, column.compression)
-        if repeated > _MOST_REPEATED:
-            return f"repeats values of {column.path_in_schema} until they take up to {repeated} bytes"
+    repeated = sum(_count_dictionary_values(page.header) for page in pages)
+    if repeated * dictionary.header[_UNPACKED_SIZE] > _MAX_REPEATED_BYTES:
+        repeated *= _longest_value(data, dictionary, column.compression)
+        if repeated > _MAX_REPEATED_BYTES:
+            return f"repeats values of column {column.path_in_schema} up to {repeated} bytes"
     return None
 
 
-def _pages(data: mmap.mmap, column: pq.ColumnChunkMetaData) -> list[_Page]:
-    starts = [column.data_page_offset, column.dictionary_page_offset or column.data_page_offset]
-    at = min(starts)
-    end = at + column.total_compressed_size
+def _read_pages(data: mmap.mmap, column: pq.ColumnChunkMetaData) -> list[_Page]:
+    header_start = min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
+    end = header_start + column.total_compressed_size
     pages: list[_Page] = []
-    while at < end:
-        header, start = _struct(data, at, 0)
-        header[0] = at
-        if header[_PACKED] < 0 or header[_UNPACKED] < 0 or len(pages) > _MOST_PAGES:
-            raise ValueError("a page of negative size, or a million of them")
-        at = start + header[_PACKED]
-        pages.append(_Page(header, start, at))
+    while header_start < end:
+        header, start = _read_struct(data, header_start, 0)
+        if header[_PACKED_SIZE] < 0 or header[_UNPACKED_SIZE] < 0 or len(pages) > _MAX_PAGES:
+            raise ValueError("a page of negative size, or too many pages")
+        pages.append(_Page(header, header_start, start, start + header[_PACKED_SIZE]))
+        header_start = pages[-1].end
     return pages
 
 
-def _values_by_dictionary(header: dict[int, Any]) -> int:
-    for field, encoding in _DATA.items():
+def _count_dictionary_values(header: dict[int, Any]) -> int:
+    for field, encoding in _DATA_PAGE_ENCODING_FIELD.items():
         if field in header:
-            return int(header[field][1]) if header[field][encoding] in _BY_DICTIONARY else 0
+            return int(header[field][1]) if header[field][encoding] in _DICTIONARY_ENCODINGS else 0
     return 0
 
 
-def _longest(data: mmap.mmap, page: _Page, codec: str) -> int:
-    """Bytes of the longest value in a dictionary: each has its length before it, in four bytes."""
+def _longest_value(data: mmap.mmap, page: _Page, codec: str) -> int:
+    """Return the bytes of a dictionary's longest value. Four bytes before each value hold its length."""
     raw = data[page.start : page.end]
     if codec != "UNCOMPRESSED":
         name = {"lz4": "lz4_raw"}.get(codec.lower(), codec.lower())
-        raw = pa.decompress(raw, page.header[_UNPACKED], name, asbytes=True)
+        raw = pa.decompress(raw, page.header[_UNPACKED_SIZE], name, asbytes=True)
     longest = at = 0
     while at < len(raw):
         (length,) = struct.unpack_from("<I", raw, at)
@@ -96,10 +105,10 @@ def _longest(data: mmap.mmap, page: _Page, codec: str) -> int:
     return longest
 
 
-def _struct(data: mmap.mmap, at: int, depth: int) -> tuple[dict[int, Any], int]:
-    """The whole numbers and structs of a thrift struct at `at`, by field; and where it ends."""
-    if depth > _MOST_DEPTH:
-        raise ValueError("structs without end")
+def _read_struct(data: mmap.mmap, at: int, depth: int) -> tuple[dict[int, Any], int]:
+    """Return the integers and structs of the thrift struct at `at`, by field; and the offset of its end."""
+    if depth > _MAX_DEPTH:
+        raise ValueError("structs are nested too deeply")
     found: dict[int, Any] = {}
     field = 0
     while head := data[at]:
@@ -107,38 +116,38 @@ def _struct(data: mmap.mmap, at: int, depth: int) -> tuple[dict[int, Any], int]:
         if head >> 4:
             field += head >> 4
         else:
-            field, at = _number(data, at)
-        found[field], at = _value(data, at, kind, depth)
+            field, at = _read_integer(data, at)
+        found[field], at = _read_value(data, at, kind, depth)
     return found, at + 1
 
 
-def _value(data: mmap.mmap, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in (1, 2):  # true, false: the value is in the kind
+def _read_value(data: mmap.mmap, at: int, kind: int, depth: int) -> tuple[Any, int]:
+    if kind in (1, 2):  # true, false: the kind is the value
         return kind, at
     if kind == 3:
         return data[at], at + 1
     if kind in (4, 5, 6):
-        return _number(data, at)
+        return _read_integer(data, at)
     if kind == 7:
         return None, at + 8
     if kind == 8:  # bytes
-        length, at = _varint(data, at)
+        length, at = _read_varint(data, at)
         return None, at + length
     if kind == 12:
-        return _struct(data, at, depth + 1)
-    raise ValueError(f"thrift of kind {kind}, which no page header holds")
+        return _read_struct(data, at, depth + 1)
+    raise ValueError(f"thrift type {kind}, which no page header has")
 
 
-def _number(data: mmap.mmap, at: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
+def _read_integer(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value, at = _read_varint(data, at)
     return value >> 1 if value % 2 == 0 else -(value >> 1) - 1, at
 
 
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+def _read_varint(data: mmap.mmap, at: int) -> tuple[int, int]:
     value = shift = 0
     while shift < 70:
         byte = data[at]
         value, at, shift = value | (byte & 127) << shift, at + 1, shift + 7
         if byte < 128:
             return value, at
-    raise ValueError("a number without end")
+    raise ValueError("an integer of more than 10 bytes")

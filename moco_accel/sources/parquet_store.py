@@ -1,8 +1,9 @@
-"""Parquet shards: read in place by row group, here or behind an address; or prepared as an arrow cache."""
+"""Read parquet shards by row group, locally or from a URL; or prepare them as an arrow cache."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,188 +17,174 @@ import pyarrow.parquet as pq
 from moco_accel.common.errors import UserError
 from moco_accel.images.decoding import DamagedTile
 from moco_accel.recipe.data_sections import Data
-from moco_accel.sources.arrow_files import features_of, one_line
-from moco_accel.sources.arrow_store import array_row_bytes, prepare_parquet
-from moco_accel.sources.base import Reading, Store
-from moco_accel.sources.parquet_footers import Footer, check_whole_set, opened, read_footers
-from moco_accel.sources.parquet_pages import why_absurd
-from moco_accel.sources.shard_facts import facts_of_shards
-from moco_accel.sources.tile_facts import TileFacts
+from moco_accel.sources.arrow_store import array_row_bytes, prepare_arrow_cache
+from moco_accel.sources.arrow_validation import read_features
+from moco_accel.sources.base import ReadPattern, Source, Store, describe_error, read_shards_metadata
+from moco_accel.sources.parquet_footers import Footer, open_parquet_file, read_footers
+from moco_accel.sources.parquet_pages import find_page_problem
+from moco_accel.sources.tile_metadata import TileMetadata
 
-_FOOTERS = 8  # per process; one of many row groups takes megabytes
-_WINDOW_SHARE = 0.75  # of the buffer, for what a row group takes once it is read is known roughly before
-_BUFFER_GROUPS = 4  # advised: windows are then of two row groups at least
+_SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.parquet$")
+_MAX_FOOTERS = 8  # per process; the footer of a shard with many row groups takes megabytes
+_WINDOW_SHARE = 0.75  # of the buffer: the size of a decoded row group is only estimated beforehand
+_RECOMMENDED_GROUPS = 4  # in the buffer: a window then spans at least two row groups
 
 Sizes = npt.NDArray[np.float64]
 
 
-def open_parquet(paths: list[str], source: str, data: Data, field: str) -> Store:
-    """Shards at `paths`. Raises UserError when one is damaged, missing from its set, or unlike the others."""
-    footers = read_footers(paths, source, field)
-    if Path(source).is_dir():  # a glob or a file may well name some shards of a set
-        check_whole_set(paths, source, field)
-    if sum(sum(footer.group_rows) for footer in footers) == 0:
-        raise UserError(f"{field}={source!r} holds shards without tiles; build them anew")
-    facts = facts_of_shards(
-        [Path(path) for path in paths], [footer.schema.metadata for footer in footers], source, field
-    )
-    return ParquetStore(paths, footers, data, facts, source, field)
+def open_parquet(paths: list[str], source: Source, data: Data) -> Store:
+    """Open the shards at `paths`.
+
+    Raises:
+        UserError: If a shard is damaged or missing from its set, or if shards have different columns.
+    """
+    footers = read_footers(paths, source)
+    if Path(source.path).is_dir():  # a glob or a single file may name a part of a set
+        _check_complete_set(paths, source)
+    if sum(footer.num_rows for footer in footers) == 0:
+        raise UserError(f"{source} holds shards without tiles; rebuild them")
+    schemas = [footer.schema.metadata for footer in footers]
+    metadata = read_shards_metadata([Path(path) for path in paths], schemas, source)
+    return ParquetStore(paths, footers, data, metadata, source)
 
 
-class ParquetStore:
-    """Row groups are decoded whole and kept, the last ones used, in at most `buffer_bytes` of every process."""
+def _check_complete_set(paths: list[str], source: Source) -> None:
+    """Check that all shards of each set `NAME-00000-of-000NN.parquet` are there."""
+    names = [Path(path).name for path in paths]
+    for stem, count in sorted({(m["stem"], int(m["count"])) for m in map(_SHARD_NAME.fullmatch, names) if m}):
+        found = sum(name.startswith(f"{stem}-") and name.endswith(f"-of-{count:05d}.parquet") for name in names)
+        if found != count:
+            raise UserError(f"{source} holds {found} of {count} shards {stem}-…; rebuild or copy them again")
+
+
+class ParquetStore(Store):
+    """Rows of parquet shards. Row groups are decoded whole; an LRU buffer of limited bytes keeps them per process."""
 
     def __init__(
-        self,
-        paths: list[str],
-        footers: list[Footer],
-        data: Data,
-        facts: TileFacts | None,
-        source: str,
-        field: str,
+        self, paths: list[str], footers: list[Footer], data: Data, metadata: TileMetadata | None, source: Source
     ) -> None:
-        self._paths, self._source, self._field, self.facts = paths, source, field, facts
+        self.source, self.paths, self.metadata = source, paths, metadata
         self._buffer_bytes = data.shuffle_buffer_mib << 20
-        self._to_prepare = None if data.streaming else footers
+        self._to_prepare = None if data.streaming else footers  # shards that are not streamed get an arrow cache
         for path, footer in zip(paths, footers, strict=True):
             if data.streaming and not footer.schema.equals(footers[0].schema):
-                raise UserError(
-                    f"{field}={source!r}: its shards do not go together ({path} and {paths[0]} have other columns); "
-                    f"build them anew"
-                )
-        self.features = features_of(footers[0].schema, source, field)
-        self.shard_sizes = [sum(footer.group_rows) for footer in footers]
+                raise UserError(f"{source}: its shards have different columns ({paths[0]} and {path}); rebuild them")
+        self.features = read_features(footers[0].schema, source)
+        self.shard_sizes = [footer.num_rows for footer in footers]
         self._rows = np.array([rows for footer in footers for rows in footer.group_rows])
         self._ends = self._rows.cumsum()
         self._bytes = np.array([size for footer in footers for size in footer.group_bytes])
         self._first_group = np.cumsum([0, *(len(footer.group_rows) for footer in footers)])  # of each shard
-        self._metadata: OrderedDict[int, pq.FileMetaData] = OrderedDict()
+        self._footers: OrderedDict[int, pq.FileMetaData] = OrderedDict()
         self._sizes: dict[tuple[str, ...], Sizes] = {}
         self._groups: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
         self._held_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_metadata": OrderedDict(), "_groups": OrderedDict(), "_held_bytes": 0}
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
+        return {**self.__dict__, "_footers": OrderedDict(), "_groups": OrderedDict(), "_held_bytes": 0}
 
     def values(self, columns: Sequence[str], index: int) -> list[Any]:
         group = int(np.searchsorted(self._ends, index, side="right"))
-        table = self._group(group, tuple(columns))
+        table = self._read_group(group, tuple(columns))
         row = index - int(self._ends[group - 1] if group else 0)
         if row >= len(table):
-            raise DamagedTile(f"lies in a row group of {len(table)} tiles, which says that it has more")
+            raise DamagedTile(f"lies in a row group of {len(table)} tiles, whose footer declares more")
         return [table.column(name)[row] for name in columns]
-
-    def at_random(self) -> Store:
-        """These shards as an arrow cache, but when streaming."""
-        if self._to_prepare is None:
-            return self
-        return prepare_parquet(self._paths, self._to_prepare, self.facts, self._source, self._field)
 
     def column(self, name: str) -> list[Any]:
         values: list[Any] = []
-        for path in self._paths:
+        for path in self.paths:
             try:
-                with opened(path) as file:
+                with open_parquet_file(path) as file:
                     values += file.read(columns=[name]).column(name).to_pylist()
             except (pa.ArrowException, OSError, ValueError) as error:
+                reason = describe_error(error)
                 raise UserError(
-                    f"{self._field}={self._source!r}: column {name!r} of {path} cannot be read ({one_line(error)}); "
-                    "build it anew"
+                    f"{self.source}: column {name!r} of {path} cannot be read ({reason}); rebuild it"
                 ) from None
         return values
 
-    def where(self, index: int) -> str:
-        shard = int(np.searchsorted(np.cumsum(self.shard_sizes), index, side="right"))
-        return f"row {index - sum(self.shard_sizes[:shard])} of {self._paths[shard]}"
+    def prepare_random_access(self) -> Store:
+        if self._to_prepare is None:
+            return self
+        return prepare_arrow_cache(self.paths, self._to_prepare, self.metadata, self.source)
 
-    def reading(self, columns: Sequence[str]) -> Reading:
-        """By row group: a window and the row group that it ends in fit into the buffer, and each is read once.
-
-        Raises UserError when a row group alone is more than the buffer holds.
-        """
+    def read_pattern(self, columns: Sequence[str]) -> ReadPattern:
+        """Read by row group: a window and the row group that it ends in fit into the buffer, so each is read once."""
         sizes = self._group_bytes(tuple(columns))
         largest = float(sizes.max())
         if largest > self._buffer_bytes:
-            wanted = math.ceil(_BUFFER_GROUPS * largest / (1 << 20))
+            wanted = math.ceil(_RECOMMENDED_GROUPS * largest / (1 << 20))
             raise UserError(
-                f"data.shuffle_buffer_mib={self._buffer_bytes >> 20} is less than a row group of {self._source!r}, of "
-                f"{largest / (1 << 20):.1f} MiB; data.shuffle_buffer_mib={wanted} works, or data.streaming=false"
+                f"data.shuffle_buffer_mib={self._buffer_bytes >> 20} is less than a row group of {self.source.path!r}, "
+                f"of {largest / (1 << 20):.1f} MiB; data.shuffle_buffer_mib={wanted} works, or data.streaming=false"
             )
-        window = tiles_within(_WINDOW_SHARE * self._buffer_bytes - largest, self._rows, sizes)
-        return Reading(self._rows.tolist(), max(window, 1))
+        window = _count_tiles_within(_WINDOW_SHARE * self._buffer_bytes - largest, self._rows, sizes)
+        return ReadPattern(self._rows.tolist(), max(window, 1))
 
     def _group_bytes(self, columns: tuple[str, ...]) -> Sizes:
-        """What `columns` of each row group take once they are read."""
+        """Estimate the bytes of `columns` of each row group once they are decoded."""
         if columns not in self._sizes:
             arrays = {name: array_row_bytes(self.features[name]) for name in columns}
             encoded = [name for name, size in arrays.items() if size is None]
             per_row = sum(size or 0 for size in arrays.values())
-            self._sizes[columns] = self._rows * float(per_row) + self._bytes * self._share(encoded)
+            self._sizes[columns] = self._rows * float(per_row) + self._bytes * self._byte_share(encoded)
         return self._sizes[columns]
 
-    def _share(self, columns: Sequence[str]) -> float:
-        """Of a row group's bytes, those of `columns`: as in the first that has rows."""
-        first = int(np.argmax(self._rows > 0))
-        shard = int(np.searchsorted(self._first_group, first, side="right")) - 1
-        group = self._footer(shard).row_group(first - int(self._first_group[shard]))
-        parts = [group.column(number) for number in range(group.num_columns)]
+    def _byte_share(self, columns: Sequence[str]) -> float:
+        """Return the share of `columns` in the bytes of the first row group that has rows."""
+        shard, number = self._find_group(int(np.argmax(self._rows > 0)))
+        group = self._footer(shard).row_group(number)
         sizes = {True: 0, False: 0}
-        for part in parts:
-            sizes[part.path_in_schema.split(".")[0] in columns] += part.total_uncompressed_size
+        for chunk in (group.column(number) for number in range(group.num_columns)):
+            sizes[chunk.path_in_schema.split(".")[0] in columns] += chunk.total_uncompressed_size
         return sizes[True] / max(sum(sizes.values()), 1)
 
-    def _group(self, group: int, columns: tuple[str, ...]) -> pa.Table:
+    def _find_group(self, group: int) -> tuple[int, int]:
+        """Return the shard of a row group, and the row group's number in it."""
+        shard = int(np.searchsorted(self._first_group, group, side="right")) - 1
+        return shard, group - int(self._first_group[shard])
+
+    def _read_group(self, group: int, columns: tuple[str, ...]) -> pa.Table:
         key = (group, columns)
         if key in self._groups:
             self._groups.move_to_end(key)
             return self._groups[key]
-        shard = int(np.searchsorted(self._first_group, group, side="right")) - 1
-        number = group - int(self._first_group[shard])
-        self._make_room(self._group_bytes(columns)[group])
-        if "://" not in self._paths[shard]:
-            reason = why_absurd(self._paths[shard], self._footer(shard).row_group(number), columns)
-            if reason:
-                raise DamagedTile(f"lies in a row group that {reason}")
-        # opened for each row group: a reader that stays open keeps the last one's scratch, as large as itself
+        shard, number = self._find_group(group)
+        path = self.paths[shard]
+        wanted = self._group_bytes(columns)[group]
+        while self._groups and self._held_bytes + wanted > self._buffer_bytes:
+            self._held_bytes -= self._groups.popitem(last=False)[1].nbytes
+        if "://" not in path and (problem := find_page_problem(path, self._footer(shard).row_group(number), columns)):
+            raise DamagedTile(f"lies in a row group that {problem}")
+        # opened for each row group: an open reader keeps scratch memory as large as the last row group
         try:
-            with opened(self._paths[shard], self._footer(shard)) as file:
+            with open_parquet_file(path, self._footer(shard)) as file:
                 table = file.read_row_group(number, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise _unreadable(self._paths[shard], error) from None
+            reason = describe_error(error)
+            if "://" not in path:  # a local file stays damaged: skip its tiles
+                raise DamagedTile(f"lies in a row group that cannot be read ({reason})") from None
+            # a network recovers, and the run can be resumed
+            raise UserError(f"data.source: {path} cannot be read ({reason}); --resume continues once it can") from None
         self._groups[key] = table
         self._held_bytes += table.nbytes
         return table
 
-    def _make_room(self, wanted: float) -> None:
-        """Drop the row groups that were not used for longest, until `wanted` bytes more fit into the buffer."""
-        while self._groups and self._held_bytes + wanted > self._buffer_bytes:
-            self._held_bytes -= self._groups.popitem(last=False)[1].nbytes
-
     def _footer(self, shard: int) -> pq.FileMetaData:
-        if shard in self._metadata:
-            self._metadata.move_to_end(shard)
-            return self._metadata[shard]
-        with opened(self._paths[shard]) as file:
-            self._metadata[shard] = file.metadata
-        if len(self._metadata) > _FOOTERS:
-            self._metadata.popitem(last=False)
-        return self._metadata[shard]
+        if shard in self._footers:
+            self._footers.move_to_end(shard)
+            return self._footers[shard]
+        with open_parquet_file(self.paths[shard]) as file:
+            self._footers[shard] = file.metadata
+        if len(self._footers) > _MAX_FOOTERS:
+            self._footers.popitem(last=False)
+        return self._footers[shard]
 
 
-def tiles_within(room: float, rows: npt.NDArray[np.int64], sizes: Sizes) -> int:
-    """How many tiles surely fit into `room` bytes, whichever row groups, of `rows` and `sizes`, they are of."""
+def _count_tiles_within(room: float, rows: npt.NDArray[np.int64], sizes: Sizes) -> int:
+    """Return how many tiles fit into `room` bytes for any choice among row groups of `rows` tiles and `sizes` bytes."""
     filled = rows > 0
     heaviest = np.argsort(-(sizes[filled] / rows[filled]))
     tiles, held = (np.cumsum([0, *values[filled][heaviest]]) for values in (rows, sizes))
     return int(np.interp(room, held, tiles))
-
-
-def _unreadable(path: str, error: Exception) -> Exception:
-    """A file here stays as it is: its tiles are damaged. A network comes back: the run stops, and can be resumed."""
-    reason = one_line(error)
-    if "://" not in path:
-        return DamagedTile(f"lies in a row group that cannot be read ({reason})")
-    return UserError(f"data.source: {path} cannot be read ({reason}); --resume goes on once it can")

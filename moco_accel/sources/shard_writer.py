@@ -1,4 +1,7 @@
-"""Tiles into Hugging Face `datasets` parquet shards, in constant memory; a shard has its name only once it is whole."""
+"""Write tiles to parquet shards of Hugging Face `datasets`, in constant memory.
+
+A shard gets its name only once it is complete.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ import pyarrow.parquet as pq
 
 from moco_accel.common.errors import UserError
 
-MAX_SHARD_BYTES = 256 << 20
 _ROWS_PER_CHUNK = 64  # held in memory at once
 
 
@@ -23,20 +25,25 @@ def write_shards(
     rows: Iterable[dict[str, Any]],
     features: datasets.Features,
     out_dir: Path,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
+    max_shard_bytes: int = 256 << 20,
     overwrite: bool = False,
 ) -> int:
-    """Stream `rows` into `out_dir/tiles-00000-of-000NN.parquet`; returns the number of rows (0 writes nothing).
+    """Stream `rows` into `out_dir/tiles-00000-of-000NN.parquet`.
 
     Shards keep the `datasets` schema, so `load_dataset("parquet", …)` restores Image, ClassLabel and Array3D. They get
-    their names only once all of them are whole; until then, and after an error, old shards stay as they were.
-    Raises UserError when `out_dir` holds shards already; with `overwrite` only when they are not of this function.
+    their names once all of them are complete; until then, and after an error, old shards stay as they were.
+
+    Returns:
+        The number of rows; without rows, nothing is written.
+
+    Raises:
+        UserError: If `out_dir` holds shards already; with `overwrite`, only if this function did not write them.
     """
     old_shards = set(out_dir.glob("tiles-*-of-*.parquet"))
     if foreign := set(out_dir.glob("*.parquet")) - (old_shards if overwrite else set()):
         raise UserError(f"{str(out_dir)!r} holds shards already ({min(foreign).name}, …); choose an empty folder")
     out_dir.mkdir(parents=True, exist_ok=True)
-    for path in out_dir.glob(".tiles-*.partial"):  # left by a run that was killed
+    for path in out_dir.glob(".tiles-*.partial"):  # of a killed process
         path.unlink()
     partial: list[Path] = []
     try:
@@ -62,7 +69,7 @@ def _tables(rows: Iterable[dict[str, Any]], features: datasets.Features) -> Iter
 def _write_partial(
     tables: Iterable[pa.Table], schema: pa.Schema, out_dir: Path, max_shard_bytes: int, partial: list[Path]
 ) -> int:
-    """Write tables to hidden `.partial` files and list those in `partial`; returns the number of rows."""
+    """Write tables to hidden `.partial` files, append those to `partial`, and return the number of rows."""
     num_rows = shard_bytes = 0
     writer: pq.ParquetWriter | None = None
     try:
@@ -81,8 +88,8 @@ def _write_partial(
     return num_rows
 
 
-class GrowingShard:
-    """One parquet file that has its name once it is whole; a row group for each `write`."""
+class ShardWriter:
+    """Write one parquet file, with a row group for each `write`; it gets its name on `close`."""
 
     def __init__(self, path: Path, schema: pa.Schema, compression: str) -> None:
         self._path, self._schema = path, schema
@@ -92,15 +99,16 @@ class GrowingShard:
         self._groups = 0
 
     def write(self, rows: list[dict[str, Any]]) -> None:
+        """Append a row group."""
         self._writer.write_table(pa.Table.from_pylist(rows, self._schema))
         self._groups += 1
 
     def next_would_exceed(self, max_bytes: int) -> bool:
-        """Whether another row group of the average size makes the file larger than `max_bytes`."""
+        """Return whether another row group of average size makes the file larger than `max_bytes`."""
         return self._file.tell() * (self._groups + 1) > max_bytes * self._groups
 
     def close(self) -> None:
-        """Finish the file, see that it is on the disk, and give it its name."""
+        """Finish the file, flush it to the disk, and name it."""
         self._writer.close()
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -108,8 +116,8 @@ class GrowingShard:
         self._partial.replace(self._path)
 
     def discard(self) -> None:
-        """Drop what is not whole."""
-        with contextlib.suppress(OSError):  # of a full disk, for which it is dropped
+        """Delete the incomplete file."""
+        with contextlib.suppress(OSError):  # a full disk may be why it is discarded
             self._writer.close()
         with contextlib.suppress(OSError):
             self._file.close()

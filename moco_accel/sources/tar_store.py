@@ -1,4 +1,7 @@
-"""Uncompressed tar shards in the webdataset convention, read at random: members up to the first dot are one tile."""
+"""Read uncompressed tar shards in the webdataset convention.
+
+All members with the same name up to the first dot are one tile.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import os
 import re
 import tarfile
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,52 +20,57 @@ import numpy.typing as npt
 from moco_accel.common.errors import UserError
 from moco_accel.images.decoding import DamagedTile
 from moco_accel.images.headers import MAX_ENCODED_BYTES
+from moco_accel.images.kinds import IMAGE_SUFFIXES
 from moco_accel.recipe.bands import canonical_band
-from moco_accel.sources.base import IMAGES, PackedNames, Reading
-from moco_accel.sources.tile_facts import TileFacts, read_facts
+from moco_accel.sources.base import PackedNames, Source, Store, read_folder_metadata
+from moco_accel.sources.tile_metadata import TileMetadata
 
-_LABELS = ("cls", "json", "txt")  # where a tile's label is looked for, in this order
+_LABEL_SUFFIXES = ("cls", "json", "txt")  # in the order in which a label is looked for
 _BAND = re.compile(r"B\d+A?")
-_NUMBER = re.compile(r"-?[0-9]{1,18}")
-_MOST_LABEL_BYTES = 1 << 16
-_MOST_COLUMNS = 256
-_MOST_HEADER_BYTES = 1 << 20  # of a long name, or of what PAX says of a member
-_SAME = {"jpeg": "jpg", "tiff": "tif"}
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+_MAX_LABEL_BYTES = 1 << 16
+_MAX_COLUMNS = 256
+_MAX_HEADER_BYTES = 1 << 20  # of a long name or a PAX header
+_SUFFIX_ALIASES = {"jpeg": "jpg", "tiff": "tif"}
 _KEY, _LABEL = "__key__", "label"
 _ABSENT = (-1, 0, 0)
 
 Index = npt.NDArray[np.int64]
 
 
-class TarStore:
-    """`index[row, column]` is (shard, offset, size) of a member; the shard is -1 where a tile lacks it.
+class TarStore(Store):
+    """Tiles in tar shards, as rows.
 
-    Columns are named after what follows the first dot, as `datasets` does, or after the band in it; `label` is what
-    .cls, .json or .txt members say.
+    Columns are named after the text that follows the first dot, as `datasets` does, or after the band in it. `label`
+    comes from .cls, .json or .txt members.
+
+    Args:
+        index: [tiles, columns, 3]: shard, offset and bytes of a member; the shard is -1 if a tile lacks it.
     """
 
     def __init__(
-        self, files: list[Path], columns: list[str], index: Index, keys: PackedNames, sizes: list[int]
+        self,
+        files: list[Path],
+        columns: list[str],
+        index: Index,
+        keys: PackedNames,
+        shard_sizes: list[int],
+        metadata: TileMetadata | None,
+        source: Source,
     ) -> None:
-        self._paths, self._index, self._keys, self.shard_sizes = [str(file) for file in files], index, keys, sizes
+        self.source, self.shard_sizes, self.metadata = source, shard_sizes, metadata
+        self.paths, self._index, self._keys = [str(file) for file in files], index, keys
         self._column_numbers = {name: number for number, name in enumerate(columns)}
-        self.facts: TileFacts | None = read_facts(files[0].parent)
         self.features: dict[str, Any] = {name: datasets.Value("binary") for name in columns if _is_image(name)}
         self.features[_KEY] = datasets.Value("string")
-        labelled = (name for name in _LABELS if name in columns and self._label(0, name) is not None)
+        labelled = (name for name in _LABEL_SUFFIXES if name in columns and self._label(0, name) is not None)
         self._label_column = next(labelled, "")
         if self._label_column:
-            is_number = isinstance(self._label(0, self._label_column), int)
-            self.features[_LABEL] = datasets.Value("int64" if is_number else "string")
-
-    def __len__(self) -> int:
-        return len(self._index)
+            is_integer = isinstance(self._label(0, self._label_column), int)
+            self.features[_LABEL] = datasets.Value("int64" if is_integer else "string")
 
     def values(self, columns: Sequence[str], index: int) -> list[Any]:
         return [self._read(index, name) for name in columns]
-
-    def at_random(self) -> TarStore:
-        return self
 
     def column(self, name: str) -> list[Any]:
         if name == _KEY:
@@ -75,12 +82,8 @@ class TarStore:
             return [label if isinstance(label, int) else None for label in labels]
         return [self._read(index, name) for index in range(len(self))]
 
-    def where(self, index: int) -> str:
-        shard = next(shard for shard, end in enumerate(accumulate(self.shard_sizes)) if index < end)
-        return f"{self._keys[index]} in {self._paths[shard]}"
-
-    def reading(self, columns: Sequence[str]) -> Reading:
-        return Reading()
+    def location(self, index: int) -> str:
+        return f"{self._keys[index]} in {self.paths[self._index[index, :, 0].max()]}"
 
     def _read(self, index: int, column: str) -> bytes | None:
         shard, offset, size = self._index[index, self._column_numbers[column]].tolist()
@@ -88,22 +91,22 @@ class TarStore:
             return None
         if size > MAX_ENCODED_BYTES:
             raise DamagedTile(f"has {size} bytes; at most {MAX_ENCODED_BYTES} are read")
-        # opened for each tile, as a loose file would be: one kept open per shard is more than a process may have
+        # opened for each tile: one open file per shard can exceed the limit of a process
         try:
-            with Path(self._paths[shard]).open("rb", buffering=0) as file:
+            with Path(self.paths[shard]).open("rb", buffering=0) as file:
                 return os.pread(file.fileno(), size, offset)
         except OSError as error:
             raise DamagedTile(f"cannot be read ({error.strerror})") from None
 
     def _label(self, index: int, column: str) -> int | str | None:
-        if self._index[index, self._column_numbers[column], 2] > _MOST_LABEL_BYTES:
+        if self._index[index, self._column_numbers[column], 2] > _MAX_LABEL_BYTES:
             return None
         raw = self._read(index, column)
         if raw is None:
             return None
         text = raw.decode(errors="replace").strip()
         if column != "json":
-            return int(text) if _NUMBER.fullmatch(text) else text
+            return int(text) if _INTEGER.fullmatch(text) else text
         try:
             label = json.loads(text).get(_LABEL)
         except (ValueError, AttributeError, RecursionError):
@@ -111,71 +114,72 @@ class TarStore:
         return label if isinstance(label, int | str) else None
 
 
-def open_tar(files: list[Path], source: str, field: str) -> TarStore:
-    """Read the headers of all shards once. Raises UserError when one is compressed, damaged or holds no tiles."""
-    members: list[dict[str, dict[str, tuple[int, int, int]]]] = []
-    for shard, file in enumerate(files):
-        members.append(_members(file, shard, source, field))
-    columns = list(dict.fromkeys(column for shard in members for tile in shard.values() for column in tile))
-    if len(columns) > _MOST_COLUMNS:
+def open_tar(files: list[Path], source: Source) -> TarStore:
+    """Index all shards: their headers are read once.
+
+    Raises:
+        UserError: If a shard is compressed or damaged, if there are no tiles, or if tiles.json is damaged.
+    """
+    shards = [_index_members(file, number, source) for number, file in enumerate(files)]
+    columns = list(dict.fromkeys(column for shard in shards for tile in shard.values() for column in tile))
+    if len(columns) > _MAX_COLUMNS:
         raise UserError(
-            f"{field}={source!r}: its tiles have {len(columns)} kinds of images ({columns[0]}, {columns[1]}, …); one "
-            f"per tile works, or one per band, and {_MOST_COLUMNS} are most"
+            f"{source}: its tiles have {len(columns)} kinds of images ({columns[0]}, {columns[1]}, …); "
+            f"one per tile works, or one per band, at most {_MAX_COLUMNS}"
         )
-    sizes = [len(shard) for shard in members]
+    sizes = [len(shard) for shard in shards]
     if not sum(sizes) or not any(map(_is_image, columns)):
-        raise UserError(f"{field}={source!r} holds tar shards without images ({', '.join(IMAGES)}); others work")
-    rows = [[tile.get(column, _ABSENT) for column in columns] for shard in members for tile in shard.values()]
-    keys = PackedNames([key for shard in members for key in shard])
-    try:
-        return TarStore(files, columns, np.array(rows, np.int64), keys, sizes)
-    except ValueError as error:
-        raise UserError(f"{field}: {files[0].parent / 'tiles.json'} is damaged ({error}); take it away") from None
+        raise UserError(f"{source} holds tar shards without images; shards with {', '.join(IMAGE_SUFFIXES)} work")
+    rows = [[tile.get(column, _ABSENT) for column in columns] for shard in shards for tile in shard.values()]
+    keys = PackedNames([key for shard in shards for key in shard])
+    metadata = read_folder_metadata(files[0].parent, source)
+    return TarStore(files, columns, np.array(rows, np.int64), keys, sizes, metadata, source)
 
 
-def _members(file: Path, shard: int, source: str, field: str) -> dict[str, dict[str, tuple[int, int, int]]]:
-    """Place of each member by tile and column, of tiles that have an image."""
+def _index_members(file: Path, shard: int, source: Source) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """Return (shard, offset, bytes) of the members of each tile that has an image, by tile and column."""
     tiles: dict[str, dict[str, tuple[int, int, int]]] = {}
     try:
-        with file.open("rb") as opened, tarfile.open(fileobj=_Headers(opened), mode="r:") as tar:  # type: ignore[call-overload]
+        with file.open("rb") as opened, tarfile.open(fileobj=_HeaderReader(opened), mode="r:") as tar:  # type: ignore[call-overload]
             while (member := tar.next()) is not None:
-                if member.size < 0 or tar.offset <= member.offset:  # type: ignore[attr-defined] # a size below 0: it would go round in circles
-                    raise tarfile.ReadError("a member before its own header")
+                if member.size < 0 or tar.offset <= member.offset:  # type: ignore[attr-defined] # would loop forever
+                    raise tarfile.ReadError("a member of negative size")
                 tar.members = []  # type: ignore[attr-defined] # it would keep all of them
                 folder, slash, name = member.name.rpartition("/")
                 stem, _, rest = name.partition(".")
-                column = _column(rest.lower())
-                if stem and member.isreg() and not member.issparse() and (_is_image(column) or column in _LABELS):
+                column = _column_name(rest.lower())
+                is_wanted = _is_image(column) or column in _LABEL_SUFFIXES
+                if stem and is_wanted and member.isreg() and not member.issparse():
                     tiles.setdefault(folder + slash + stem, {})[column] = (shard, member.offset_data, member.size)
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
-        hint = f"gunzip < {file} > {file.with_suffix('')}-plain.tar makes one that is" if _is_gzip(file) else str(error)
-        raise UserError(f"{field}={source!r}: {file} is not a whole, uncompressed tar ({hint})") from None
+        hint = f"gunzip < {file} > {file.with_suffix('')}-plain.tar makes one" if _is_gzip(file) else str(error)
+        raise UserError(f"{source}: {file} is not a complete, uncompressed tar ({hint})") from None
     return {key: tile for key, tile in tiles.items() if any(map(_is_image, tile))}
 
 
-class _Headers:
-    """A tar as `tarfile` reads it, but for headers of any length: it would take in all of one at once."""
+class _HeaderReader:
+    """A tar file for `tarfile`, which would read a header of any length into memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.tell, self.seek = file.tell, file.seek
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= _MOST_HEADER_BYTES:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return self._file.read(size)
 
 
-def _column(rest: str) -> str:
-    """`tif` of 7.tif, `mask.png` of 7.mask.png, and `B2`, a band's name, of 7.B02.tif."""
-    middle, dot, kind = rest.rpartition(".")
-    if f".{kind}" in IMAGES and _BAND.fullmatch(canonical_band(middle)):
+def _column_name(rest: str) -> str:
+    """Return `tif` for 7.tif, `mask.png` for 7.mask.png, and the band `B2` for 7.B02.tif."""
+    middle, dot, suffix = rest.rpartition(".")
+    if f".{suffix}" in IMAGE_SUFFIXES and _BAND.fullmatch(canonical_band(middle)):
         return canonical_band(middle)
-    return middle + dot + _SAME.get(kind, kind)
+    return middle + dot + _SUFFIX_ALIASES.get(suffix, suffix)
 
 
 def _is_image(column: str) -> bool:
-    return f".{column.rpartition('.')[2]}" in IMAGES or _BAND.fullmatch(column) is not None
+    return f".{column.rpartition('.')[2]}" in IMAGE_SUFFIXES or _BAND.fullmatch(column) is not None
 
 
 def _is_gzip(file: Path) -> bool:

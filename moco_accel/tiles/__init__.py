@@ -1,1 +1,1 @@
-"""Tiles of any source at random, their bands and statistics, and the order in which a run reads them."""
+"""Tiles of any source in random order, their bands and statistics, and the order in which a run reads them."""

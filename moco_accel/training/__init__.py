@@ -1,1 +1,1 @@
-"""The training step, the loop around it, and what a run shows while it runs."""
+"""The training step, the training loop, and what a run logs, prints and evaluates."""

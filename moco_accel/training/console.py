@@ -1,11 +1,9 @@
-"""What a run shows while it goes on: a panel on a terminal, plain lines elsewhere."""
+"""Console output of a run: a live panel on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
 
 from rich.console import RenderableType
 from rich.constrain import Constrain
@@ -18,17 +16,31 @@ from rich.text import Text
 
 from moco_accel.common.console import console
 from moco_accel.recipe.schema import Recipe
-from moco_accel.training.run_health import STYLES, Verdict, knn_text
+from moco_accel.training.run_health import STYLES, Health, Row, format_knn
 
-_BAR, _WIDEST = 30, 110
+_BAR_WIDTH, _MAX_WIDTH = 30, 110
 _REFRESHES_PER_SECOND = 2
 
-Row = Mapping[str, Any]
+Line = tuple[str, RenderableType]
 
 
 @dataclass
-class Shown:
-    """What the panel is of. `row` and `examined`: the last of metrics.jsonl and of evaluations.jsonl."""
+class RunState:
+    """What the panel shows.
+
+    Attributes:
+        recipe: The recipe of the run.
+        run: The run's folder.
+        total_steps: Optimizer steps of the whole run.
+        first_step: Steps done before this process started.
+        steps_done: Steps done so far.
+        elapsed_seconds: Seconds since this process started.
+        card_mib: Memory of the GPU in MiB.
+        on_gpu: True if the run uses a GPU.
+        row: Last row of metrics.jsonl.
+        evaluation: Last figures of evaluations.jsonl.
+        health: Health of the run.
+    """
 
     recipe: Recipe
     run: str
@@ -39,120 +51,120 @@ class Shown:
     card_mib: int | None = None
     on_gpu: bool = False
     row: Row | None = None
-    examined: Row | None = None
-    verdict: Verdict = field(default_factory=lambda: Verdict("well", "no step has been logged yet"))
+    evaluation: Row | None = None
+    health: Health = field(default_factory=lambda: Health("healthy", "no step has been logged yet"))
 
     @property
-    def steps_an_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
         return self.total_steps // self.recipe.schedule.epochs
 
     @property
-    def left_seconds(self) -> float | None:
-        """At the speed of this process's steps so far."""
+    def remaining_seconds(self) -> float | None:
+        """Estimate from the mean speed of this process; None before its first step."""
         done = self.steps_done - self.first_step
         return (self.total_steps - self.steps_done) * self.elapsed_seconds / done if done > 0 else None
 
 
-def panel(shown: Shown) -> Constrain:
-    """All that is known of a run, in one frame."""
+def render_panel(state: RunState) -> Constrain:
+    """Return the panel of a run."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    for name, content in _lines(shown):
+    for name, content in _panel_lines(state):
         table.add_row(name, content)
-    batch = shown.recipe.batch.global_batch_size
-    title = f"[bold]{shown.recipe.encoder.name}[/] · global batch {batch:,} · {escape(shown.run)}"
-    return Constrain(Panel(table, title=title, title_align="left", border_style=STYLES[shown.verdict.level]), _WIDEST)
+    batch = state.recipe.batch.global_batch_size
+    title = f"[bold]{state.recipe.encoder.name}[/] · global batch {batch:,} · {escape(state.run)}"
+    return Constrain(Panel(table, title=title, title_align="left", border_style=STYLES[state.health.level]), _MAX_WIDTH)
 
 
-def _lines(shown: Shown) -> list[tuple[str, RenderableType]]:
-    epoch, within = divmod(shown.steps_done, shown.steps_an_epoch)
-    epochs = shown.recipe.schedule.epochs
+def _panel_lines(state: RunState) -> list[Line]:
+    epoch, step_in_epoch = divmod(state.steps_done, state.steps_per_epoch)
+    epochs = state.recipe.schedule.epochs
     if epoch == epochs:
-        epoch, within = epochs - 1, shown.steps_an_epoch
-    left = "" if shown.left_seconds is None else f"{_clock(shown.left_seconds)} left, "
-    lines: list[tuple[str, RenderableType]] = [
-        ("run", _bar(shown.steps_done, shown.total_steps, f"step {shown.steps_done:,} of {shown.total_steps:,}")),
-        ("", f"{left}{_clock(shown.elapsed_seconds)} gone"),
-        ("epoch", _bar(within, shown.steps_an_epoch, f"{epoch + 1} of {epochs}")),
+        epoch, step_in_epoch = epochs - 1, state.steps_per_epoch
+    left = "" if state.remaining_seconds is None else f"{_format_time(state.remaining_seconds)} left, "
+    lines: list[Line] = [
+        ("run", _bar(state.steps_done, state.total_steps, f"step {state.steps_done:,} of {state.total_steps:,}")),
+        ("", f"{left}{_format_time(state.elapsed_seconds)} elapsed"),
+        ("epoch", _bar(step_in_epoch, state.steps_per_epoch, f"{epoch + 1} of {epochs}")),
     ]
-    if shown.row is not None:
-        lines += _logged(shown, shown.row)
-    if shown.examined is not None:
-        lines += _examined(shown.examined)
-    health = Text(f"● {shown.verdict.text}", style=STYLES[shown.verdict.level])
-    return [*lines, ("health", health)]
+    if state.row is not None:
+        lines += _metric_lines(state, state.row)
+    if state.evaluation is not None:
+        lines += _evaluation_lines(state.evaluation)
+    return [*lines, ("health", Text(f"● {state.health.text}", style=STYLES[state.health.level]))]
 
 
-def _logged(shown: Shown, row: Row) -> list[tuple[str, RenderableType]]:
-    chance = shown.recipe.chance_loss
-    lines: list[tuple[str, RenderableType]] = [
-        ("loss", f"[bold]{row['loss']:.3f}[/]  chance {chance:.2f}   features' spread {row['feature_std']:.2f}"),
+def _metric_lines(state: RunState, row: Row) -> list[Line]:
+    chance = state.recipe.chance_loss
+    lines: list[Line] = [
+        ("loss", f"[bold]{row['loss']:.3f}[/]  chance {chance:.2f}   feature std {row['feature_std']:.2f}"),
         ("schedule", f"lr {row['lr']:.2e}   momentum coefficient {row['momentum_coefficient']:.4f}"),
         ("speed", f"[bold]{row['tiles_per_second']:,.0f}[/] tiles/s   {row['data_wait_share']:.1%} waiting for data"),
-        ("memory", _memory(shown, row)),
+        ("memory", _memory(state, row)),
     ]
-    asides = []
-    if row["skipped_steps"]:
-        asides.append(f"{row['skipped_steps']} steps skipped (fp16 overflow)")
-    if row["damaged_tiles"]:
-        asides.append(f"{row['damaged_tiles']} damaged tiles replaced")
-    return [*lines, ("", f"[yellow]{', '.join(asides)}[/]")] if asides else lines
+    warnings = _warnings(row)
+    return [*lines, ("", f"[yellow]{', '.join(warnings)}[/]")] if warnings else lines
 
 
-def _memory(shown: Shown, row: Row) -> RenderableType:
-    measured, planned = row["peak_memory_mib"], row["planned_memory_mib"]
-    if not shown.on_gpu:
-        return f"{measured:,} MiB of RAM at most"
-    words = f"peak {measured:,} MiB" + (f", planned {planned:,}" if planned else "")
-    if shown.card_mib is None:
-        return words
-    return _bar(measured, shown.card_mib, f"{words}, card {shown.card_mib:,}")
+def _warnings(row: Row) -> list[str]:
+    skipped = [f"{row['skipped_steps']} steps skipped (fp16 overflow)"] if row["skipped_steps"] else []
+    return skipped + ([f"{row['damaged_tiles']} damaged tiles replaced"] if row["damaged_tiles"] else [])
 
 
-def _examined(examined: Row) -> list[tuple[str, RenderableType]]:
-    when = f"after epoch {examined.get('knn_epoch', examined['epoch']):g}, {examined['time_share']:.1%} of the time"
-    lines: list[tuple[str, RenderableType]] = []
-    if "knn_top1" in examined:
-        lines.append(("kNN", f"{knn_text(examined).removeprefix('kNN ')}   [dim]{when}[/]"))
-    words = (
-        f"RankMe {examined['rank_me']:.0f} of {examined['rank_of']}   alignment {examined['alignment']:.2f}   "
-        f"uniformity {examined['uniformity']:.2f}"
+def _memory(state: RunState, row: Row) -> RenderableType:
+    peak, planned = row["peak_memory_mib"], row["planned_memory_mib"]
+    if not state.on_gpu:
+        return f"peak {peak:,} MiB of RAM"
+    text = f"peak {peak:,} MiB" + (f", planned {planned:,}" if planned else "")
+    if state.card_mib is None:
+        return text
+    return _bar(peak, state.card_mib, f"{text}, GPU {state.card_mib:,}")
+
+
+def _evaluation_lines(evaluation: Row) -> list[Line]:
+    epoch = evaluation.get("knn_epoch", evaluation["epoch"])
+    when = f"   [dim]after epoch {epoch:g}, {evaluation['time_share']:.1%} of the time[/]"
+    features = (
+        f"RankMe {evaluation['rank_me']:.0f} of {evaluation['rank_of']}   alignment {evaluation['alignment']:.2f}   "
+        f"uniformity {evaluation['uniformity']:.2f}"
     )
-    return [*lines, ("features", words if lines else f"{words}   [dim]{when}[/]")]
+    if "knn_top1" not in evaluation:
+        return [("features", f"{features}{when}")]
+    return [("kNN", f"{format_knn(evaluation).removeprefix('kNN ')}{when}"), ("features", features)]
 
 
-def _bar(done: float, total: float, words: str) -> RenderableType:
+def _bar(done: float, total: float, text: str) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
-    grid.add_row(ProgressBar(total=total, completed=min(done, total), width=_BAR), words)
+    grid.add_row(ProgressBar(total=total, completed=min(done, total), width=_BAR_WIDTH), text)
     return grid
 
 
-def _clock(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def line(shown: Shown, row: Row) -> str:
-    """A row of the log where no terminal shows the panel."""
-    kind, plan = ("VRAM" if shown.on_gpu else "RAM"), row["planned_memory_mib"]
+def format_row(state: RunState, row: Row) -> str:
+    """Return a row of metrics.jsonl as one console line."""
+    kind, planned = ("VRAM" if state.on_gpu else "RAM"), row["planned_memory_mib"]
     return (
-        f"step {row['step']}/{shown.total_steps}  loss [bold]{row['loss']:.3f}[/] (chance "
-        f"{shown.recipe.chance_loss:.2f})  lr {row['lr']:.2e}  m {row['momentum_coefficient']:.4f}  "
+        f"step {row['step']}/{state.total_steps}  loss [bold]{row['loss']:.3f}[/] (chance "
+        f"{state.recipe.chance_loss:.2f})  lr {row['lr']:.2e}  m {row['momentum_coefficient']:.4f}  "
         f"{row['tiles_per_second']:.0f} tiles/s  {row['data_wait_share']:.0%} data wait  std {row['feature_std']:.2f}  "
         f"{kind} {row['peak_memory_mib']} MiB"
-        + (f" (plan {plan})" if plan else "")
-        + (f"  [yellow]{row['skipped_steps']} steps skipped (fp16 overflow)[/]" if row["skipped_steps"] else "")
-        + (f"  [yellow]{row['damaged_tiles']} damaged tiles replaced[/]" if row["damaged_tiles"] else "")
+        + (f" (plan {planned})" if planned else "")
+        + "".join(f"  [yellow]{warning}[/]" for warning in _warnings(row))
     )
 
 
 class TrainingConsole:
-    """Shows `shown` as it changes; use it as a context, on the process that prints."""
+    """Shows a `RunState` as it changes. Use it as a context, on rank 0."""
 
-    def __init__(self, shown: Shown) -> None:
-        self._shown = shown
+    def __init__(self, state: RunState) -> None:
+        self._state = state
         self._live = Live(
-            get_renderable=lambda: panel(shown),
+            get_renderable=lambda: render_panel(state),
             console=console,
             refresh_per_second=_REFRESHES_PER_SECOND,
             redirect_stdout=False,
@@ -167,17 +179,19 @@ class TrainingConsole:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def say_row(self, row: Row) -> None:
+    def print_row(self, row: Row) -> None:
+        """Print a row of metrics.jsonl where there is no panel."""
         if not console.is_terminal:
-            console.print(line(self._shown, row), soft_wrap=True)
+            console.print(format_row(self._state, row), soft_wrap=True)
 
-    def say_examined(self, examined: Row) -> None:
+    def print_evaluation(self, evaluation: Row) -> None:
+        """Print a row of evaluations.jsonl where there is no panel."""
         if console.is_terminal:
             return
-        what = f"{knn_text(examined)}, " if "knn_top1" in examined else ""
+        knn = f"{format_knn(evaluation)}, " if "knn_top1" in evaluation else ""
         console.print(
-            f"after epoch {examined['epoch']:g}: {what}RankMe {examined['rank_me']:.0f} of {examined['rank_of']}, "
-            f"alignment {examined['alignment']:.2f}, uniformity {examined['uniformity']:.2f} "
-            f"({examined['time_share']:.1%} of the time)",
+            f"after epoch {evaluation['epoch']:g}: {knn}RankMe {evaluation['rank_me']:.0f} of "
+            f"{evaluation['rank_of']}, alignment {evaluation['alignment']:.2f}, uniformity "
+            f"{evaluation['uniformity']:.2f} ({evaluation['time_share']:.1%} of the time)",
             soft_wrap=True,
         )

@@ -1,4 +1,4 @@
-"""From tiles to the two views of a step's micro-batches: read, cropped and counted in loader workers."""
+"""Load the two views of each step's micro-batches: loader workers read and crop the tiles."""
 
 from __future__ import annotations
 
@@ -13,140 +13,149 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from moco_accel.processes.phases import wait_for_data
-from moco_accel.processes.signals import end_with_trainer, ignore_signals
+from moco_accel.processes.signals import die_with_parent, ignore_signals
 from moco_accel.recipe.schema import Recipe
-from moco_accel.tiles.damage import Damaged, DamageLog, allowed_damaged, next_good
-from moco_accel.tiles.order import MicroBatchPlaces, Place
+from moco_accel.tiles.damaged_tiles import DamageLog, DamageRecord, max_damaged_tiles, read_or_replace
+from moco_accel.tiles.sampler import EpochTile, MicroBatchSampler
 from moco_accel.tiles.tiles import Tiles, open_tiles
-from moco_accel.views.augment import AugmentedView, Crop, CropBatch, make_crop, stack_crops
+from moco_accel.views.augment import AugmentedView
+from moco_accel.views.crops import Crop, CropBatch, make_crop, stack_crops
 
 _NO_TILE = -1
 
 
 @dataclass(frozen=True)
-class TwoCrops:
-    """Both views of the tile at a place; None where too many in a row were damaged.
+class CropPair:
+    """Both views of a tile, before photometric augmentation.
 
-    Of a pair, view 1 is the second season's where `swapped`.
+    Attributes:
+        crops: None if too many tiles in a row were damaged.
+        damaged: Damaged tiles that were replaced.
+        swapped: True if view 1 shows the second of two paired seasons.
     """
 
     crops: tuple[Crop, Crop] | None
-    damaged: list[Damaged]
+    damaged: list[DamageRecord]
     swapped: bool = False
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Both views of a micro-batch before their photometric part, and the damaged tiles met on the way."""
+    """Both views of a micro-batch, before photometric augmentation; the fields are those of `CropPair`."""
 
     views: tuple[CropBatch, CropBatch] | None
-    damaged: list[Damaged]
+    damaged: list[DamageRecord]
 
     def pin_memory(self) -> MicroBatch:
+        """Return the micro-batch in pinned memory, for the DataLoader."""
         if self.views is None:
             return self
         return MicroBatch((self.views[0].pin_memory(), self.views[1].pin_memory()), self.damaged)
 
 
-class TwoViews(Dataset[TwoCrops]):
-    """Two crops of the tile at a place: of one tile, or of one place in two seasons."""
+class TwoViewDataset(Dataset[CropPair]):
+    """Two random crops of a tile, or one of each of two paired seasons, indexed by (epoch, tile)."""
 
     def __init__(self, tiles: Tiles, recipe: Recipe) -> None:
         self._tiles, self._recipe = tiles, recipe
-        self._limit = allowed_damaged(recipe, len(tiles))
-        # the tile that each worker is at, for the trainer to see when one hangs
-        self._at = torch.full((max(recipe.data.num_workers, 1), 2), _NO_TILE)
+        self._max_damaged = max_damaged_tiles(recipe, len(tiles))
+        # process id and tile of each worker, in shared memory for the watchdog
+        self._current = torch.full((max(recipe.data.num_workers, 1), 2), _NO_TILE)
         if recipe.data.num_workers:
-            self._at.share_memory_()
+            self._current.share_memory_()
 
-    def reading(self) -> list[tuple[int, int]]:
-        """Which process reads which tile, at this moment."""
-        return [(process, tile) for process, tile in self._at.tolist() if tile != _NO_TILE]
+    def current_tiles(self) -> list[tuple[int, int]]:
+        """Return (process id, tile index) of the tiles that are being read."""
+        return [(process, tile) for process, tile in self._current.tolist() if tile != _NO_TILE]
 
-    def __getitem__(self, place: Place) -> TwoCrops:
+    def __getitem__(self, epoch_tile: EpochTile) -> CropPair:
         try:
-            return self._two_crops(place)
+            return self._make_crops(epoch_tile)
         finally:
-            self._set_reading(_NO_TILE)
+            self._set_current(_NO_TILE)
 
-    def _set_reading(self, index: int) -> None:
+    def _set_current(self, index: int) -> None:
         worker = get_worker_info()
-        self._at[worker.id if worker else 0] = torch.tensor((os.getpid(), index))
+        self._current[worker.id if worker else 0] = torch.tensor((os.getpid(), index))
 
-    def _two_crops(self, place: Place) -> TwoCrops:
-        epoch, index = place
-        sources, damaged = next_good(self._read, index, len(self._tiles), self._limit)
-        if sources is None:
-            return TwoCrops(None, damaged)
-        # which season is view 1 is drawn, for the views are augmented differently
+    def _make_crops(self, epoch_tile: EpochTile) -> CropPair:
+        epoch, index = epoch_tile
+        seasons, damaged = read_or_replace(self._read, index, len(self._tiles), self._max_damaged)
+        if seasons is None:
+            return CropPair(None, damaged)
+        # the views are augmented differently, so the season of view 1 is random
         seed = f"{self._recipe.run.seed}/{epoch}/{index}"
         swapped = self._recipe.data.pair_column is not None and random.Random(seed).random() < 0.5
-        ordered = sources[::-1] if swapped else sources
-        # drawn for the place, not for the tile that stands in: that one has views of its own
+        ordered = seasons[::-1] if swapped else seasons
+        # a replacement is cropped with the index of the damaged tile, so that its own views are different ones
         first, second = (make_crop(tile, self._recipe, epoch, index, view) for view, tile in enumerate(ordered))
-        return TwoCrops((first, second), damaged, swapped)
+        return CropPair((first, second), damaged, swapped)
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        self._set_reading(index)
+        self._set_current(index)
         tile = self._tiles[index]
         return tile, self._tiles.pair(index) if self._recipe.data.pair_column else tile
 
 
 def open_training_tiles(recipe: Recipe) -> Tiles:
-    """The tiles of `data.source`. Raises UserError."""
+    """Open the tiles of `data.source`.
+
+    Raises:
+        UserError: If they cannot be opened or do not fit the recipe.
+    """
     return open_tiles(recipe.data.source, recipe.data, recipe.encoder.bands)
 
 
 def step_views(
     tiles: Tiles, recipe: Recipe, device: torch.device, rank: int, first_step: int, damage: DamageLog
 ) -> Generator[tuple[AugmentedView, AugmentedView] | None, None, None]:
-    """The two views of this process's tiles for every step from `first_step` to the run's end.
+    """Yield the two views of this rank's tiles for every step from `first_step` to the end of the run.
 
-    `damage` hears of damaged tiles; None, and then nothing more, where they are too many to go on.
+    Damaged tiles are added to `damage`. If they are too many, the last item is None.
     """
     workers = recipe.data.num_workers
-    two_views = TwoViews(tiles, recipe)
+    dataset = TwoViewDataset(tiles, recipe)
     loader = DataLoader(
-        two_views,
-        batch_sampler=MicroBatchPlaces(recipe, len(tiles), rank, first_step, tiles.reading),  # type: ignore[arg-type]
+        dataset,
+        batch_sampler=MicroBatchSampler(recipe, len(tiles), rank, first_step, tiles.read_pattern),  # type: ignore[arg-type]
         collate_fn=_collate,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_begin_worker,
-        generator=torch.Generator().manual_seed(recipe.run.seed),  # else it would draw from the run's random state
-        # enough that the next step's micro-batches are ready when this one ends
+        worker_init_fn=_init_worker,
+        generator=torch.Generator().manual_seed(recipe.run.seed),  # keeps the run's random state unchanged
+        # enough to load the next step's micro-batches during this step
         prefetch_factor=max(2, -(-recipe.batch.accumulation_steps // workers)) if workers else None,
     )
-    micro_batches = _announced(loader, two_views)
+    micro_batches = _load(loader, dataset)
     while step := list(islice(micro_batches, recipe.batch.accumulation_steps)):
         for micro_batch in step:
             damage.add(micro_batch.damaged)
-        whole = [micro_batch.views for micro_batch in step if micro_batch.views is not None]
-        if len(whole) < len(step):
-            assert damage.too_many, "so many damaged tiles in a row are more than a run puts up with"
+        loaded = [micro_batch.views for micro_batch in step if micro_batch.views is not None]
+        if len(loaded) < len(step):
+            assert damage.too_many, "a micro-batch without views needs more damaged tiles than are allowed"
             yield None
             return
-        first, second = zip(*whole, strict=True)
+        first, second = zip(*loaded, strict=True)
         yield AugmentedView(first, recipe, device), AugmentedView(second, recipe, device)
 
 
 def sample_views(
     tiles: Tiles, recipe: Recipe, device: torch.device, indices: Sequence[int], size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both views of the tiles at `indices`, `size` at a time, augmented as in epoch 0: the same on every call."""
-    two_views = TwoViews(tiles, recipe)
+    """Yield both views of the tiles at `indices`, `size` at a time, augmented as in epoch 0."""
+    dataset = TwoViewDataset(tiles, recipe)
     for start in range(0, len(indices), size):
-        views = _collate([two_views[0, index] for index in indices[start : start + size]]).views
-        if views is None:  # so many damaged tiles in a row that training stops, too
+        views = _collate([dataset[0, index] for index in indices[start : start + size]]).views
+        if views is None:  # training will stop because of the damaged tiles, too
             return
         yield AugmentedView([views[0]], recipe, device)[0], AugmentedView([views[1]], recipe, device)[0]
 
 
-def _announced(loader: DataLoader[TwoCrops], two_views: TwoViews) -> Iterator[MicroBatch]:
-    """All micro-batches; while each is waited for, whoever watches can tell."""
+def _load(loader: DataLoader[CropPair], dataset: TwoViewDataset) -> Iterator[MicroBatch]:
+    """Yield all micro-batches; the watchdog sees when one is waited for."""
     micro_batches = iter(loader)
     while True:
-        wait_for_data(two_views.reading)
+        wait_for_data(dataset.current_tiles)
         micro_batch = next(micro_batches, None)
         if micro_batch is None:
             return
@@ -154,15 +163,15 @@ def _announced(loader: DataLoader[TwoCrops], two_views: TwoViews) -> Iterator[Mi
         yield micro_batch
 
 
-def _begin_worker(worker: int) -> None:
+def _init_worker(worker: int) -> None:
     ignore_signals()
-    end_with_trainer()
+    die_with_parent()
 
 
-def _collate(pairs: list[TwoCrops]) -> MicroBatch:
+def _collate(pairs: list[CropPair]) -> MicroBatch:
     damaged = [tile for pair in pairs for tile in pair.damaged]
-    whole = [pair.crops for pair in pairs if pair.crops is not None]
-    if len(whole) < len(pairs):
+    loaded = [pair.crops for pair in pairs if pair.crops is not None]
+    if len(loaded) < len(pairs):
         return MicroBatch(None, damaged)
-    first, second = zip(*whole, strict=True)
+    first, second = zip(*loaded, strict=True)
     return MicroBatch((stack_crops(first), stack_crops(second)), damaged)

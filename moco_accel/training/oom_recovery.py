@@ -1,8 +1,8 @@
-"""Out of memory is not the end: the step is done over with smaller micro-batches, on all processes.
+"""Recover from out of memory: retry the step in smaller micro-batches, on all ranks.
 
-Tiles, random numbers, global batch, negatives, lr and schedule stay, and so does the gradient, up to rounding. Where
-the micro-batch is part of the result (BatchNorm in a ResNet sees one; contrast_over: micro_batch), nothing is changed,
-and the run ends with what to do.
+Tiles, random numbers, global batch, negatives, lr and schedule stay the same, and so does the gradient, up to rounding.
+Where the micro-batch size changes the result (BatchNorm of a ResNet, `contrast_over: micro_batch`), the run ends
+instead, with a message that says what to try.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moco_accel.common.errors import UserError
 from moco_accel.networks.moco import MoCo, View
-from moco_accel.processes.control_group import OUT_OF_MEMORY, WELL, Agreement, OthersOutOfMemory
+from moco_accel.processes.control_group import HEALTHY, OUT_OF_MEMORY, ControlGroup, PeerOutOfMemory
 from moco_accel.recipe.constants import RESNET_NAMES
 from moco_accel.recipe.schema import Recipe
 from moco_accel.training.step import Views
@@ -25,26 +25,32 @@ from moco_accel.views.augment import AugmentedView
 
 T = TypeVar("T")
 
-_GO_ON = (
-    "--resume goes on from the last checkpoint. What helps: close what else uses the card, optimizer.name=adamw_8bit, "
-    "a smaller encoder.name"
+_WHAT_TO_TRY = (
+    "--resume continues from the last checkpoint. Try: close other programs that use the GPU, "
+    "optimizer.name=adamw_8bit, a smaller encoder.name"
 )
-_NOT_HEALED = "out of memory, and with {} a step can't be done over. --resume --set {} goes on from the last checkpoint"
-_TEXTS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_LIBRARY_ERRORS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Also what libraries say that find no memory beside torch's allocator."""
+    """Return True for an out-of-memory error of torch's allocator or of a CUDA library."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _LIBRARY_ERRORS)
     )
 
 
-class Healer:
-    """A step's `Attempts`. `recipe` is the one in force; `on_halved` hears of each new one, and of which
-    ranks lacked memory.
+class OutOfMemoryRecovery:
+    """A `RetryPolicy` that halves the micro-batch size on all ranks when one runs out of memory.
 
-    Make it when the optimizer has been prepared. Raises UserError, on all processes, where nothing is left to halve.
+    Args:
+        recipe: The recipe of the run.
+        moco: The model.
+        optimizer: The optimizer, after `prepare`.
+        control_group: Control group of all ranks.
+        on_halved: Called with each new recipe and the ranks that ran out of memory.
+
+    Attributes:
+        recipe: The current recipe.
     """
 
     def __init__(
@@ -52,146 +58,167 @@ class Healer:
         recipe: Recipe,
         moco: MoCo,
         optimizer: torch.optim.Optimizer,
-        agreement: Agreement,
+        control_group: ControlGroup,
         on_halved: Callable[[Recipe, list[int]], None],
     ) -> None:
         self.recipe, self._moco, self._optimizer = recipe, moco, optimizer
-        self._agreement, self._on_halved = agreement, on_halved
+        self._control_group, self._on_halved = control_group, on_halved
 
-    def gradients(self, part: Callable[[Views], T], views: Views) -> T:
-        """`part(views)`, in smaller micro-batches from the first error on."""
-        running = _running_statistics(self._moco) if self.recipe.heals else []
+    def compute_gradients(self, compute: Callable[[Views], T], views: Views) -> T:
+        """Return `compute(views)`, in smaller micro-batches from the first out-of-memory error on.
+
+        Raises:
+            UserError: On all ranks, if no smaller micro-batch is possible.
+        """
+        statistics = _running_statistics(self._moco) if self.recipe.recovers_from_oom else []
         while True:
-            outcome, lacking = self._try(partial(part, self._fitting(views)))
-            if not lacking:
-                assert outcome is not None
-                return outcome
-            self.recipe = halved(self.recipe, lacking)
-            for buffer, before in running:
+            result, oom_ranks = self._try(partial(compute, self._split(views)))
+            if not oom_ranks:
+                assert result is not None
+                return result
+            self.recipe = halve_micro_batch(self.recipe, oom_ranks)
+            for buffer, before in statistics:
                 buffer.copy_(before)
-            self._on_halved(self.recipe, lacking)
+            self._on_halved(self.recipe, oom_ranks)
 
-    def update(self, part: Callable[[], object]) -> None:
-        """`part()`, once more where it found no memory: the step's activations are gone, but not from torch's cache."""
-        before, had_state = _progress(self._optimizer), set(self._optimizer.state)
-        _, lacking = self._try(part)
-        if not lacking:
+    def update_parameters(self, update: Callable[[], object]) -> None:
+        """Call `update`, and once more after an out-of-memory error, when torch's cache has been freed.
+
+        Raises:
+            UserError: On all ranks, if the update has partly run or runs out of memory again.
+        """
+        before, had_state = _change_counts(self._optimizer), set(self._optimizer.state)
+        _, oom_ranks = self._try(update)
+        if not oom_ranks:
             return
-        now = _progress(self._optimizer)
+        now = _change_counts(self._optimizer)
         is_done = all(new[0] != old[0] for new, old in zip(now, before, strict=True))
-        if self._agreement.worst(not is_done and now != before):
+        if self._control_group.max_over_ranks(not is_done and now != before):
             raise UserError(
-                f"{in_words(lacking)} in the midst of the optimizer's step, which cannot be done over; {_GO_ON}"
+                f"{describe_ranks(oom_ranks)} during the optimizer step, which cannot be retried; {_WHAT_TO_TRY}"
             )
         for parameter in set(self._optimizer.state) - had_state if not is_done else ():
-            del self._optimizer.state[parameter]  # of a first step; half of it would stay
-        _, lacking = self._try(_nothing if is_done else part)
-        if lacking:
-            raise UserError(f"{in_words(lacking)} in the optimizer's step, twice; {_GO_ON}")
+            del self._optimizer.state[parameter]  # incomplete state of a first step
+        _, oom_ranks = self._try((lambda: None) if is_done else update)
+        if oom_ranks:
+            raise UserError(f"{describe_ranks(oom_ranks)} twice in the optimizer step; {_WHAT_TO_TRY}")
 
-    def _try(self, part: Callable[[], T]) -> tuple[T | None, list[int]]:
-        """What `part` gives, once all processes have it; else the ranks that ran out of memory."""
-        word, outcome, told = WELL, None, False
+    def _try(self, work: Callable[[], T]) -> tuple[T | None, list[int]]:
+        """Return the result of `work` if all ranks have one; else the ranks that ran out of memory."""
+        status, result, is_known = HEALTHY, None, False
         try:
-            outcome = part()
-        except OthersOutOfMemory:
-            told = True
+            result = work()
+        except PeerOutOfMemory:
+            is_known = True
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if not self.recipe.heals:
-                raise UserError(_not_healed(self.recipe)) from None
-            word = OUT_OF_MEMORY
-        # the error is gone by now, and with its frames what they held of the step
-        if not self.recipe.heals or (not told and self._agreement.worst(word) == WELL):
-            return outcome, []
-        outcome = None
-        _free()
-        return None, [rank for rank, each in enumerate(self._agreement.all(word)) if each == OUT_OF_MEMORY]
+            if not self.recipe.recovers_from_oom:
+                raise UserError(_explain_no_recovery(self.recipe)) from None
+            status = OUT_OF_MEMORY
+        # outside of `except`, so that the error's frames no longer hold tensors of the step
+        if not self.recipe.recovers_from_oom or (
+            not is_known and self._control_group.max_over_ranks(status) == HEALTHY
+        ):
+            return result, []
+        result = None
+        _free_memory()
+        statuses = self._control_group.all_gather(status)
+        return None, [rank for rank, each in enumerate(statuses) if each == OUT_OF_MEMORY]
 
-    def _fitting(self, views: Views) -> Views:
+    def _split(self, views: Views) -> Views:
         size = self.recipe.batch.micro_batch_size
-        first, second = (in_micro_batches(view, size) for view in views)
+        first, second = (split_view(view, size) for view in views)
         return first, second
 
 
-def _not_healed(recipe: Recipe) -> str:
-    if not recipe.memory.fully_shard:
-        return _NOT_HEALED.format("run.heal_out_of_memory=false", "run.heal_out_of_memory=true")
-    batch = recipe.batch
-    size = next((n for n in range(batch.micro_batch_size // 2, 0, -1) if batch.micro_batch_size % n == 0), 1)
-    steps = recipe.per_device_batch_size // size
-    fields = f"batch.micro_batch_size={size} --set batch.accumulation_steps={steps}"
-    return _NOT_HEALED.format("memory.fully_shard=true", fields)
-
-
-def _nothing() -> None:
-    """What is done already."""
-
-
-def in_words(ranks: list[int]) -> str:
-    """Who ran out of memory."""
+def describe_ranks(ranks: list[int]) -> str:
+    """Return `out of memory on rank 1`."""
     return "out of memory on " + (f"ranks {', '.join(map(str, ranks))}" if ranks[1:] else f"rank {ranks[0]}")
 
 
-def in_micro_batches(view: View, size: int) -> View:
-    """The same tiles in the same order, at most `size` at a time; `view` itself where it fits."""
+def split_view(view: View, size: int) -> View:
+    """Return the same tiles in the same order in micro-batches of at most `size`."""
     if isinstance(view, AugmentedView):
-        return view.in_micro_batches(size)
+        return view.split(size)
     return [part for micro_batch in view for part in micro_batch.split(size)]
 
 
-def halved(recipe: Recipe, lacking: list[int]) -> Recipe:
-    """The largest micro-batch, of at most half, that divides the batch of a device. Raises UserError."""
-    batch, per_device = recipe.batch, recipe.per_device_batch_size
-    who = in_words(lacking)
-    size = next((n for n in range(batch.micro_batch_size // 2, 0, -1) if per_device % n == 0), None)
+def halve_micro_batch(recipe: Recipe, oom_ranks: list[int]) -> Recipe:
+    """Return the recipe with the largest micro-batch of at most half the size that divides the per-device batch.
+
+    Args:
+        recipe: The current recipe.
+        oom_ranks: Ranks that ran out of memory, for the error message.
+
+    Raises:
+        UserError: If the micro-batch size is 1, or a smaller one would change the result.
+    """
+    batch, per_device, who = recipe.batch, recipe.per_device_batch_size, describe_ranks(oom_ranks)
+    size = _largest_divisor(per_device, batch.micro_batch_size // 2)
     if size is None:
         raise UserError(
-            f"{who} at batch.micro_batch_size=1, the smallest. What helps: close what else uses the card, "
+            f"{who} at batch.micro_batch_size=1, the smallest. Try: close other programs that use the GPU, "
             "memory.activation_checkpointing=true, a smaller encoder.image_size or encoder.name"
         )
-    new = {"micro_batch_size": size, "accumulation_steps": per_device // size}
+    changes = {"micro_batch_size": size, "accumulation_steps": per_device // size}
     if batch.contrast_over == "micro_batch" or recipe.encoder.name in RESNET_NAMES:
         why = (
-            "a tile is contrasted with its micro-batch alone (batch.contrast_over=micro_batch)"
+            "a tile is contrasted only with its micro-batch (batch.contrast_over=micro_batch)"
             if batch.contrast_over == "micro_batch"
-            else f"BatchNorm in {recipe.encoder.name} sees a micro-batch at a time"
+            else f"BatchNorm in {recipe.encoder.name} uses the statistics of one micro-batch"
         )
-        fields = " ".join(f"--set batch.{name}={value}" for name, value in new.items())
+        fields = " ".join(f"--set batch.{name}={value}" for name, value in changes.items())
         raise UserError(
-            f"{who} with batch.micro_batch_size={batch.micro_batch_size}. {why}: half of it would be another result. "
-            f"--resume --set memory.activation_checkpointing=true goes on with the same; --resume "
-            f"--allow-recipe-change {fields} accepts the other"
+            f"{who} with batch.micro_batch_size={batch.micro_batch_size}. A smaller one would change the result: "
+            f"{why}. --resume --set memory.activation_checkpointing=true continues with the same result; --resume "
+            f"--allow-recipe-change {fields} accepts the change"
         )
-    return recipe.model_copy(update={"batch": batch.model_copy(update=new)})
+    return recipe.model_copy(update={"batch": batch.model_copy(update=changes)})
 
 
-def _progress(optimizer: torch.optim.Optimizer) -> list[tuple[int, int]]:
-    """Of each parameter, numbers that grow with every step it has made, and with every change to the rest of its state.
+def _explain_no_recovery(recipe: Recipe) -> str:
+    setting, changes = "run.heal_out_of_memory=false", "run.heal_out_of_memory=true"
+    if recipe.memory.fully_shard:
+        batch = recipe.batch
+        size = _largest_divisor(batch.micro_batch_size, batch.micro_batch_size // 2) or 1
+        steps = recipe.per_device_batch_size // size
+        setting = "memory.fully_shard=true"
+        changes = f"batch.micro_batch_size={size} --set batch.accumulation_steps={steps}"
+    return (
+        f"out of memory, and with {setting} a step cannot be retried. --resume --set {changes} continues from the last "
+        "checkpoint"
+    )
 
-    A fused kernel changes tensors without their knowledge, as bitsandbytes' do, but all of them count steps before it.
+
+def _largest_divisor(number: int, limit: int) -> int | None:
+    return next((n for n in range(limit, 0, -1) if number % n == 0), None)
+
+
+def _change_counts(optimizer: torch.optim.Optimizer) -> list[tuple[int, int]]:
+    """Return, for each parameter, numbers that grow with its steps and with changes to the rest of its state.
+
+    A fused kernel, or bitsandbytes', changes tensors without a new version, but all count the step first.
     """
-    found = []
+    counts = []
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         state = dict(optimizer.state.get(parameter, {}))
-        steps = parameter._version + _changes(state.pop("step", 0))
-        found.append((steps, sum(_changes(value) for value in state.values())))
-    return found
+        steps = parameter._version + _version(state.pop("step", 0))
+        counts.append((steps, sum(_version(value) for value in state.values())))
+    return counts
 
 
-def _changes(value: object) -> int:
+def _version(value: object) -> int:
     return value._version if isinstance(value, Tensor) else value if isinstance(value, int) else 0
 
 
 def _running_statistics(moco: MoCo) -> list[tuple[Tensor, Tensor]]:
-    """BatchNorm's buffers, and copies: some hundred KiB that a step done over must not count twice."""
+    """Return BatchNorm's buffers with copies, some 100 KiB, so that a retried step counts once."""
     named = moco.named_buffers()
     return [(buffer, buffer.clone()) for name, buffer in named if "running_" in name or "num_batches" in name]
 
 
-def _free() -> None:
-    """What the step has left, to the card."""
+def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

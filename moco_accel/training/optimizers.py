@@ -1,4 +1,4 @@
-"""Optimizers, and learning rate and momentum coefficient as functions of progress."""
+"""Optimizers, and the schedules of learning rate and momentum coefficient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moco_accel.recipe.schema import Recipe
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the trainable parameters, weight decay on every one of them (MoCo v3)."""
+    """Build the recipe's optimizer of the trainable parameters, with weight decay on all of them, as in MoCo v3."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     lr, weight_decay = recipe.optimizer.lr, recipe.optimizer.weight_decay
     if recipe.optimizer.name == "adamw":
@@ -21,19 +21,18 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     if recipe.optimizer.name == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        # it would do so itself in its first step, and take gradients out of the buffer that is zeroed and sent
+        # AdamW8bit would do this in its first step, and move gradients out of the gradient buffer
         for parameter in parameters:
             parameter.data = parameter.data.contiguous()
-        # bitsandbytes' default decay is 0.01 and its betas are torch's
         return cast(torch.optim.Optimizer, AdamW8bit(parameters, lr=lr, weight_decay=weight_decay))
     return LARS(parameters, lr=lr, weight_decay=weight_decay)
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (You et al. 2017) as MoCo v3 uses it.
+    """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888) as MoCo v3 uses it.
 
-    For parameters of more than one dimension: g ← g + wd·p, then g ← 0.001·(‖p‖/‖g‖)·g, the factor 1 where either
-    norm is 0. For all: μ ← momentum·μ + g; p ← p − lr·μ.
+    Parameters of more than one dimension: g ← g + wd·p, then g ← 0.001·(‖p‖/‖g‖)·g, with factor 1 if a norm is 0.
+    All parameters: μ ← momentum·μ + g; p ← p − lr·μ.
     """
 
     def __init__(
@@ -60,7 +59,8 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        assert closure is None, "the step owns forward and backward"
+        """Update all parameters that have a gradient; closures are not supported."""
+        assert closure is None, "LARS does not support closures"
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -81,7 +81,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def lr_at(recipe: Recipe, epoch: float) -> float:
-    """Learning rate at `epoch` (fractional): linear warm-up from 0, then half a cosine to 0."""
+    """Return the learning rate at a fractional `epoch`: linear warm-up from 0, then half a cosine to 0."""
     warmup, epochs = recipe.schedule.warmup_epochs, recipe.schedule.epochs
     if epoch < warmup:
         return recipe.optimizer.lr * epoch / warmup
@@ -90,7 +90,7 @@ def lr_at(recipe: Recipe, epoch: float) -> float:
 
 
 def momentum_coefficient_at(recipe: Recipe, epoch: float) -> float:
-    """Momentum coefficient at `epoch`: constant, or from m₀ to 1 along half a cosine."""
+    """Return the momentum coefficient at a fractional `epoch`: constant, or half a cosine from m₀ to 1."""
     start = recipe.moco.momentum_coefficient
     if recipe.moco.momentum_schedule == "constant":
         return start
@@ -98,5 +98,6 @@ def momentum_coefficient_at(recipe: Recipe, epoch: float) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -1,4 +1,4 @@
-"""Is a run well? One line, from what has been logged: the console's, and the report's."""
+"""Assess the health of a run from its logged rows, in one line for the console and the report."""
 
 from __future__ import annotations
 
@@ -8,76 +8,82 @@ from typing import Any, Literal
 
 from moco_accel.recipe.schema import Recipe
 
-COLLAPSED_STD = 0.02  # of 1 for evenly spread features
-COLLAPSE_STEPS = 100  # so many in a row are no accident of one batch
-_LEAST_RANK_SHARE = 0.03  # the demo: 0.17, at 100 times its lr 0.012 to 0.025, at random 0.09
-_NO_BETTER_THAN_CHANCE = 0.99
-_EARLY = 0.25  # of a run: until then pretraining need not beat its baselines
-_MUCH_WAITING = 0.2
-_MANY_SKIPPED = 0.02
+COLLAPSED_STD = 0.02  # evenly spread features have 1
+COLLAPSE_STEPS = 100  # in a row, so that no single batch decides
+_MIN_RANK_SHARE = 0.03  # the demo: 0.17, at 100 times its lr 0.012 to 0.025, at random 0.09
+_MAX_CHANCE_SHARE = 0.99
+_EARLY_SHARE = 0.25  # of a run, in which pretraining need not beat its baselines
+_MAX_WAIT_SHARE = 0.2
+_MAX_SKIPPED_SHARE = 0.02
 
-Level = Literal["well", "look", "ill"]
-STYLES: dict[Level, str] = {"well": "green", "look": "yellow", "ill": "bold red"}
+Row = Mapping[str, Any]
+Level = Literal["healthy", "warning", "unhealthy"]
+STYLES: dict[Level, str] = {"healthy": "green", "warning": "yellow", "unhealthy": "bold red"}
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Health:
+    """Health of a run, with the reason in one line."""
+
     level: Level
     text: str
 
 
-def verdict(recipe: Recipe, last: Mapping[str, Any], examined: Mapping[str, Any] | None) -> Verdict:
-    """The worst that can be said by the last rows of metrics.jsonl and evaluations.jsonl; else that all is well."""
-    for level, found in (("ill", _illness(recipe, last, examined)), ("look", _worry(recipe, last, examined))):
-        if found:
-            return Verdict(level, found)  # type: ignore[arg-type]
-    return Verdict("well", _all_well(examined))
+def assess_health(recipe: Recipe, row: Row, evaluation: Row | None) -> Health:
+    """Return the worst finding, or that the run is healthy.
+
+    Args:
+        recipe: The recipe of the run.
+        row: The last row of metrics.jsonl.
+        evaluation: The last figures of evaluations.jsonl; None before the first evaluation.
+    """
+    if problem := _find_problem(recipe, row, evaluation):
+        return Health("unhealthy", problem)
+    if warning := _find_warning(recipe, row, evaluation):
+        return Health("warning", warning)
+    return Health("healthy", _describe_healthy(evaluation))
 
 
-def _illness(recipe: Recipe, last: Mapping[str, Any], examined: Mapping[str, Any] | None) -> str:
-    if last["feature_std"] < COLLAPSED_STD:
+def _find_problem(recipe: Recipe, row: Row, evaluation: Row | None) -> str:
+    if row["feature_std"] < COLLAPSED_STD:
         return (
-            f"collapsed: all features are one point (standard deviation {last['feature_std']:.3f} of 1); a lower "
-            "optimizer.base_lr helps"
+            f"collapsed: all features are the same (standard deviation {row['feature_std']:.3f} of 1); try a lower "
+            "optimizer.base_lr"
         )
-    if examined and examined["rank_me"] < _LEAST_RANK_SHARE * examined["rank_of"]:
+    if evaluation and evaluation["rank_me"] < _MIN_RANK_SHARE * evaluation["rank_of"]:
         return (
-            f"collapsing: features fill {examined['rank_me']:.1f} of {examined['rank_of']} dimensions (RankMe), "
-            "however the loss falls; a lower optimizer.base_lr helps"
+            f"collapsing: features fill {evaluation['rank_me']:.1f} of {evaluation['rank_of']} dimensions (RankMe), "
+            "even if the loss falls; try a lower optimizer.base_lr"
         )
-    past_warmup = last["epoch"] > recipe.schedule.warmup_epochs + 1
-    if past_warmup and last["loss"] > _NO_BETTER_THAN_CHANCE * recipe.chance_loss:
-        return f"learns nothing: the loss is at its chance level, {recipe.chance_loss:.2f}, after the warm-up"
+    past_warmup = row["epoch"] > recipe.schedule.warmup_epochs + 1
+    if past_warmup and row["loss"] > _MAX_CHANCE_SHARE * recipe.chance_loss:
+        return f"learns nothing: after the warm-up, the loss is at its chance level, {recipe.chance_loss:.2f}"
     return ""
 
 
-def _worry(recipe: Recipe, last: Mapping[str, Any], examined: Mapping[str, Any] | None) -> str:
-    if examined and "knn_top1" in examined and last["epoch"] >= _EARLY * recipe.schedule.epochs:
+def _find_warning(recipe: Recipe, row: Row, evaluation: Row | None) -> str:
+    if evaluation and "knn_top1" in evaluation and row["epoch"] >= _EARLY_SHARE * recipe.schedule.epochs:
         names = {"knn_top1_random_init": "random initialisation", "knn_top1_mean_colour": "mean colour"}
-        lost = [f"{names[key]} {examined[key]:.1%}" for key in names if examined["knn_top1"] <= examined[key]]
+        lost = [f"{names[key]} {evaluation[key]:.1%}" for key in names if evaluation["knn_top1"] <= evaluation[key]]
         if lost:
-            return f"kNN {examined['knn_top1']:.1%} does not beat {' or '.join(lost)}"
-    if last["skipped_steps"] > _MANY_SKIPPED * (last["step"] + 1) and last["skipped_steps"] > 1:
-        return f"{last['skipped_steps']} steps skipped for fp16 overflow; memory.mixed_precision=bf16 has none"
-    if last["data_wait_share"] > _MUCH_WAITING:
-        return f"{last['data_wait_share']:.0%} of the time goes to waiting for data; a larger data.num_workers helps"
-    if last["damaged_tiles"]:
-        return f"{last['damaged_tiles']} damaged tiles replaced by others; damaged_tiles.jsonl lists them"
+            return f"kNN {evaluation['knn_top1']:.1%} does not beat {' or '.join(lost)}"
+    if row["skipped_steps"] > _MAX_SKIPPED_SHARE * (row["step"] + 1) and row["skipped_steps"] > 1:
+        return f"{row['skipped_steps']} steps skipped because of fp16 overflow; try memory.mixed_precision=bf16"
+    if row["data_wait_share"] > _MAX_WAIT_SHARE:
+        return f"{row['data_wait_share']:.0%} of the time is spent waiting for data; try a larger data.num_workers"
+    if row["damaged_tiles"]:
+        return f"{row['damaged_tiles']} damaged tiles replaced by others; damaged_tiles.jsonl lists them"
     return ""
 
 
-def _all_well(examined: Mapping[str, Any] | None) -> str:
-    if examined is None:
-        return "well so far"
-    rank = f"RankMe {examined['rank_me']:.0f} of {examined['rank_of']}"
-    if "knn_top1" not in examined:
-        return f"well: {rank}"
-    return f"well: {knn_text(examined)}, {rank}"
+def _describe_healthy(evaluation: Row | None) -> str:
+    if evaluation is None:
+        return "healthy so far"
+    rank = f"RankMe {evaluation['rank_me']:.0f} of {evaluation['rank_of']}"
+    return f"healthy: {format_knn(evaluation)}, {rank}" if "knn_top1" in evaluation else f"healthy: {rank}"
 
 
-def knn_text(examined: Mapping[str, Any]) -> str:
-    """kNN accuracy beside its baselines."""
-    return (
-        f"kNN {examined['knn_top1']:.1%} (random initialisation {examined['knn_top1_random_init']:.1%}, mean colour "
-        f"{examined['knn_top1_mean_colour']:.1%})"
-    )
+def format_knn(evaluation: Row) -> str:
+    """Return the kNN accuracy with its baselines."""
+    random_init, mean_colour = evaluation["knn_top1_random_init"], evaluation["knn_top1_mean_colour"]
+    return f"kNN {evaluation['knn_top1']:.1%} (random initialisation {random_init:.1%}, mean colour {mean_colour:.1%})"

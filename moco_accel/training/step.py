@@ -1,6 +1,6 @@
-"""The only training step. The trainer runs it, the planner traces it.
+"""The training step of MoCo v3, which the trainer runs and the planner traces.
 
-It touches no disk, console or command line.
+It uses no disk, console or command line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moco_accel.networks.collectives import average_over_processes, gather_keys
 from moco_accel.networks.moco import MoCo, View
-from moco_accel.processes.phases import enter
+from moco_accel.processes.phases import enter_phase
 from moco_accel.recipe.schema import Recipe
 
 Views = tuple[View, View]
@@ -25,9 +25,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StepResult:
-    """Scalars on the device: this process's mean loss over its tiles, and the features' spread (0: collapsed).
+    """Result of one optimizer step on this rank.
 
-    `skipped`: the gradients overflowed fp16, so that this step changed no parameter and nothing was enqueued.
+    Attributes:
+        loss: Mean loss over this rank's tiles, a scalar on the device.
+        feature_std: Spread of the features, a scalar on the device; 0 if collapsed.
+        skipped: True if gradients overflowed fp16; parameters and queue are then unchanged.
     """
 
     loss: Tensor
@@ -37,17 +40,42 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Scalars on the device as in StepResult, and view 2's keys of all processes, for the queue."""
+    """Loss and spread as in `StepResult`, and view 2's keys of all ranks, for the queue."""
 
     loss: Tensor
     feature_std: Tensor
     keys: Tensor
 
 
-def build_accelerator(recipe: Recipe, cpu: bool = False, trackers_folder: str | None = None) -> Accelerator:
-    """The Accelerator every run and every trace uses. Accumulation is the step's own, so Accelerate's stays at 1.
+class RetryPolicy(Protocol):
+    """Runs the two parts of a step; `OutOfMemoryRecovery` retries them."""
 
-    A run names a folder for what `run.trackers` keep on this machine.
+    def compute_gradients(self, compute: Callable[[Views], T], views: Views) -> T:
+        """Return `compute(views)`; a retry may pass the same tiles in smaller micro-batches."""
+
+    def update_parameters(self, update: Callable[[], object]) -> None:
+        """Call `update`, which changes parameters in place."""
+
+
+class NoRetry:
+    """A `RetryPolicy` that raises every error."""
+
+    def compute_gradients(self, compute: Callable[[Views], T], views: Views) -> T:
+        """Return `compute(views)`."""
+        return compute(views)
+
+    def update_parameters(self, update: Callable[[], object]) -> None:
+        """Call `update`."""
+        update()
+
+
+def build_accelerator(recipe: Recipe, cpu: bool = False, trackers_folder: str | None = None) -> Accelerator:
+    """Build the Accelerator of a run or a trace; the step accumulates gradients itself, so Accelerate must not.
+
+    Args:
+        recipe: The recipe of the run.
+        cpu: Use the CPU.
+        trackers_folder: Folder for the local files of `run.trackers`; None starts no trackers.
     """
     accelerator = Accelerator(
         cpu=cpu,
@@ -56,7 +84,7 @@ def build_accelerator(recipe: Recipe, cpu: bool = False, trackers_folder: str | 
         log_with=list(recipe.run.trackers) or None if trackers_folder is not None else None,
         project_dir=trackers_folder,
     )
-    # ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment beats the constructor; backward() divides by it
+    # ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment overrides the constructor; backward() divides by it
     accelerator.gradient_accumulation_steps = 1
     return accelerator
 
@@ -64,45 +92,29 @@ def build_accelerator(recipe: Recipe, cpu: bool = False, trackers_folder: str | 
 def prepare(
     accelerator: Accelerator, moco: MoCo, optimizer: torch.optim.Optimizer, on_device: bool = False
 ) -> tuple[MoCo, torch.optim.Optimizer]:
-    """What `train_step` takes: on the accelerator's device (or there already), with room for all gradients.
+    """Return model and optimizer as `train_step` needs them: on the device, sharded if the recipe says so.
 
-    Divided over a node's devices if the recipe says so (`memory.fully_shard`).
+    DistributedDataParallel is not used. It averages gradients during backward, where a rank that runs out of memory
+    leaves the others waiting forever. The step averages them at once, after ranks have exchanged their status.
 
-    DistributedDataParallel is not used: it sends gradients in the midst of a backward, and a process that runs out of
-    memory there leaves the others waiting for ever. The step sends them at once, where all processes can meet.
+    Args:
+        accelerator: From `build_accelerator`.
+        moco: The model.
+        optimizer: Its optimizer.
+        on_device: The model is on the device already.
     """
     names = {id(parameter): name for name, parameter in moco.named_parameters()}
-    for group in optimizer.param_groups:  # division puts parts in the place of parameters, which nothing may hold then
+    for group in optimizer.param_groups:  # sharding replaces parameters; a reference would keep the full ones
         group["params"] = [names[id(parameter)] for parameter in group["params"]]
     if accelerator.num_processes > 1:
-        moco.divide(accelerator.device.type)
+        moco.shard(accelerator.device.type)
     model = accelerator.prepare_model(moco, device_placement=not on_device, evaluation_mode=True)
-    moco.make_room_for_gradients()
-    parameters = dict(moco.named_parameters()) | moco.trained
+    moco.allocate_gradients()
+    parameters = dict(moco.named_parameters()) | moco.optimized_parameters
     for group in optimizer.param_groups:
         group["params"] = [parameters[name] for name in group["params"]]
     prepared = accelerator.prepare_optimizer(optimizer, device_placement=not on_device)
     return model, prepared
-
-
-class Attempts(Protocol):
-    """How a step's parts are tried; `healing.Healer` tries them again after an out-of-memory error."""
-
-    def gradients(self, part: Callable[[Views], T], views: Views) -> T:
-        """`part(views)`, which may be done over: on the same tiles, in smaller micro-batches."""
-
-    def update(self, part: Callable[[], object]) -> None:
-        """`part()`, which changes parameters in place and may be done once."""
-
-
-class OneAttempt:
-    """Errors are the caller's."""
-
-    def gradients(self, part: Callable[[Views], T], views: Views) -> T:
-        return part(views)
-
-    def update(self, part: Callable[[], object]) -> None:
-        part()
 
 
 def train_step(
@@ -112,25 +124,32 @@ def train_step(
     views: Views,
     recipe: Recipe,
     momentum_coefficient: float,
-    attempts: Attempts | None = None,
+    retry_policy: RetryPolicy | None = None,
 ) -> StepResult:
-    """One optimizer step of MoCo v3 on this process's tiles (algorithm 1 of the paper).
+    """Run one optimizer step of MoCo v3 on this rank's tiles (arXiv 2104.02057, algorithm 1).
 
-    `moco` and `optimizer` are what `prepare` gives; each view is a sequence of `accumulation_steps` micro-batches.
-    Gradients are averaged over processes once, when both views have had their backward.
+    Args:
+        accelerator: From `build_accelerator`.
+        moco: Model from `prepare`.
+        optimizer: Optimizer from `prepare`.
+        views: Both views of the tiles, each of `accumulation_steps` micro-batches.
+        recipe: The recipe of the run.
+        momentum_coefficient: m of the paper.
+        retry_policy: What to do when memory runs out; by default, raise.
     """
-    enter("the momentum update")
-    attempts = attempts or OneAttempt()
-    moved = moco.momentum_version
+    retry_policy = retry_policy or NoRetry()
+    enter_phase("momentum update")
+    version = moco.momentum_version
 
-    def compute_gradients(views: Views) -> Contrast:
-        # after a step that the scaler skipped there is nothing new to take in; one done over has taken it in
-        if moco.momentum_version == moved and (accelerator.scaler is None or moco.query_side_moved):
-            moco.update_momentum_side(momentum_coefficient)
-        return accumulate_gradients(accelerator, moco, views, recipe)
+    def update_and_contrast(views: Views) -> Contrast:
+        is_retry = moco.momentum_version != version
+        # a step that the scaler skipped has not changed the encoder
+        if not is_retry and (accelerator.scaler is None or moco.query_side_moved):
+            moco.update_momentum_encoder(momentum_coefficient)
+        return compute_gradients(accelerator, moco, views, recipe)
 
-    contrast = attempts.gradients(compute_gradients, views)
-    skipped = optimizer_step(accelerator, optimizer, attempts)
+    contrast = retry_policy.compute_gradients(update_and_contrast, views)
+    skipped = optimizer_step(accelerator, optimizer, retry_policy)
     if accelerator.scaler is not None:
         moco.query_side_moved.fill_(not skipped)
     if not skipped:
@@ -138,49 +157,58 @@ def train_step(
     return StepResult(contrast.loss, contrast.feature_std, skipped)
 
 
-def accumulate_gradients(accelerator: Accelerator, moco: MoCo, views: Views, recipe: Recipe) -> Contrast:
-    """Gradients of both views' losses, averaged over processes, in place of those that were there.
+def compute_gradients(accelerator: Accelerator, moco: MoCo, views: Views, recipe: Recipe) -> Contrast:
+    """Compute the gradients of both views' losses, averaged over ranks, into the gradient buffer.
 
-    Keys carry no gradient, so each view's loss is computed and differentiated on its own: exact, and only one view's
-    activations live at a time.
+    Keys carry no gradient, so each view's loss has its own backward: the gradient is exact, and the activations of one
+    view exist at a time.
     """
-    moco.gradient.zero_()
+    moco.gradient_buffer.zero_()
     groups = contrast_groups(views, recipe)
     losses, spreads, enqueued = [], [], []
     for view1, view2 in groups:
-        enter("the keys")
-        with accelerator.autocast():
-            keys1, keys2 = gather_keys(moco.keys(view1)), gather_keys(moco.keys(view2))
+        keys1, keys2 = gather_keys_of_views(accelerator, moco, view1, view2)
         enqueued.append(keys2)
         for name, view, keys in (("view 1", view1, keys2), ("view 2", view2, keys1)):
-            enter(f"{name}'s forward and backward")
+            enter_phase(f"forward and backward of {name}")
             loss, spread = moco(view, keys)
             accelerator.backward(loss / len(groups))
             losses.append(loss.detach())
             spreads.append(spread)
-    enter("the gradients' average")
-    for gradient, processes in moco.gradients():
-        average_over_processes(gradient, processes)
+    average_gradients(moco)
     return Contrast(torch.stack(losses).sum() / len(groups), torch.stack(spreads).mean(), torch.cat(enqueued))
 
 
-def optimizer_step(
-    accelerator: Accelerator, optimizer: torch.optim.Optimizer, attempts: Attempts | None = None
-) -> bool:
-    """Step; true if the gradient scaler met an overflow and the parameters stayed as they were.
-
-    Accelerate's `step_was_skipped` does not see it when a fused optimizer skips inside its kernel. The scale shows it:
-    nothing but an overflow lowers it.
-    """
-    enter("the optimizer's step")
-    attempts = attempts or OneAttempt()
-    scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else 0.0
-    attempts.update(optimizer.step)
-    return accelerator.scaler is not None and bool(accelerator.scaler.get_scale() < scale)
-
-
-def contrast_groups(views: tuple[View, View], recipe: Recipe) -> list[tuple[View, View]]:
-    """What is contrasted together: the whole batch, or (`contrast_over: micro_batch`) one micro-batch at a time."""
+def contrast_groups(views: Views, recipe: Recipe) -> list[Views]:
+    """Return the views that are contrasted together: the whole batch, or with `contrast_over: micro_batch` each one."""
     if recipe.batch.contrast_over == "global_batch":
         return [views]
     return [([a], [b]) for a, b in zip(*views, strict=True)]
+
+
+def gather_keys_of_views(accelerator: Accelerator, moco: MoCo, view1: View, view2: View) -> tuple[Tensor, Tensor]:
+    """Return the keys of each view, gathered from all ranks."""
+    enter_phase("keys")
+    with accelerator.autocast():
+        return gather_keys(moco.keys(view1)), gather_keys(moco.keys(view2))
+
+
+def average_gradients(moco: MoCo) -> None:
+    """Average the gradient buffer over ranks, in place."""
+    enter_phase("gradient averaging")
+    for gradient, group in moco.gradients_by_group():
+        average_over_processes(gradient, group)
+
+
+def optimizer_step(
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, retry_policy: RetryPolicy | None = None
+) -> bool:
+    """Update the parameters; return True if the gradient scaler skipped the step because of an overflow.
+
+    Accelerate's `step_was_skipped` misses a fused optimizer that skips inside its kernel. Only an overflow lowers the
+    scale, so a lower scale shows it.
+    """
+    enter_phase("optimizer step")
+    scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else 0.0
+    (retry_policy or NoRetry()).update_parameters(optimizer.step)
+    return accelerator.scaler is not None and bool(accelerator.scaler.get_scale() < scale)

@@ -1,4 +1,4 @@
-"""Trackers of a recipe, driven by Accelerate: they get each row of the log and of the evaluations."""
+"""Send the rows of metrics and evaluations to the recipe's trackers, through Accelerate."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ from accelerate import Accelerator
 
 from moco_accel.common.atomic_files import write_atomically
 from moco_accel.common.errors import UserError
-from moco_accel.processes.control_group import Agreement
+from moco_accel.processes.control_group import ControlGroup
 from moco_accel.recipe.schema import Recipe
 
 PROJECT = "moco-accel"
-FOLDER = "tracking"
+TRACKING_FOLDER = "tracking"
 
 Row = dict[str, Any]
 
 
-def start_trackers(accelerator: Accelerator, agreement: Agreement, recipe: Recipe, run: Path, first_step: int) -> None:
-    """Start, or go on with, what `build_accelerator` was told of. Raises UserError where one cannot."""
+def start_trackers(
+    accelerator: Accelerator, control_group: ControlGroup, recipe: Recipe, run: Path, first_step: int
+) -> None:
+    """Start the trackers that `build_accelerator` got; those of a resumed run continue in the same page.
+
+    Raises:
+        UserError: If a tracker cannot be started.
+    """
     if not recipe.run.trackers:
         return
 
     def start() -> None:
-        name, run_id = run.resolve().name, _id_of(run)
+        name, run_id = run.resolve().name, _run_id(run)
         options = {
-            # what a killed run has logged past its checkpoint is hidden
+            # hides what a killed run logged after its checkpoint
             "tensorboard": {"purge_step": first_step} if first_step else {},
-            "wandb": {"name": name, "id": run_id, "resume": "allow", "dir": str(run / FOLDER)},
+            "wandb": {"name": name, "id": run_id, "resume": "allow", "dir": str(run / TRACKING_FOLDER)},
             "trackio": {"name": f"{name}-{run_id}", "resume": "allow"},
         }
         config = {
@@ -39,32 +45,32 @@ def start_trackers(accelerator: Accelerator, agreement: Agreement, recipe: Recip
         }
         try:
             accelerator.init_trackers(PROJECT, config, options)
-        except Exception as error:  # each has its own: no login, no network, no room
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except Exception as error:  # each tracker has its own errors: no login, no network, no space
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"run.trackers={recipe.run.trackers} cannot be started ({said}); run.trackers=[] works, "
+                f"run.trackers={recipe.run.trackers} cannot be started ({reason}); run.trackers=[] works, "
                 "WANDB_MODE=offline for wandb without a network"
             ) from None
 
-    agreement.by_first(start)
+    control_group.run_on_rank_zero(start)
 
 
-def track(accelerator: Accelerator, row: Row, prefix: str = "") -> None:
-    """One row, at its `step`; on the first process."""
+def log_row(accelerator: Accelerator, row: Row, prefix: str = "") -> None:
+    """Send a row to the trackers at its `step`; call it on rank 0."""
     values = {f"{prefix}{name}": value for name, value in row.items() if name != "step" and value is not None}
     accelerator.log(values, step=row["step"])
 
 
 def finish_trackers(accelerator: Accelerator) -> None:
-    """Accelerate's own `end_training` would take down the process group as well."""
+    """Finish the trackers. Accelerate's `end_training` would destroy the process group as well."""
     if accelerator.is_main_process:
         for tracker in accelerator.trackers:
             tracker.finish()
 
 
-def _id_of(run: Path) -> str:
-    """The run's own, kept in its folder, so that a resumed run goes on in its page."""
-    path = run / FOLDER / "id"
+def _run_id(run: Path) -> str:
+    """Return the id that the run keeps in its folder, so that a resumed run continues in its page."""
+    path = run / TRACKING_FOLDER / "id"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, secrets.token_hex(4) + "\n")

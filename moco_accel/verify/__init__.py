@@ -1,1 +1,1 @@
-"""Check the objects that a recipe builds against MoCo v3. The command is `moco-verify`."""
+"""Check that what a recipe builds is MoCo v3, for `moco-verify`."""

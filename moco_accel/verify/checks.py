@@ -1,7 +1,6 @@
-"""Checks on what a recipe builds: heads, momentum side, loss, rates, batch, queue and augmentation, with numbers.
+"""Check what a recipe builds: schedules, batch, training step, queue and augmentation.
 
-Networks are checked as the recipe builds them. Steps are taken on the same recipe made small (`trial_of`), so that all
-of it takes seconds on a CPU.
+Steps are taken with a smaller copy of the recipe (`_make_trial_recipe`), so that all checks take seconds on a CPU.
 """
 
 from __future__ import annotations
@@ -19,31 +18,33 @@ from moco_accel.networks.moco import build_moco
 from moco_accel.recipe.load import recipe_from_dict
 from moco_accel.recipe.rules import scaled_lr
 from moco_accel.recipe.schema import Recipe
-from moco_accel.tiles.order import MicroBatchPlaces
+from moco_accel.tiles.sampler import MicroBatchSampler
 from moco_accel.training.optimizers import build_optimizer, lr_at, momentum_coefficient_at
 from moco_accel.training.step import build_accelerator, contrast_groups, prepare, train_step
 from moco_accel.verify.network_checks import Check, check_networks
-from moco_accel.views.augment import Photometry, augment_pixels, make_crop
+from moco_accel.views.augment import augment_pixels
+from moco_accel.views.crops import make_crop
+from moco_accel.views.parameters import Photometry
 
 _TRIAL_TILES, _TRIAL_MICRO_BATCH, _TRIAL_SIDE = 16, 8, 32
 
 
-def verify(recipe: Recipe) -> Iterator[Check]:
-    """Every check of `recipe`, as each is done."""
-    # no tiles are opened, so nothing of theirs is needed: noise of 8 bits stands for them
+def run_checks(recipe: Recipe) -> Iterator[Check]:
+    """Yield the result of each check of `recipe`."""
+    # no tiles are opened: 8-bit noise takes their place
     stored = {"scaling": "uint8", "low": None, "high": None}
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=stored)})
     torch.manual_seed(recipe.run.seed)
     yield from check_networks(build_moco(recipe), recipe)
-    yield from check_rates(recipe)
-    yield from check_batch(recipe)
-    yield from check_steps(trial_of(recipe))
-    yield check_turns(recipe)
-    yield check_noise(recipe)
+    yield from _check_rates(recipe)
+    yield from _check_batch(recipe)
+    yield from _check_steps(_make_trial_recipe(recipe))
+    yield _check_rotations(recipe)
+    yield _check_noise(recipe)
 
 
-def trial_of(recipe: Recipe) -> Recipe:
-    """The recipe on one process in fp32: 16 tiles of at most 32 pixels, in micro-batches of 8."""
+def _make_trial_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe for one process in fp32, with 16 tiles of at most 32 pixels in micro-batches of 8."""
     fields = recipe.model_dump(exclude={"planned"})
     fields["encoder"]["image_size"] = min(recipe.encoder.image_size, _TRIAL_SIDE)
     fields["batch"] |= {
@@ -58,8 +59,8 @@ def trial_of(recipe: Recipe) -> Recipe:
     return recipe_from_dict(fields)
 
 
-def check_rates(recipe: Recipe) -> Iterator[Check]:
-    """lr = base_lr · global batch / 256, warmed up from 0 and back to 0; the momentum coefficient's two ends."""
+def _check_rates(recipe: Recipe) -> Iterator[Check]:
+    """Check lr at start, after warm-up and at the end, and the first and last momentum coefficient."""
     optimizer, schedule = recipe.optimizer, recipe.schedule
     expected = optimizer.base_lr * recipe.batch.global_batch_size / 256
     found = [lr_at(recipe, epoch) for epoch in (0, schedule.warmup_epochs, schedule.epochs)]
@@ -80,13 +81,13 @@ def check_rates(recipe: Recipe) -> Iterator[Check]:
     )
 
 
-def check_batch(recipe: Recipe) -> Iterator[Check]:
-    """The first step of all processes together takes every tile of a global batch once."""
+def _check_batch(recipe: Recipe) -> Iterator[Check]:
+    """Check that the first step of all ranks together takes every tile of a global batch once."""
     batch, devices = recipe.batch, recipe.hardware.num_devices
     taken: list[Any] = []
     product = f"{batch.micro_batch_size} · {batch.accumulation_steps} · {devices}"
     for rank in range(devices):
-        places = MicroBatchPlaces(recipe, batch.global_batch_size, rank, 0)
+        places = MicroBatchSampler(recipe, batch.global_batch_size, rank, 0)
         taken += [place for micro in islice(places, batch.accumulation_steps) for place in micro]
     yield Check(
         "micro-batch · accumulation steps · devices = global batch, each tile once",
@@ -96,22 +97,22 @@ def check_batch(recipe: Recipe) -> Iterator[Check]:
     )
 
 
-def check_steps(trial: Recipe) -> Iterator[Check]:
-    """Two optimizer steps on noise, and what they did to the loss, the momentum side, the gradients and the queue."""
+def _check_steps(trial: Recipe) -> Iterator[Check]:
+    """Take two optimizer steps on noise; check the loss, the momentum side, the gradients and the queue."""
     accelerator = build_accelerator(trial, cpu=True)
     moco = build_moco(trial)
     model, optimizer = prepare(accelerator, moco, build_optimizer(trial, moco))
     side = trial.encoder.image_size
     shape = (2, _TRIAL_TILES, trial.encoder.bands, side, side)
     first, second = (view.split(_TRIAL_MICRO_BATCH) for view in torch.randn(shape))
-    # at the start the momentum side is the query side, so that these are the first step's keys
+    # the momentum side equals the query side at the start, so these are the keys of the first step
     keys = torch.cat([moco.keys(view) for _, view in contrast_groups((first, second), trial)])
     start, queue = _parameters(moco.momentum_encoder), moco.queue.clone()
     coefficient = trial.moco.momentum_coefficient
     loss = train_step(accelerator, model, optimizer, (first, second), trial, coefficient).loss.item()
     query, queue_after = _parameters(moco.encoder), moco.queue.clone()
     places = int(moco.queue_start)
-    two_tiles = [first[0][:2]], [second[0][:2]]  # enough for the momentum side to take in the first step
+    two_tiles = [first[0][:2]], [second[0][:2]]  # the second step updates the momentum side with the first
     train_step(accelerator, model, optimizer, two_tiles, trial, coefficient)
     yield _check_first_loss(loss, trial)
     yield _check_momentum_step(start, query, _parameters(moco.momentum_encoder), coefficient)
@@ -130,7 +131,7 @@ def check_steps(trial: Recipe) -> Iterator[Check]:
 
 
 def _check_first_loss(loss: float, trial: Recipe) -> Check:
-    # random unit vectors in d dimensions have similarities of variance 1/d, which adds half of 1/(d T²) to each entropy
+    # similarities of random unit vectors in d dimensions have variance 1/d, which adds 1/(2 d T²) to each cross-entropy
     temperature = trial.moco.temperature
     expected = trial.chance_loss + 4 * temperature / (2 * trial.moco.output_dim * temperature**2)
     return Check(
@@ -141,7 +142,7 @@ def _check_first_loss(loss: float, trial: Recipe) -> Check:
 
 
 def _check_momentum_step(start: Tensor, query: Tensor, momentum: Tensor, coefficient: float) -> Check:
-    expected = torch.lerp(start, query, 1 - coefficient)  # rounded as the step's: LARS moves little more than an ulp
+    expected = torch.lerp(start, query, 1 - coefficient)  # rounded as in the step: LARS moves little more than an ulp
     due, error = _norm(expected - start), _norm(momentum - expected)
     way = _norm(momentum - start) / _norm(query - start)
     return Check(
@@ -165,8 +166,8 @@ def _check_queue(before: Tensor, after: Tensor, keys: Tensor, start: int) -> Che
     )
 
 
-def check_turns(recipe: Recipe) -> Check:
-    """Whole-tile crops of a tile: each must be one of the square's eight turns and flips."""
+def _check_rotations(recipe: Recipe) -> Check:
+    """Check that each whole-tile crop is one of the eight turns and flips of a square."""
     side = min(recipe.encoder.image_size, _TRIAL_SIDE)
     whole = recipe.model_copy(
         update={
@@ -187,8 +188,8 @@ def check_turns(recipe: Recipe) -> Check:
     )
 
 
-def check_noise(recipe: Recipe) -> Check:
-    """Grey pixels through the photometric part: the noise has its size in the pixel range, not in normalised units."""
+def _check_noise(recipe: Recipe) -> Check:
+    """Check on grey pixels that the noise has its size in the pixel range, not in normalised units."""
     name, std = "noise precedes normalisation", min(recipe.augment.noise_std, 0.05)  # beyond it, pixels saturate
     if not std:
         return Check(name, True, "off")
@@ -203,7 +204,7 @@ def check_noise(recipe: Recipe) -> Check:
 
 
 def _norm(difference: Tensor) -> float:
-    """In float64: float32 loses 10 % over 86 million squares. At least an ulp, for it divides."""
+    """Float32 loses 10 % over 86 million squares. At least 1e-12, because results are divided by it."""
     return max(float(torch.linalg.vector_norm(difference, dtype=torch.float64)), 1e-12)
 
 

@@ -1,4 +1,4 @@
-"""`moco-verify`: does what a recipe builds do what MoCo v3 does."""
+"""`moco-verify`: check that what a recipe builds is MoCo v3."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def verify(
     recipe: Annotated[Path, typer.Option(help="The recipe to check.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field: text as it is, all else as YAML."),
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a recipe field; VALUE is text or YAML."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The checks as JSON on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON to stdout.")] = False,
 ) -> None:
-    """Check, in seconds and without a GPU, that a recipe's networks and step are MoCo v3's.
+    """Check that a recipe's networks and training step are those of MoCo v3, in seconds and without a GPU.
 
-    Exit codes: 0 every check passed, 1 one failed, 2 the recipe is wrong.
+    Exit codes: 0 all checks passed, 1 a check failed, 2 the recipe is wrong.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -34,11 +34,11 @@ def verify(
 
     with user_errors():
         loaded = load_recipe(recipe, overrides)
-    from moco_accel.verify.checks import verify as checks_of
+    from moco_accel.verify.checks import run_checks
 
     begun = time.perf_counter()
     with console.status(f"checking {escape(str(recipe))}"):
-        checks = list(checks_of(loaded))
+        checks = list(run_checks(loaded))
     failed = sum(not check.passed for check in checks)
     if as_json:
         typer.echo(json.dumps({"recipe": str(recipe), "passed": not failed, "checks": [asdict(c) for c in checks]}))
@@ -58,6 +58,7 @@ def verify(
 
 
 def main() -> None:
+    """Run `moco-verify`."""
     from moco_accel.common.console import run_command
 
     run_command(app)

@@ -1,4 +1,4 @@
-"""Checks on the networks that a recipe builds: heads, patch projection, momentum side, optimizer."""
+"""Check the networks that a recipe builds: heads, patch projection, momentum side and optimizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from moco_accel.training.optimizers import build_optimizer
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the checklist: what must hold, whether it does, and the numbers found."""
+    """Result of one check.
+
+    Attributes:
+        name: What must hold.
+        found: The numbers found.
+    """
 
     name: str
     passed: bool
@@ -25,19 +30,19 @@ class Check:
 
 
 def check_networks(moco: MoCo, recipe: Recipe) -> Iterator[Check]:
-    """Heads as the paper has them, the patch projection as the recipe wants it, the momentum side at its start."""
+    """Check the heads against the paper, and patch projection, momentum side and optimizer against the recipe."""
     hidden_layers = 1 if recipe.encoder.name in RESNET_NAMES else 2
     yield _check_head("projector", moco.projector, recipe, hidden_layers, True)
     yield _check_head("predictor", moco.predictor, recipe, 1, recipe.moco.predictor_output_norm)
     yield _check_patch_projection(moco, recipe)
     sides = (moco.encoder, moco.projector), (moco.momentum_encoder, moco.momentum_projector)
     query, momentum = ([p for module in side for p in module.parameters()] for side in sides)
-    apart = max((a - b).abs().max().item() for a, b in zip(query, momentum, strict=True))
+    difference = max((a - b).abs().max().item() for a, b in zip(query, momentum, strict=True))
     trainable = sum(p.requires_grad for p in momentum)
     yield Check(
         "momentum side equals the query side at start, untrainable",
-        apart == 0 and trainable == 0,
-        f"largest difference {apart:g} over {len(query)} tensors; {trainable} trainable",
+        difference == 0 and trainable == 0,
+        f"largest difference {difference:g} over {len(query)} tensors; {trainable} trainable",
     )
     optimized = {id(p) for group in build_optimizer(recipe, moco).param_groups for p in group["params"]}
     expected = {id(p) for p in moco.parameters() if p.requires_grad}
@@ -45,12 +50,12 @@ def check_networks(moco: MoCo, recipe: Recipe) -> Iterator[Check]:
     yield Check(
         "the optimizer holds every trainable parameter and no other",
         optimized == expected and not optimized & {id(p) for p in momentum},
-        f"{len(optimized)} tensors, {count:,} parameters; {len(optimized ^ expected)} amiss",
+        f"{len(optimized)} tensors, {count:,} parameters; {len(optimized ^ expected)} wrong",
     )
 
 
 def _check_head(name: str, head: nn.Sequential, recipe: Recipe, hidden_layers: int, output_norm: bool) -> Check:
-    """Linear without bias, BatchNorm with affine, ReLU, per hidden layer; Linear, BatchNorm without affine last."""
+    """A hidden layer is Linear without bias, affine BatchNorm, ReLU; the last one Linear, BatchNorm without affine."""
     hidden, output = recipe.moco.projector_hidden_dim, recipe.moco.output_dim
     linears = [layer for layer in head if isinstance(layer, nn.Linear)]
     kinds = [nn.Linear, GlobalBatchNorm1d, nn.ReLU] * hidden_layers + [nn.Linear] + [GlobalBatchNorm1d] * output_norm
@@ -70,12 +75,12 @@ def _check_head(name: str, head: nn.Sequential, recipe: Recipe, hidden_layers: i
 
 
 def _check_patch_projection(moco: MoCo, recipe: Recipe) -> Check:
-    wanted = "frozen" if recipe.encoder.freeze_patch_projection else "trained"
-    name = f"patch projection {wanted}"
+    expected = "frozen" if recipe.encoder.freeze_patch_projection else "trained"
+    name = f"patch projection {expected}"
     try:
         projection = patch_projection(moco.encoder)
     except LookupError as error:
         return Check(name, False, str(error))
     states = {("trained" if p.requires_grad else "frozen") for p in projection.parameters()}
     kernel = "×".join(map(str, projection.weight.shape))
-    return Check(name, states == {wanted}, f"weight {kernel}: {', '.join(sorted(states))}")
+    return Check(name, states == {expected}, f"weight {kernel}: {', '.join(sorted(states))}")

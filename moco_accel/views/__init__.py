@@ -1,1 +1,1 @@
-"""The two views of a tile: what is drawn, crops on the CPU, photometric changes on the device."""
+"""Random crops of tiles and the photometric augmentation of views."""

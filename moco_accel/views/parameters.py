@@ -1,4 +1,4 @@
-"""What is drawn for one view of one tile: where it is cut, how it is turned, what happens to its colours or bands."""
+"""Draw the random parameters of one view of one tile: crop, rotation, flips, colours or bands, blur."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIGMA_RANGE = (0.1, 2.0)  # pixels of a 224-pixel crop (MoCo v3); scaled with t
 
 @dataclass(frozen=True)
 class Geometry:
-    """A crop box in pixels of the tile, then quarter turns counter-clockwise, then flips."""
+    """Crop box in pixels of the tile, then counter-clockwise quarter turns, then flips."""
 
     top: int
     left: int
@@ -27,10 +27,16 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Photometry:
-    """Neutral values leave a tile as it is; see `photometric`. Sigma is in pixels of the crop.
+    """Parameters of photometric augmentation; the defaults are neutral, see `photometric`.
 
-    Brightness to hue are for three bands. Other numbers of bands have a gain, an offset and a 1 (keep) or 0 (drop) for
-    each band, or no such tuples where nothing happens to them.
+    Brightness, contrast, saturation and hue apply to tiles of three bands, the `band_` fields to all others.
+
+    Attributes:
+        blur_sigma: Standard deviation in pixels of the crop; 0 for no blur.
+        solarize: 1 to solarize, 0 not to.
+        band_gain: Factor of each band.
+        band_offset: Offset of each band in the pixel range [0, 1].
+        band_keep: 1 for a band that is kept, 0 for one that is dropped.
     """
 
     brightness: float = 1.0
@@ -45,14 +51,14 @@ class Photometry:
 
 
 def draw_geometry(draw: random.Random, augment: Augment, height: int, width: int) -> Geometry:
-    """Random resized crop (area from crop_min_scale to 1, aspect 3/4 to 4/3), quarter turn, flips."""
+    """Draw a random resized crop (area from `crop_min_scale` to 1, aspect 3/4 to 4/3), a quarter turn and flips."""
     for _ in range(10):
         area = height * width * draw.uniform(augment.crop_min_scale, 1.0)
         aspect = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
         crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < crop_width <= width and 0 < crop_height <= height:
             break
-    else:  # as torchvision: give up on the aspect and take the largest centred square
+    else:  # fall back to the largest square, as torchvision
         crop_height = crop_width = min(height, width)
     return Geometry(
         top=draw.randint(0, height - crop_height),
@@ -66,19 +72,19 @@ def draw_geometry(draw: random.Random, augment: Augment, height: int, width: int
 
 
 def draw_photometry(draw: random.Random, augment: Augment, view: int, image_size: int, bands: int) -> Photometry:
-    """Colour jitter in the fixed order brightness, contrast, saturation, hue; greyscale is saturation 0.
+    """Draw colour or band jitter, blur and solarization for view 0 or 1.
 
-    Bands other than three are jittered as often, each by itself, then dropped, but never all of a tile's.
+    Three bands get brightness, contrast, saturation and hue in this order; greyscale is saturation 0. Other numbers of
+    bands get jitter with the same probability, independently for each band; then bands are dropped, but never all.
     """
-    colours = draw_colours(draw, augment) if bands == 3 else draw_bands(draw, augment, bands)
+    colours = _draw_colours(draw, augment) if bands == 3 else _draw_bands(draw, augment, bands)
     sigma = 0.0
     if draw.random() < augment.blur_probability[view]:
         sigma = draw.uniform(*_SIGMA_RANGE) * image_size / 224
     return replace(colours, blur_sigma=sigma, solarize=float(draw.random() < augment.solarize_probability[view]))
 
 
-def draw_colours(draw: random.Random, augment: Augment) -> Photometry:
-    """Of three bands: brightness to hue, then greyscale."""
+def _draw_colours(draw: random.Random, augment: Augment) -> Photometry:
     brightness = contrast = saturation = 1.0
     hue = 0.0
     if draw.random() < augment.jitter_probability:
@@ -91,8 +97,7 @@ def draw_colours(draw: random.Random, augment: Augment) -> Photometry:
     return Photometry(brightness, contrast, saturation, hue)
 
 
-def draw_bands(draw: random.Random, augment: Augment, bands: int) -> Photometry:
-    """Of any other number of bands: gain, offset and whether to keep it, for each."""
+def _draw_bands(draw: random.Random, augment: Augment, bands: int) -> Photometry:
     gain = offset = 0.0
     if draw.random() < augment.jitter_probability:
         gain, offset = augment.band_gain, augment.band_offset
@@ -106,8 +111,8 @@ def draw_bands(draw: random.Random, augment: Augment, bands: int) -> Photometry:
     )
 
 
-def heaviest_photometry(recipe: Recipe) -> Photometry:
-    """Everything that `recipe` may draw for a tile, all at once: what takes the most memory."""
+def worst_case_photometry(recipe: Recipe) -> Photometry:
+    """Return every augmentation that `recipe` may draw, all at once: the parameters that need the most memory."""
     augment, bands = recipe.augment, recipe.encoder.bands
     if bands == 3:
         jitter = augment.jitter_probability > 0

@@ -1,8 +1,8 @@
-"""Photometric augmentation of a batch, each tile by its own parameters, on the device.
+"""Photometric operations on a batch of pixels, with parameters of each tile.
 
-Functions with a trailing underscore change `pixels [tiles, bands, height, width]`, floats in [0, 1], in place, and keep
-them in that range; parameters are one number per tile, or per tile and band. A neutral number leaves a tile as it was,
-so that a batch needs no branches and nobody waits for the device.
+Functions with a trailing underscore change pixels [tiles, bands, height, width] in place and return them; pixels are
+floats in [0, 1] and stay in that range. Parameters are tensors [tiles] or [tiles, bands]. A neutral value leaves a tile
+unchanged, so that a batch needs no branches and no device synchronisation.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision's and Pillow's greyscale
-_PLACES = 1 << 16
-_SIGMAS = 3  # half a blur's kernel in standard deviations: 0.3 % of a Gaussian lie beyond
+_WINDOWS = 1 << 16  # per noise bank
+_SIGMAS = 3  # half width of a blur kernel in standard deviations; 0.3 % of a Gaussian lie beyond
 
 
 def _per_tile(values: Tensor) -> Tensor:
@@ -28,67 +28,75 @@ def _grey(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
 
 
 def adjust_brightness_(pixels: Tensor, factor: Tensor) -> Tensor:
-    """Neutral: 1."""
+    """Multiply by `factor`. Neutral: 1."""
     return pixels.mul_(_per_tile(factor)).clamp_(0, 1)
 
 
 def adjust_contrast_(pixels: Tensor, factor: Tensor) -> Tensor:
-    """Of RGB: away from, or towards, the tile's mean grey. Neutral: 1."""
+    """Blend RGB with the mean grey of the tile. Neutral: 1."""
     mean = _grey(*pixels.mean((2, 3)).unbind(1))  # the mean of grey is the grey of means
     return pixels.mul_(_per_tile(factor)).add_(_per_tile(mean * (1 - factor))).clamp_(0, 1)
 
 
 def adjust_saturation_(pixels: Tensor, factor: Tensor) -> Tensor:
-    """Of RGB: away from, or towards, each pixel's grey: 0 is greyscale. Neutral: 1."""
+    """Blend RGB with the grey of each pixel; 0 is greyscale. Neutral: 1."""
     grey = _grey(*pixels.split(1, 1)).mul_(_per_tile(1 - factor))
     return pixels.mul_(_per_tile(factor)).add_(grey).clamp_(0, 1)
 
 
 def adjust_hue_(pixels: Tensor, shift: Tensor) -> Tensor:
-    """Turn RGB's hue by `shift` of the colour circle, in [-0.5, 0.5]. Neutral: 0."""
+    """Rotate the hue of RGB by `shift` of the colour circle, in [-0.5, 0.5]. Neutral: 0."""
     red, green, blue = pixels.split(1, 1)
     lowest, value = pixels.amin(1, keepdim=True), pixels.amax(1, keepdim=True)
     chroma = value - lowest
-    place = _sextant(pixels, value, chroma.clamp_min(1e-8).reciprocal_()).add_(_per_tile(6 * shift))
-    place.sub_(place.div(6).floor_(), alpha=6)
-    # each band lies above the lowest by chroma times a trapezoid over the colour circle
-    torch.sub(place, 3, out=red).abs_().sub_(1)
-    torch.sub(place, 2, out=green).abs_().neg_().add_(2)
-    torch.sub(place, 4, out=blue).abs_().neg_().add_(2)
+    hue = _hue_in_sixths(pixels, value, chroma.clamp_min(1e-8).reciprocal_()).add_(_per_tile(6 * shift))
+    hue.sub_(hue.div(6).floor_(), alpha=6)
+    # each band is the lowest value plus chroma times a trapezoid over the colour circle
+    torch.sub(hue, 3, out=red).abs_().sub_(1)
+    torch.sub(hue, 2, out=green).abs_().neg_().add_(2)
+    torch.sub(hue, 4, out=blue).abs_().neg_().add_(2)
     return pixels.clamp_(0, 1).mul_(chroma).add_(lowest)
 
 
-def _sextant(pixels: Tensor, value: Tensor, scale: Tensor) -> Tensor:
-    """Hue of RGB in sixths of the colour circle, -1 to 5: red 0, green 2, blue 4. `value` the largest band, `scale` one
-    over chroma, both `[tiles, 1, height, width]`, as is what returns."""
+def _hue_in_sixths(pixels: Tensor, value: Tensor, scale: Tensor) -> Tensor:
+    """Return the hue in sixths of the colour circle, -1 to 5: red 0, green 2, blue 4.
+
+    `value` is the largest band and `scale` the reciprocal of chroma; both and the result are [tiles, 1, height, width].
+    """
     red, green, blue = pixels.split(1, 1)
-    # of three formulas that of the largest band holds; 1 for it and 0 for others is faster on a CPU than `where`
+    # the largest band selects one of three formulas; multiplying by 0 or 1 is faster on a CPU than `where`
     is_red, is_green = (red - value).sign_().add_(1), (green - value).sign_().add_(1)
-    place: Tensor = (red - green).mul_(scale).add_(4)
-    place.add_(is_green.mul_((blue - red).mul_(scale).add_(2).sub_(place)))
-    place.add_(is_red.mul_((green - blue).mul_(scale).sub_(place)))
-    return place
+    hue: Tensor = (red - green).mul_(scale).add_(4)
+    hue.add_(is_green.mul_((blue - red).mul_(scale).add_(2).sub_(hue)))
+    hue.add_(is_red.mul_((green - blue).mul_(scale).sub_(hue)))
+    return hue
 
 
 def blur(pixels: Tensor, sigma: Tensor, largest_sigma: float) -> Tensor:
-    """Gaussian blur of all tiles at once, edges reflected; `sigma` > 0 in pixels, none above `largest_sigma`."""
+    """Blur all tiles at once by a Gaussian, with reflected edges.
+
+    Args:
+        pixels: [tiles, bands, height, width].
+        sigma: Standard deviations [tiles] in pixels, above 0.
+        largest_sigma: Largest value of `sigma`, known on the host.
+    """
     tiles, bands, height, width = pixels.shape
     radius = _radius(largest_sigma, height, width)
     distance = torch.arange(-radius, radius + 1, dtype=pixels.dtype, device=pixels.device).abs()
     kernel = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)
-    kernel = kernel * (distance <= (_SIGMAS * sigma[:, None]).ceil())  # a tile's own width, whatever is beside it
+    kernel = kernel * (distance <= (_SIGMAS * sigma[:, None]).ceil())  # independent of the other tiles' sigmas
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(bands, 0)[:, None]
     flat = functional.pad(pixels.reshape(1, tiles * bands, height, width), (radius,) * 4, mode="reflect")
-    del pixels  # a selection of tiles lives no longer than it must
+    del pixels  # frees a selection of tiles early
     flat = functional.conv2d(flat, kernel[:, :, :, None], groups=tiles * bands)
     flat = functional.conv2d(flat, kernel[:, :, None, :], groups=tiles * bands)
     return flat.reshape(tiles, bands, height, width)
 
 
 def blur_tile(tile: Tensor, sigma: float) -> Tensor:
-    """`blur` of one tile `[bands, height, width]`, as a sum of shifted tiles: faster on a CPU while they fit its cache.
+    """Blur one tile [bands, height, width] as `blur` does, by adding shifted copies: faster on a CPU.
 
-    Shifts along rows, and by whole rows, of the padded tile as one line: what runs over a row's end lies in the border.
+    The padded tile is shifted as one flat line; values that cross the end of a row fall into the padding.
     """
     radius = _radius(sigma, *tile.shape[1:])
     weights = [math.exp(-0.5 * (distance / sigma) ** 2) for distance in range(radius + 1)]
@@ -102,8 +110,7 @@ def blur_tile(tile: Tensor, sigma: float) -> Tensor:
             for start in (radius - distance, radius + distance):
                 middle.add_(line[start * step : start * step + len(middle)], alpha=weights[distance] / total)
         line = middle
-    rows = line.as_strided((shape[0], tile.shape[1], tile.shape[2]), (shape[1] * shape[2], shape[2], 1))
-    return rows
+    return line.as_strided((shape[0], tile.shape[1], tile.shape[2]), (shape[1] * shape[2], shape[2], 1))
 
 
 def _radius(sigma: float, height: int, width: int) -> int:
@@ -112,37 +119,43 @@ def _radius(sigma: float, height: int, width: int) -> int:
 
 def solarize_(pixels: Tensor, chosen: Tensor) -> Tensor:
     """Invert pixels of at least one half where `chosen` is 1. Neutral: 0."""
-    return torch.minimum(pixels, _per_tile(2 - chosen) - pixels, out=pixels)  # without it 2 - x, never the smaller
+    return torch.minimum(pixels, _per_tile(2 - chosen) - pixels, out=pixels)  # with 0, 2 - x is never smaller than x
 
 
 def scale_bands_(pixels: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
-    """Each band of each tile by its own gain and offset `[tiles, bands]`. Neutral: 1 and 0."""
+    """Scale each band by its gain and offset [tiles, bands]. Neutral: 1 and 0."""
     return pixels.mul_(gain[:, :, None, None]).add_(offset[:, :, None, None]).clamp_(0, 1)
 
 
 def noise_banks(values: int, device: torch.device) -> Tensor:
-    """Two banks of standard normal numbers, always the same, with windows for tiles of `values` at 65,536 places."""
+    """Return two fixed banks of standard normal numbers, each with 65,536 windows of `values` numbers."""
     generator = torch.Generator(device).manual_seed(0)
-    return torch.randn(2, values + _PLACES, generator=generator, device=device)
+    return torch.randn(2, values + _WINDOWS, generator=generator, device=device)
 
 
 def add_noise_(pixels: Tensor, std: float, seeds: Sequence[int], banks: Tensor) -> Tensor:
-    """Gaussian sensor noise of `std` (pixel range 1), each tile's from its own seed, whatever batch it is in.
+    """Add white Gaussian sensor noise; a tile's noise depends only on its seed.
 
-    A tile's noise is the sum of a window of each bank, at two places that its seed names: white and Gaussian, and one
-    of 4·10⁹, while to draw numbers tile by tile takes longer than all the rest of a view.
+    The noise is the sum of one window of each bank, one of 4·10⁹ combinations. Drawing new numbers for each tile would
+    take longer than the rest of a view.
+
+    Args:
+        pixels: [tiles, bands, height, width].
+        std: Standard deviation in the pixel range [0, 1].
+        seeds: Seed of each tile.
+        banks: From `noise_banks`.
     """
     flat = pixels.view(len(pixels), -1)
     tiles, strength = list(flat.unbind(0)), std / math.sqrt(2)
-    for bank, places in zip(
-        banks, ([s % _PLACES for s in seeds], [s // _PLACES % _PLACES for s in seeds]), strict=True
+    for bank, starts in zip(
+        banks, ([s % _WINDOWS for s in seeds], [s // _WINDOWS % _WINDOWS for s in seeds]), strict=True
     ):
-        windows = [bank[place : place + flat.shape[1]] for place in places]
+        windows = [bank[start : start + flat.shape[1]] for start in starts]
         torch._foreach_add_(tiles, windows, alpha=strength)
     return pixels.clamp_(0, 1)
 
 
 def normalise_(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(pixels - mean) / std per band."""
+    """Normalise each band: (pixels - mean) / std."""
     shift, scale = (torch.tensor(v).to(pixels.device, non_blocking=True) for v in (mean, [1 / s for s in std]))
     return pixels.sub_(shift[:, None, None]).mul_(scale[:, None, None])

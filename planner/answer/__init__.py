@@ -1,1 +1,1 @@
-"""From a question to an answer: search, reasons, report, JSON, launch lines, the recipe."""
+"""From the command line to an answer: cards, search, report, recipe and launch commands."""

@@ -1,4 +1,4 @@
-"""How a planned run is started: what to type on each node, or a job for Slurm. Imports no torch."""
+"""Write the launch commands of a run, or its Slurm job. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from moco_accel.recipe.hardware_sections import Hardware
 from moco_accel.recipe.launch_command import launch_command
 from moco_accel.recipe.schema import Recipe
 
-_ALL_SHOWN = 4  # nodes; of more, the first two show what changes
-SAVING_SECONDS = 300  # before a job's time is over: for the step it is in, and its checkpoint
+_ALL_SHOWN = 4  # nodes; for more, only the first two are shown
+SAVING_SECONDS = 300  # before a job's time limit, to finish the step and save a checkpoint
 
 _JOB = """\
 #!/bin/bash
-# {recipe} on {where}: from the repository's folder, with its environment active, type
+# {recipe} on {where}. Submit from the repository's folder, with its environment active:
 #   sbatch {job}
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
-# a process per device
+# one process per device
 #SBATCH --ntasks-per-node={per_node}
-{gpus}# data.num_workers of the recipe, and the trainer
+{gpus}# data.num_workers of the recipe, plus the trainer
 #SBATCH --cpus-per-task={cpus}
-# as long as your partition allows, and well above the seconds of --signal: what is not done then goes on in the queue
+# as long as your partition allows, and well above the seconds of --signal; an unfinished run is queued again
 #SBATCH --time=24:00:00
-# so many seconds before that, each process is told to finish its step, save and end
+# seconds before the time limit at which each process finishes its step, saves and exits
 #SBATCH --signal=TERM@{saving_seconds}
-# after a node's failure too, from the newest whole checkpoint
+# after a node failure too, resuming from the newest complete checkpoint
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
@@ -38,18 +38,18 @@ run={run}
 logs=$run-logs
 mkdir -p "$logs"
 
-# where all processes meet: on the first node, at a port of this job's own
+# rendezvous on the first node, at a port of this job
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 export MASTER_ADDR MASTER_PORT WORLD_SIZE={devices} LOCAL_WORLD_SIZE={per_node} OMP_NUM_THREADS=1{cpu}
 
-# no launcher stands between: Slurm's signal reaches the trainers, and nothing ends them while they save
+# without a launcher, Slurm's signal reaches the trainers, and nothing stops them while they save
 srun --cpus-per-task={cpus} --kill-on-bad-exit=1 --open-mode=append --output="$logs/%j-node%n.log" --label \\
     bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' trainer \\
     python moco_accel/train.py --recipe {recipe} --output-dir "$run" --resume
 code=$?
 
-# without an error and told to end, the run is saved and not done: it goes on where it was
+# the run was stopped without an error and is saved: queue it again to resume
 if [ "$code" -eq 0 ] && [ -e "$run/stopped" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
@@ -58,7 +58,7 @@ exit "$code"
 
 
 def launch_lines(hardware: Hardware, recipe_path: str) -> list[str]:
-    """What to type, on every node; of many nodes, on the first two, and what changes on the others."""
+    """Return the launch command of each node; with many nodes, of the first two and what changes on the others."""
     nodes = hardware.num_nodes
     if nodes <= _ALL_SHOWN:
         return [launch_command(hardware, recipe_path, node) for node in range(nodes)]
@@ -68,7 +68,7 @@ def launch_lines(hardware: Hardware, recipe_path: str) -> list[str]:
 
 
 def slurm_job(recipe: Recipe, recipe_path: str, job: Path) -> str:
-    """An sbatch script that starts or resumes the run, saves it before its time is over, and queues it again."""
+    """Return an sbatch script that starts or resumes a run, saves it before the time limit, and queues it again."""
     hardware = recipe.hardware
     per_node, stem = hardware.num_devices // hardware.num_nodes, Path(recipe_path).stem
     on_cpu = hardware.vram_gib is None
@@ -88,8 +88,8 @@ def slurm_job(recipe: Recipe, recipe_path: str, job: Path) -> str:
     )
 
 
-def write_job(job: Path | None, recipe: Recipe, recipe_path: str) -> list[str]:
-    """Write it where one was asked for, and say how it is queued."""
+def write_slurm_job(job: Path | None, recipe: Recipe, recipe_path: str) -> list[str]:
+    """Write the job to `job` and return the command that submits it; do nothing for None."""
     if job is None:
         return []
     job.write_text(slurm_job(recipe, recipe_path, job), encoding="utf-8")

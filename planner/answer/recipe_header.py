@@ -1,4 +1,4 @@
-"""The lines above a planned recipe: its command, its hardware, and what differs from the paper."""
+"""Write the comment above a planned recipe: launch command, hardware, differences from the paper."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _PAPER_ENCODERS = ("vit_small_patch16", "vit_base_patch16", "vit_large_patch16",
 _PAPER_BATCH = 4096
 
 
-def header(recipe: Recipe, command: str, evidence: str) -> str:
-    """Comment lines for `save_recipe`."""
+def recipe_header(recipe: Recipe, command: str, evidence: str) -> str:
+    """Return the comment lines for `save_recipe`."""
     devices, vram_gib = recipe.hardware.num_devices, recipe.hardware.vram_gib
     cards = f"{devices} GPU{'s' if devices > 1 else ''} of {vram_gib:g} GB" if vram_gib else recipe.hardware.gpu
     nodes = recipe.hardware.num_nodes
     if nodes > 1:
         cards = f"{cards}, {devices // nodes} in each of {nodes} nodes"
-    differences = "; ".join(differences_from_the_paper(recipe)) or "nothing"
+    differences = "; ".join(differences_from_paper(recipe)) or "nothing"
     return "\n".join(
         [
             command,
@@ -34,11 +34,11 @@ def header(recipe: Recipe, command: str, evidence: str) -> str:
 def _other_nodes(nodes: int) -> str:
     others = "the other node" if nodes == 2 else "the others"
     ranks = "--machine_rank 1" if nodes == 2 else f"--machine_rank 1 to {nodes - 1}"
-    return f"So on the first node, {FIRST_NODE} being its address; on {others} with {ranks}."
+    return f"Run this on the first node, whose address is {FIRST_NODE}; on {others} with {ranks}."
 
 
-def differences_from_the_paper(recipe: Recipe) -> list[str]:
-    """What arXiv 2104.02057 does otherwise for this kind of encoder, a phrase each; `tests` hold it to the recipes."""
+def differences_from_paper(recipe: Recipe) -> list[str]:
+    """Return what differs from arXiv 2104.02057 for this kind of encoder, as phrases."""
     resnet = recipe.encoder.name in RESNET_NAMES
     moco, batch, optimizer = recipe.moco, recipe.batch, recipe.optimizer
     optimizers = ("LARS", "lars") if resnet else ("AdamW", "adamw")
@@ -50,7 +50,7 @@ def differences_from_the_paper(recipe: Recipe) -> list[str]:
         f"a batch of {batch.global_batch_size} (not {_PAPER_BATCH})": batch.global_batch_size != _PAPER_BATCH,
         "negatives of one micro-batch only": batch.contrast_over == "micro_batch",
         f"a queue of {moco.queue_size} keys": moco.queue_size > 0,
-        f"{_said(optimizer.name)} (not {optimizers[0]})": optimizer.name != optimizers[1],
+        f"{_optimizer_name(optimizer.name)} (not {optimizers[0]})": optimizer.name != optimizers[1],
         f"T {moco.temperature:g} (not {temperature:g})": moco.temperature != temperature,
         "a constant momentum coefficient (not cosine to 1)": moco.momentum_schedule == "constant",
         "a trained patch projection": not resnet and not recipe.encoder.freeze_patch_projection,
@@ -62,5 +62,5 @@ def differences_from_the_paper(recipe: Recipe) -> list[str]:
     return [difference for difference, holds in checks.items() if holds]
 
 
-def _said(optimizer: str) -> str:
+def _optimizer_name(optimizer: str) -> str:
     return {"adamw": "AdamW", "adamw_8bit": "AdamW with 8-bit state", "lars": "LARS"}.get(optimizer, optimizer)

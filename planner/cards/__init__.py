@@ -1,1 +1,1 @@
-"""GPUs by name and by size, and how many of them a run has."""
+"""GPUs by name and by size, the memory each leaves for training, and the cards of a run."""

@@ -1,1 +1,1 @@
-"""From a trace to bytes on a card: the caching allocator, scaling, the estimate and its evidence."""
+"""Predict a step's memory: CUDA's allocator, replayed over a trace."""

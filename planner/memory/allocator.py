@@ -1,19 +1,19 @@
-"""CUDA's caching allocator, replayed: how much it reserves for a sequence of allocations and frees on one stream.
+"""Replay allocations and frees of one stream through the rules of CUDA's caching allocator.
 
-The rules are those of PyTorch 2.11-2.15 (c10/cuda/CUDACachingAllocator.cpp). Bytes are ints.
+Source: PyTorch 2.11-2.15, c10/cuda/CUDACachingAllocator.cpp.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from planner.cards.card import MIB
 from planner.trace.events import Event
 
 ROUND_BYTES = 512
-MIB = 1 << 20
-SMALL_REQUEST_BYTES = 1 * MIB  # up to here a request is served from the small pool
+SMALL_REQUEST_BYTES = 1 * MIB  # largest request that the small pool serves
 SMALL_SEGMENT_BYTES = 2 * MIB
 LARGE_SEGMENT_BYTES = 20 * MIB
 LARGE_SEGMENT_BELOW_BYTES = 10 * MIB  # larger requests get a segment of their own size
@@ -22,10 +22,13 @@ SEGMENT_ROUND_BYTES = 2 * MIB
 
 @dataclass(frozen=True)
 class AllocatorPeaks:
-    """Peaks over a replay; `at_event` is where `peak_allocated_bytes` was first reached.
+    """Peaks of a replay.
 
-    `peak_requested_bytes` counts requests as asked for, `peak_allocated_bytes` as rounded up to 512
-    (`torch.cuda.max_memory_allocated`), `peak_reserved_bytes` whole segments (`torch.cuda.max_memory_reserved`).
+    Attributes:
+        peak_reserved_bytes: Whole segments (`torch.cuda.max_memory_reserved`).
+        peak_allocated_bytes: Requests rounded up to 512 bytes (`torch.cuda.max_memory_allocated`).
+        peak_requested_bytes: Requests before rounding.
+        at_event: Index of the event that first reaches `peak_allocated_bytes`.
     """
 
     peak_reserved_bytes: int
@@ -47,14 +50,14 @@ class _Block:
 
 
 class _Pool:
-    """Free blocks of one pool, sorted by (size, address): the order in which the allocator looks for the best fit."""
+    """Free blocks of one pool, sorted by (size, address), the order of the allocator's best-fit search."""
 
     def __init__(self, small: bool, expandable: bool) -> None:
         self.small = small
         self.expandable = expandable
         self._order: list[tuple[int, int]] = []
         self._by_address: dict[int, _Block] = {}
-        self._last: _Block | None = None  # the end of an expandable segment's mapped part
+        self._last: _Block | None = None  # end of the mapped part of an expandable segment
 
     def add(self, block: _Block) -> None:
         block.free = True
@@ -71,7 +74,7 @@ class _Pool:
         if index == len(self._order):
             return None
         block = self._by_address[self._order[index][1]]
-        # the end of an expandable segment counts as the largest block of all, since it can grow
+        # the end of an expandable segment can grow, so it counts as the largest block
         if block is self._last and index + 1 < len(self._order):
             block = self._by_address[self._order[index + 1][1]]
         return block
@@ -85,7 +88,11 @@ class _Pool:
         return LARGE_SEGMENT_BYTES if size < LARGE_SEGMENT_BELOW_BYTES else round_up(size, SEGMENT_ROUND_BYTES)
 
     def extend(self, size: int, base_address: int) -> tuple[_Block, int]:
-        """Map enough at the end of the expandable segment for `size`. Returns the free block there and bytes mapped."""
+        """Map memory for `size` at the end of the expandable segment.
+
+        Returns:
+            The free block at the end, and the newly mapped bytes.
+        """
         tail = self._last
         missing = size - (tail.size if tail is not None and tail.free else 0)
         mapped = round_up(missing, SMALL_SEGMENT_BYTES if self.small else LARGE_SEGMENT_BYTES)
@@ -102,6 +109,7 @@ class _Pool:
         return tail, mapped
 
     def split(self, block: _Block, size: int) -> None:
+        """Shrink `block` to `size` and free the remainder."""
         rest = _Block(block.address + size, block.size - size)
         rest.previous, rest.next = block, block.next
         if block.next is not None:
@@ -112,7 +120,7 @@ class _Pool:
         self.add(rest)
 
     def release(self, block: _Block) -> None:
-        """Free `block`, coalesced with its free neighbours."""
+        """Free `block` and merge it with its free neighbours."""
         before, after = block.previous, block.next
         if after is not None and after.free:
             self.remove(after)
@@ -133,7 +141,7 @@ class _Pool:
 
 
 class CachingAllocator:
-    """The allocator's state on one device with memory without end: nothing cached is ever given back."""
+    """The allocator of a device with unlimited memory, which never frees cached segments."""
 
     def __init__(self, expandable_segments: bool = False) -> None:
         self.reserved_bytes = 0
@@ -145,7 +153,7 @@ class CachingAllocator:
         self._next_address = 0
 
     def allocate(self, number: int, requested_bytes: int) -> int:
-        """Returns the rounded size. `number` must not be live."""
+        """Allocate a tensor that is not live and return its rounded size."""
         assert number not in self._live, f"tensor {number} is allocated twice"
         size = round_up(requested_bytes, ROUND_BYTES)
         pool = self._small if size <= SMALL_REQUEST_BYTES else self._large
@@ -158,13 +166,14 @@ class CachingAllocator:
         return size
 
     def free(self, number: int) -> None:
+        """Free a live tensor."""
         block, pool, _ = self._live.pop(number)
         self.allocated_bytes -= block.size
         pool.release(block)
 
     def _new_block(self, pool: _Pool, size: int) -> _Block:
         if self._expandable:
-            base = 0 if pool.small else 1 << 50  # each pool's address space is its own
+            base = 0 if pool.small else 1 << 50  # each pool has an address space of its own
             block, mapped = pool.extend(size, base)
             self.reserved_bytes += mapped
             return block
@@ -176,7 +185,7 @@ class CachingAllocator:
 
 
 def replay(events: Iterable[Event], expandable_segments: bool = False) -> AllocatorPeaks:
-    """Run `events` through a fresh allocator and report its peaks."""
+    """Return the peaks of a new allocator over `events`."""
     allocator = CachingAllocator(expandable_segments)
     live: dict[int, int] = {}
     requested = peak_requested = peak_allocated = at_event = 0
@@ -194,6 +203,17 @@ def replay(events: Iterable[Event], expandable_segments: bool = False) -> Alloca
     return AllocatorPeaks(allocator.reserved_bytes, peak_allocated, peak_requested, at_event)
 
 
+def live_tensors(events: Sequence[Event], index: int) -> dict[int, int]:
+    """Return the bytes of each tensor that is live after `events[index]`, by number."""
+    live: dict[int, int] = {}
+    for number, size in events[: index + 1]:
+        if size:
+            live[number] = size
+        else:
+            del live[number]
+    return live
+
+
 def round_up(size: int, unit: int) -> int:
-    """`size` rounded up to a multiple of `unit`."""
+    """Round `size` up to a multiple of `unit`."""
     return -(-size // unit) * unit

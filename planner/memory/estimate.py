@@ -1,50 +1,28 @@
-"""What a recipe takes on a card, item by item."""
+"""Predict the memory of a recipe on a card, by category."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 from moco_accel.recipe.schema import Recipe
-from planner.cards.devices import UTILISATION, Card
-from planner.memory.allocator import replay
-from planner.memory.candidate import CATEGORIES, Candidate, MemoryEstimate, PapersWay, with_memory, with_micro_batch
-from planner.memory.evidence import all_rows, evidence
-from planner.memory.scaling import MOST_TRACED, ScalableTrace, scalable, traceable_batch
+from planner.cards.card import Card
+from planner.evidence.prediction_error import prediction_error
+from planner.evidence.records import load_measurements
+from planner.memory.allocator import live_tensors, replay
+from planner.memory.memory_estimate import CATEGORIES, MemoryEstimate, PaperStepMemory
 from planner.trace.events import Event
 from planner.trace.paper_step import both_views_step
+from planner.trace.recipe_variants import with_memory, with_micro_batch
+from planner.trace.scaling import ScalableTrace, make_scalable, with_traceable_batch
 from planner.trace.trace import trace_step
 
-_traces: dict[tuple[str, int], ScalableTrace] = {}
 
-
-def trace_for(recipe: Recipe, card: Card) -> ScalableTrace:
-    """Trace `recipe`'s step once, for every micro-batch size and, from three micro-batches on, every number of them."""
-    traceable = traceable_batch(recipe, min(recipe.batch.accumulation_steps, MOST_TRACED))
-    key = (traceable.model_dump_json(exclude={"planned"}), card.compute_capability)
-    if key not in _traces:
-        _traces[key] = scalable(trace_step(traceable, card.compute_capability), traceable)
-    return _traces[key]
-
-
-def judge(recipe: Recipe, card: Card) -> Candidate:
-    """The recipe as it is."""
-    traced, batch = trace_for(recipe, card), recipe.batch
-    return Candidate(
-        recipe=recipe,
-        memory=estimate(traced, recipe, card),
-        tiles_per_second=predicted_tiles_per_second(traced, recipe, card),
-        flops=traced.flops_by_part(batch.micro_batch_size, batch.accumulation_steps),
-        sent=traced.sent(batch.micro_batch_size, batch.accumulation_steps),
-        meetings=traced.meetings(batch.accumulation_steps) if recipe.heals else 0,
-    )
-
-
-def estimate(traced: ScalableTrace, recipe: Recipe, card: Card) -> MemoryEstimate:
-    """The memory of `recipe` on `card`, from a trace of the same recipe at any batch size."""
+def estimate_memory(traced: ScalableTrace, recipe: Recipe, card: Card) -> MemoryEstimate:
+    """Predict the memory of `recipe` on `card` from a trace of the recipe at any batch size."""
     events = traced.events(recipe.batch.micro_batch_size, recipe.batch.accumulation_steps)
     peaks = replay(events, recipe.memory.expandable_segments)
     breakdown = _categories_at(events, peaks.at_event, traced)
-    off_share = evidence(recipe.encoder.name, card, all_rows()).share
+    off_share = prediction_error(recipe.encoder.name, card, load_measurements()).share
     devices = recipe.hardware.num_devices
     outside = card.outside_bytes(devices)
     free, needed = card.free_and_needed_bytes(peaks.peak_reserved_bytes, off_share, devices)
@@ -64,31 +42,18 @@ def estimate(traced: ScalableTrace, recipe: Recipe, card: Card) -> MemoryEstimat
     )
 
 
-def papers_way(recipe: Recipe, card: Card) -> PapersWay:
-    """The memory of the paper's own step on the same per-device batch: both views at once, no micro-batches."""
+def estimate_paper_step(recipe: Recipe, card: Card) -> PaperStepMemory:
+    """Predict the memory of the paper's step on the same per-device batch: both views at once, no micro-batches."""
     recipe = with_memory(recipe, activation_checkpointing=False)
-    traceable = traceable_batch(recipe, 1)
-    traced = scalable(trace_step(traceable, card.compute_capability, step=both_views_step), traceable)
-    memory = estimate(traced, with_micro_batch(recipe, recipe.per_device_batch_size), card)
-    return PapersWay(peak_reserved_bytes=memory.peak_reserved_bytes, breakdown_bytes=memory.breakdown_bytes)
+    traceable = with_traceable_batch(recipe, 1)
+    traced = make_scalable(trace_step(traceable, card.compute_capability, step=both_views_step), traceable)
+    memory = estimate_memory(traced, with_micro_batch(recipe, recipe.per_device_batch_size), card)
+    return PaperStepMemory(peak_reserved_bytes=memory.peak_reserved_bytes, breakdown_bytes=memory.breakdown_bytes)
 
 
-def predicted_tiles_per_second(traced: ScalableTrace, recipe: Recipe, card: Card) -> float:
-    """All devices together, from counted operations at a stated share of the card's peak. Not measured."""
-    flops = traced.flops(recipe.batch.micro_batch_size, recipe.batch.accumulation_steps)
-    seconds = flops / (card.tensor_tflops * 1e12 * UTILISATION)
-    return recipe.batch.global_batch_size / seconds
-
-
-def _categories_at(events: list[Event], instant: int, traced: ScalableTrace) -> Counter[str]:
-    live: dict[int, int] = {}
-    for number, size in events[: instant + 1]:
-        if size:
-            live[number] = size
-        else:
-            del live[number]
+def _categories_at(events: list[Event], index: int, traced: ScalableTrace) -> Counter[str]:
     total: Counter[str] = Counter()
-    for number, size in live.items():
+    for number, size in live_tensors(events, index).items():
         category = traced.trace.tensors[traced.original(number)].category
         total["temporaries" if category == "forward" else category] += size
     return total

@@ -1,1 +1,1 @@
-"""What a step costs between nodes."""
+"""Predict a step's time: counted operations on a card, counted bytes between nodes."""

@@ -1,23 +1,28 @@
-"""What a step's sending costs: bytes over a ring, and seconds between nodes. Counted bytes, assumed rings; no torch.
+"""Predict the time that a step's collectives take between nodes. Bytes are counted, rings are assumed; no torch.
 
-Gradients are sent when both views have had their backward, keys before the first: nothing is overlapped, so that
-seconds of sending add to those of computing. A round trip's time is left out, of meetings too.
+Keys are gathered before the first forward with gradient and gradients are reduced after the last backward, so nothing
+overlaps and the seconds add to those of computation. Latency is left out, also that of status exchanges.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planner.memory.candidate import Candidate, SentTotal
+from moco_accel.recipe.hardware_sections import Hardware
+from planner.trace.events import CollectiveTotal
 
 GBITS_PER_SECOND = (1, 10, 100)
 
 
 @dataclass(frozen=True)
-class Between:
-    """Nodes joined by links of `gbits_per_second` each way, one per node, which its GPUs share.
+class NodeLink:
+    """A link per node that its GPUs share.
 
-    `seconds` of a step are spent on sending, `share` of the whole.
+    Attributes:
+        gbits_per_second: Bandwidth in each direction.
+        seconds: Predicted time of a step's collectives.
+        share: Their share of the step's time.
     """
 
     gbits_per_second: int
@@ -25,43 +30,37 @@ class Between:
     share: float
 
 
-def ring_bytes(sent: SentTotal, parties: int | None = None) -> float:
-    """What each process, or each of `parties`, sends on in a ring: n - 1 of n parts, twice that where all are reduced.
+def ring_bytes(collective: CollectiveTotal, parties: int | None = None) -> float:
+    """Return the bytes that each process sends in a ring: n - 1 of n parts, twice that for an all-reduce.
 
-    (In the one ring parts are summed, in the other the sums go round.)
+    Args:
+        parties: Members of the ring; None takes the processes of the collective.
     """
-    parties = parties or sent.processes
-    ways = 2 if sent.operation == "all-reduce" else 1
-    return ways * sent.size_bytes * (parties - 1) / parties
+    parties = parties or collective.processes
+    rounds = 2 if collective.operation == "all-reduce" else 1
+    return rounds * collective.size_bytes * (parties - 1) / parties
 
 
-def node_link_bytes(candidate: Candidate) -> float:
-    """What a node's link carries each way in a step, over rings of nodes.
+def node_link_bytes(hardware: Hardware, collectives: Sequence[CollectiveTotal]) -> float:
+    """Return the bytes that a node's link carries in each direction in a step, over rings of nodes.
 
-    Those of a node that take part have made their sum, or gather for the whole node; several groups share the link.
+    The processes of a node reduce among themselves first, or gather once for the node. Several groups share the link.
     """
-    hardware = candidate.recipe.hardware
     per_node = hardware.num_devices // hardware.num_nodes
     total = 0.0
-    for sent in candidate.sent:
-        nodes = max(sent.processes * sent.apart // per_node, 1)
-        groups = per_node * nodes // sent.processes
-        total += groups * ring_bytes(sent, nodes)
+    for collective in collectives:
+        nodes = max(collective.processes * collective.apart // per_node, 1)
+        groups = per_node * nodes // collective.processes
+        total += groups * ring_bytes(collective, nodes)
     return total
 
 
-def between_nodes(candidate: Candidate) -> list[Between]:
-    """For slow and fast links; none where one node holds all."""
-    if candidate.recipe.hardware.num_nodes == 1:
+def node_links(hardware: Hardware, collectives: Sequence[CollectiveTotal], computing_seconds: float) -> list[NodeLink]:
+    """Return the predicted cost of communication for slow and fast links; empty for one node."""
+    if hardware.num_nodes == 1:
         return []
-    found, computing = [], candidate.seconds_per_step
+    links = []
     for gbits in GBITS_PER_SECOND:
-        seconds = 8 * node_link_bytes(candidate) / (gbits * 1e9)
-        found.append(Between(gbits, seconds, seconds / (seconds + computing)))
-    return found
-
-
-def operations_share(candidate: Candidate) -> dict[str, float]:
-    """Of a process's counted operations in a step, by part."""
-    total = sum(candidate.flops.values())
-    return {part: flops / total for part, flops in candidate.flops.items()}
+        seconds = 8 * node_link_bytes(hardware, collectives) / (gbits * 1e9)
+        links.append(NodeLink(gbits, seconds, seconds / (seconds + computing_seconds)))
+    return links

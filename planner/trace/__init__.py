@@ -1,1 +1,1 @@
-"""Trace the trainer's own step on fake tensors: each allocation, free, operation and message."""
+"""Trace the trainer's own step on fake tensors: every allocation, free, operation and collective."""

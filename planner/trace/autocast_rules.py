@@ -1,7 +1,7 @@
-"""CUDA's autocast, on CPU tensors: what runs in 16 bits, what in fp32, operation by operation.
+"""Apply CUDA's autocast rules to CPU tensors: which operations run in 16 bits, and which in fp32.
 
-Source: the lists of ATen/autocast_mode.h, PyTorch 2.11-2.15, which `tests/test_autocast_rules.py` holds against
-those installed. Which operations CUDA treats at all is asked of the installed PyTorch.
+Source: the lists of ATen/autocast_mode.h, PyTorch 2.11-2.15. `tests/planner/test_autocast_rules.py` compares them with
+the installed header. Which operations have a CUDA rule is read from the installed PyTorch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ Rule = Callable[[Any], Callable[..., Any]]
 _KEY = "AutocastCPU"
 _KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
-# AT_FORALL_LOWER_PRECISION_FP without what CPU autocast casts as well: its own rule stays, for it keeps the 16-bit
-# copies of weights
+# AT_FORALL_LOWER_PRECISION_FP without the operations that CPU autocast casts too: their own rules cache 16-bit weights
 LOWER_PRECISION = (
     "_convolution", "convolution", "addmv", "addr", "einsum", "mv", "chain_matmul", "linalg_multi_dot", "lstm_cell",
     "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
@@ -46,27 +45,27 @@ PROMOTE = (  # AT_FORALL_PROMOTE
     "addcdiv", "addcmul", "atan2", "bilinear", "cross", "dot", "vdot", "grid_sampler", "index_put", "tensordot",
     "scatter_add",
 )  # fmt: skip
-LEFT_OUT = {
-    "_scaled_dot_product_flash_attention": "no CPU tensor reaches it",
-    "_thnn_fused_lstm_cell": "no CPU tensor reaches it",
-    "_thnn_fused_gru_cell": "no CPU tensor reaches it",
-    "prod.dim_Dimname": "no named tensors here",
-    "softmax.Dimname": "no named tensors here",
-    "log_softmax.Dimname": "no named tensors here",
-    "cumprod.dimname": "no named tensors here",
-    "cumsum.dimname": "no named tensors here",
-    "sum.dim_DimnameList": "no named tensors here",
-    "norm.names_ScalarOpt_dim": "no named tensors here",
+EXCLUDED = {
+    "_scaled_dot_product_flash_attention": "CPU tensors do not dispatch to it",
+    "_thnn_fused_lstm_cell": "CPU tensors do not dispatch to it",
+    "_thnn_fused_gru_cell": "CPU tensors do not dispatch to it",
+    "prod.dim_Dimname": "the step uses no named tensors",
+    "softmax.Dimname": "the step uses no named tensors",
+    "log_softmax.Dimname": "the step uses no named tensors",
+    "cumprod.dimname": "the step uses no named tensors",
+    "cumsum.dimname": "the step uses no named tensors",
+    "sum.dim_DimnameList": "the step uses no named tensors",
+    "norm.names_ScalarOpt_dim": "the step uses no named tensors",
 }
 
 
 @contextmanager
 def cuda_autocast_rules() -> Iterator[None]:
-    """While open, `torch.autocast("cpu")` casts what `torch.autocast("cuda")` casts, and nothing else."""
+    """Make `torch.autocast("cpu")` cast the same operations as `torch.autocast("cuda")` inside the context."""
     library = torch.library.Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch says that a CPU rule is replaced, which is what we want
+            warnings.simplefilter("ignore")  # torch warns that a CPU rule is replaced, as intended
             _replace_rules(library)
         yield
     finally:
@@ -74,7 +73,7 @@ def cuda_autocast_rules() -> Iterator[None]:
 
 
 def _replace_rules(library: Any) -> None:
-    on_cuda, on_cpu = _treated("AutocastCUDA"), _treated(_KEY)
+    on_cuda, on_cpu = _registered_operations("AutocastCUDA"), _registered_operations(_KEY)
     rules: tuple[tuple[Any, Rule], ...] = (
         (LOWER_PRECISION, _in_lower_precision),
         (FP32, _in_fp32),
@@ -89,8 +88,8 @@ def _replace_rules(library: Any) -> None:
         library.impl(name, torch.library.fallthrough_kernel, _KEY, allow_override=True)
 
 
-def _treated(key: str) -> set[str]:
-    """Operations of ATen for which autocast's `key` has a rule."""
+def _registered_operations(key: str) -> set[str]:
+    """Return the ATen operations for which autocast's dispatch key `key` has a rule."""
     names = torch._C._dispatch_get_registrations_for_dispatch_key(key)
     return {name.removeprefix("aten::") for name in names if name.startswith("aten::")}
 
@@ -110,8 +109,8 @@ def _in_fp32(operation: Any) -> Callable[..., Any]:
 
 def _in_widest(operation: Any) -> Callable[..., Any]:
     def widest(values: list[Any]) -> torch.dtype:
-        anyone = any(tensor.dtype == torch.float32 for tensor in _tensors(values))
-        return torch.float32 if anyone else torch.get_autocast_dtype("cpu")
+        has_fp32 = any(tensor.dtype == torch.float32 for tensor in _tensors(values))
+        return torch.float32 if has_fp32 else torch.get_autocast_dtype("cpu")
 
     return _cast_to(operation, widest)
 
@@ -126,15 +125,15 @@ def _cast_to(operation: Any, choose: Callable[[list[Any]], torch.dtype]) -> Call
 
 
 def _with_fp32_dtype(operation: Any) -> Callable[..., Any]:
-    """CUDA passes dtype=float32 on to these where the caller named none."""
-    place = [argument.name for argument in operation._schema.arguments].index("dtype")
+    """Pass dtype=float32 to the operation, as CUDA does, unless the caller passes a dtype."""
+    position = [argument.name for argument in operation._schema.arguments].index("dtype")
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        named = args[place] if len(args) > place else kwargs.get("dtype")
+        dtype = args[position] if len(args) > position else kwargs.get("dtype")
         with torch._C._ExcludeDispatchKeyGuard(_KEYS):
-            if named is not None or not _is_cast(args[0]):
+            if dtype is not None or not _is_cast(args[0]):
                 return operation(*args, **kwargs)
-            return operation(*args[:place], **{**kwargs, "dtype": torch.float32})
+            return operation(*args[:position], **{**kwargs, "dtype": torch.float32})
 
     return run
 

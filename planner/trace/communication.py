@@ -1,4 +1,4 @@
-"""What a traced step sends to other processes: counted where torch.distributed's own operations are dispatched."""
+"""Record the collectives of a traced step where torch.distributed dispatches them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import torch.distributed as dist
 from torch import ScriptObject, Tensor
 from torch.utils._pytree import tree_leaves
 
-from moco_accel.processes.control_group import Agreement, meet_through
-from planner.trace.events import Mark, Sent, Trace
+from moco_accel.processes.control_group import ControlGroup, use_control_group
+from planner.trace.events import Collective, Mark, Trace
 
 
-def sent_by(func: Any, args: Sequence[Any], phase: str, marks: Sequence[Mark]) -> Sent | None:
-    """What a dispatched operation sends, in `phase` of the step and after `marks`; None where it is no collective.
+def find_collective(func: Any, args: Sequence[Any], phase: str, marks: Sequence[Mark]) -> Collective | None:
+    """Return the collective that a dispatched operation performs; None if it is not one.
 
-    Keys are the only rows that are gathered; divided parameters are gathered flat. What is reduced outside networks
-    and backward is the gradients' one buffer; what is reduced within is BatchNorm's.
+    Only keys are gathered as rows; sharded parameters are gathered flat. An all-reduce outside networks and backward is
+    the gradient buffer's, one inside is BatchNorm's.
+
+    Args:
+        phase: The part of the step that runs.
+        marks: The marks so far.
     """
     if func.namespace != "c10d":
         return None
@@ -28,9 +32,9 @@ def sent_by(func: Any, args: Sequence[Any], phase: str, marks: Sequence[Mark]) -
     group = dist.ProcessGroup.unbox(next(leaf for leaf in leaves if isinstance(leaf, ScriptObject)))
     ranks = dist.get_process_group_ranks(group)
     apart = ranks[1] - ranks[0] if len(ranks) > 1 else 1
-    micro_batch = next((mark.index for mark in reversed(marks) if mark.loop != "through"), -1)
+    micro_batch = next((mark.index for mark in reversed(marks) if mark.kind != "forward end"), -1)
     size = max(tensor.numel() * tensor.itemsize for tensor in tensors)
-    return Sent(operation, what, size, len(ranks), apart, micro_batch)
+    return Collective(operation, what, size, len(ranks), apart, micro_batch)
 
 
 def _kind(name: str, tensors: Sequence[Tensor], phase: str) -> tuple[str, str]:
@@ -38,23 +42,23 @@ def _kind(name: str, tensors: Sequence[Tensor], phase: str) -> tuple[str, str]:
         return "all-gather", "keys" if tensors[0].dim() > 1 else "parameters"
     if "reduce_scatter" in name:
         return "reduce-scatter", "gradients"
-    assert name == "allreduce_", f"{name} is not counted; the step sent something new"
+    assert name == "allreduce_", f"the step calls {name}, which is not counted"
     return "all-reduce", "gradients" if phase == "loss" else "batch_norm"
 
 
 @contextmanager
-def counted_meetings(trace: Trace) -> Iterator[None]:
-    """Within, processes that would meet before they send are counted, and not asked."""
-    meet_through(_Counting(trace))
+def count_status_exchanges(trace: Trace) -> Iterator[None]:
+    """Count the status exchanges before collectives in `trace`, without performing them."""
+    use_control_group(_CountingControlGroup(trace))
     try:
         yield
     finally:
-        meet_through(None)
+        use_control_group(None)
 
 
-class _Counting(Agreement):
+class _CountingControlGroup(ControlGroup):
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
 
-    def meet(self) -> None:
-        self._trace.meetings += 1
+    def exchange_status(self) -> None:
+        self._trace.status_exchanges += 1

@@ -1,15 +1,16 @@
-"""Where CUDA's kernels and libraries allocate otherwise than the CPU on which a step is traced.
+"""Allocations of CUDA kernels and libraries that a trace on CPU tensors does not show.
 
-What is left out is below a hundredth of a peak, or the library's secret:
-- cuDNN's convolutions take a workspace while they run; heuristics choose its size (`benchmark=False`). A margin.
-- cuDNN's batch norm, which fp16 and fp32 images take and bf16 does not, may keep a reserve for backward.
-- cuDNN's first convolution copies contiguous pixels to channels-last: their own bytes, far from the peak.
-- LayerNorm's backward takes up to 4 MiB each for the partial sums of weight and bias.
-- The memory-efficient kernel pads its row sums to 32 rows; flash attention keeps two blocks of 512 bytes a layer.
+Not modelled, because they are below 1 % of a peak or not documented:
+- cuDNN's convolutions allocate a workspace while they run; heuristics choose its size (`benchmark=False`). The error
+  margin of ResNets covers it.
+- cuDNN's batch norm, which runs for fp16 and fp32 images but not for bf16, may keep a reserve for backward.
+- cuDNN's first convolution copies contiguous pixels to channels-last, far from the peak.
+- LayerNorm's backward allocates up to 4 MiB each for the partial sums of weight and bias.
+- The memory-efficient kernel pads its row sums to 32 rows; flash attention keeps two blocks of 512 bytes per layer.
 
 Sources: PyTorch 2.11-2.15, ATen/cuda/CublasHandlePool.cpp, ATen/native/Normalization.cpp,
 ATen/native/cuda/layer_norm_kernel.cu and ATen/native/transformers/cuda: sdp_utils.cpp, attention_backward.cu,
-flash_attn/flash_api.cpp, mem_eff_attention/kernel_backward.h; cudnn-frontend, its node of attention's backward.
+flash_attn/flash_api.cpp, mem_eff_attention/kernel_backward.h; cudnn-frontend, node of the attention backward.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 Backend = Literal["flash", "cudnn", "efficient"]
 Scratch = tuple[tuple[int, ...], int]
-"""Shape and bytes of a tensor inside a kernel."""
+"""Shape and bytes of a tensor that a kernel allocates internally."""
 
 CUBLAS_WORKSPACE_BYTES = 8_519_680  # 4096 KiB x 2 + 16 KiB x 8
 CUBLAS_WORKSPACE_BYTES_LARGE = 32 << 20
@@ -34,13 +35,14 @@ _FLOAT = 4
 
 
 def cublas_workspaces(compute_capability: int, torch_version: str = torch.__version__) -> list[int]:
-    """Bytes of each workspace that cuBLAS holds in the allocator on a card of `compute_capability` (86 is 8.6).
+    """Return the bytes of each cuBLAS workspace in the allocator on a card of `compute_capability` (86 is 8.6).
 
-    Up to 2.14 the handles of the main thread and of backward's own each keep one from their first product on; 2.11
-    keeps cuBLASLt's apart. From 2.15 on every product takes one and gives it back, which counts here as one kept.
+    Up to PyTorch 2.14 the handles of the main thread and of the backward thread each keep a workspace from their first
+    matrix product on; 2.11 keeps a separate one for cuBLASLt. From 2.15 on every product allocates and frees one, which
+    counts as one that is kept.
     """
     version = _version(torch_version)
-    # read off the libraries of 2.11 and 2.14; the change for Blackwell is pull request 175344, after 2.11
+    # read from the libraries of 2.11 and 2.14; the change for Blackwell is pytorch/pytorch#175344, after 2.11
     large = compute_capability // 10 in (9, 10, 11, 12) if version >= (2, 12) else compute_capability == 90
     each = [CUBLAS_WORKSPACE_BYTES_LARGE if large else CUBLAS_WORKSPACE_BYTES]
     if version < (2, 12):
@@ -49,10 +51,10 @@ def cublas_workspaces(compute_capability: int, torch_version: str = torch.__vers
 
 
 def attention_backend(compute_capability: int, dtype: torch.dtype) -> Backend:
-    """The kernel that attention without mask and dropout takes, heads of up to 128 a multiple of 8 wide.
+    """Return the attention kernel for inputs without mask and dropout and head widths up to 128 that 8 divides.
 
-    Hopper and data-centre Blackwell prefer cuDNN's where it is newer than 9.15.0, as in PyTorch's CUDA 13 builds since
-    2.11; older ones take flash attention there, with about the same scratch.
+    Hopper and data-centre Blackwell prefer cuDNN newer than 9.15.0, which PyTorch's CUDA 13 builds have since 2.11.
+    Older builds use flash attention there, with about the same scratch memory.
     """
     if dtype not in (torch.float16, torch.bfloat16) or compute_capability < 80:
         return "efficient"
@@ -60,10 +62,10 @@ def attention_backend(compute_capability: int, dtype: torch.dtype) -> Backend:
 
 
 def scratch_phases(func: Any, args: Sequence[Any], compute_capability: int = 86) -> list[list[Scratch]]:
-    """What CUDA's kernel for `func` allocates inside, unseen by dispatch, after its outputs.
+    """Return the tensors that CUDA's kernel for `func` allocates internally after its outputs, phase by phase.
 
-    The tensors of one phase live together, and are gone before those of the next. 16-bit tensors on a card before
-    Ampere stand for fp16.
+    The tensors of a phase live together and are freed before the next phase. 16-bit tensors on a card before Ampere
+    stand for fp16.
     """
     if func.overloadpacket.__name__ != _ATTENTION_BACKWARD:
         return []
@@ -73,22 +75,22 @@ def scratch_phases(func: Any, args: Sequence[Any], compute_capability: int = 86)
 
 
 def _flash(query: Tensor) -> list[list[Scratch]]:
-    """A row sum, and dq summed in fp32; rows up to 128, columns up to 32 (beyond 128 wide: 64)."""
+    """A row sum and dq in fp32; rows padded to 128, columns to 32 (to 64 for heads wider than 128)."""
     tiles, heads, tokens, width = query.shape
-    tokens, width = _up(tokens, 128), _up(width, 32 if width <= 128 else 64)
+    tokens, width = _round_up(tokens, 128), _round_up(width, 32 if width <= 128 else 64)
     return [[_fp32(tiles, heads, tokens), _fp32(tiles, tokens, heads, width)]]
 
 
 def _cudnn(query: Tensor) -> list[list[Scratch]]:
-    """dq in fp32 and a row sum, in one workspace. What the engine itself wants beside them is not known."""
+    """dq in fp32 and a row sum, in one workspace. The engine's own workspace is not known."""
     tiles, heads, tokens, width = query.shape
     return [[_fp32(tiles, heads, tokens, width + 1)]]
 
 
 def _efficient(query: Tensor) -> list[list[Scratch]]:
-    """A row sum, and dq in fp32, in tiles of 64 × 64 with 16 bytes of locks, however narrow a head is.
+    """A row sum, and dq in fp32 in tiles of 64 × 64 with 16 bytes of locks, for any head width.
 
-    In fp32 the row sum is taken outside the kernel, over a product as large as q.
+    In fp32 the row sum is computed outside the kernel, from a product as large as q.
     """
     tiles, heads, tokens, width = query.shape
     blocks = math.ceil(tokens / _EFFICIENT_TILE) * math.ceil(width / _EFFICIENT_TILE)
@@ -100,7 +102,7 @@ def _fp32(*shape: int) -> Scratch:
     return shape, _FLOAT * math.prod(shape)
 
 
-def _up(size: int, unit: int) -> int:
+def _round_up(size: int, unit: int) -> int:
     return math.ceil(size / unit) * unit
 
 

@@ -1,9 +1,11 @@
-"""A traced step: what was allocated and freed, in order, and what each tensor was."""
+"""The record of a traced step: allocations and frees in order, what each tensor is, operations and collectives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from pydantic import BaseModel
 
 Event = tuple[int, int]
 """(tensor number, bytes): bytes > 0 allocates, 0 frees. A number may be used again once freed."""
@@ -11,7 +13,14 @@ Event = tuple[int, int]
 
 @dataclass
 class TracedTensor:
-    """One storage. `shape` is that of the tensor that first held it, `operation` what made it and where."""
+    """One storage.
+
+    Attributes:
+        shape: Shape of the tensor that held the storage first.
+        operation: The operation that made it.
+        phase: The part of the step in which it was made.
+        category: One of `memory_estimate.CATEGORIES`, or "forward" until it is freed.
+    """
 
     size_bytes: int
     shape: tuple[int, ...]
@@ -22,33 +31,42 @@ class TracedTensor:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something begins at `events[event]`.
+    """A point in the step, before `events[event]`.
 
-    `loop` is "keys", "forward" or "recomputed": micro-batch `index` is asked for, to that end; "through": an encoder is
-    through with one; "backward": the features of one have their gradient.
+    Attributes:
+        kind: "keys", "forward" or "recomputed": micro-batch `index` is requested for that pass. "forward end": an
+            encoder finished a micro-batch. "backward": the features of one received their gradient.
+        index: The micro-batch; -1 if it is not known.
     """
 
     event: int
-    loop: str
+    kind: str
     index: int
 
 
-class Counted(NamedTuple):
-    """An operation's floating-point operations. `again`: part of a micro-batch's second way through the encoder.
+class OperationFlops(NamedTuple):
+    """Floating-point operations of one operation.
 
-    `part`: "encoder", "momentum_encoder", "heads", "loss" or "augmentation"; a backward's as its forward's.
+    Attributes:
+        recomputed: The operation belongs to a micro-batch's second forward pass.
+        part: "encoder", "momentum_encoder", "heads", "loss" or "augmentation"; backward counts as its forward's part.
     """
 
     flops: int
-    again: bool
+    recomputed: bool
     part: str
 
 
-class Sent(NamedTuple):
-    """What processes make together: `size_bytes` of what is reduced, or of what is gathered from all.
+class Collective(NamedTuple):
+    """One collective operation.
 
-    `processes` take part, the first and each `apart`-th after it. `micro_batch` is the one that is worked on, or was
-    last; -1 is none.
+    Attributes:
+        operation: "all-reduce", "all-gather" or "reduce-scatter".
+        what: "keys", "batch_norm", "gradients" or "parameters".
+        size_bytes: The whole tensor that is reduced, or gathered from all processes.
+        processes: Number of ranks that take part.
+        apart: Distance between consecutive ranks of the group.
+        micro_batch: The current or last micro-batch; -1 for none.
     """
 
     operation: str
@@ -59,18 +77,36 @@ class Sent(NamedTuple):
     micro_batch: int
 
 
+class CollectiveTotal(BaseModel, frozen=True):
+    """All collectives of one kind in an optimizer step; attributes as in `Collective`.
+
+    Attributes:
+        times: Number of calls.
+        size_bytes: Sum over the calls.
+    """
+
+    operation: str
+    what: str
+    processes: int
+    apart: int
+    times: int
+    size_bytes: int
+
+
 @dataclass
 class Trace:
-    """A step's events. `tensors[number]` describes the storage that an event speaks of.
+    """The events of a step.
 
-    `events[:step_start]` puts the model on the device; the rest is one optimizer step. `meetings`: how often processes
-    would have met before they sent something.
+    Attributes:
+        events: `events[:step_start]` put the model on the device; the rest is one optimizer step or more.
+        tensors: `tensors[number]` describes the storage of an event.
+        status_exchanges: How often all processes would exchange their status before a collective.
     """
 
     events: list[Event] = field(default_factory=list)
     tensors: list[TracedTensor] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
-    flops: list[Counted] = field(default_factory=list)
-    sent: list[Sent] = field(default_factory=list)
-    meetings: int = 0
+    flops: list[OperationFlops] = field(default_factory=list)
+    collectives: list[Collective] = field(default_factory=list)
+    status_exchanges: int = 0
     step_start: int = 0

@@ -1,8 +1,8 @@
-"""Operations on fake tensors, fast.
+"""Run operations on fake tensors with cached output shapes.
 
-FakeTensorMode works every call out anew in Python, about 0.4 ms each, and a step makes tens of thousands. Here it is
-asked once per operation and shapes; repeats are answered from the shapes it gave. What is not plainly safe to
-answer (factories, random state, collectives, changed metadata) goes to FakeTensorMode each time.
+FakeTensorMode computes every call in Python, about 0.4 ms each, and a step makes tens of thousands. Here the output
+shapes are cached per operation and input shapes. Operations that are not safe to cache (factories, random state,
+collectives, changed metadata) go to FakeTensorMode each time.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ _Shapes = tuple[tuple[tuple[int, ...], tuple[int, ...], torch.dtype] | None, ...
 
 
 class FakeOps:
-    """Runs operations for one FakeTensorMode on CPU."""
+    """Run operations for one FakeTensorMode on CPU."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
-        # a fake tensor's attributes are alike in all of one mode: copying them takes a tenth of its constructor's time
+        # all fake tensors of a mode share their attributes; copying them takes a tenth of the constructor's time
         self._attributes = dict(FakeTensor(mode, torch.empty(1, device="meta"), _CPU).__dict__)
         self._kinds: dict[Any, str] = {}
-        self._known: dict[Any, tuple[_Shapes, bool]] = {}
+        self._cache: dict[Any, tuple[_Shapes, bool]] = {}
 
     def run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """What `func(*args, **kwargs)` returns, with storages of its own or shared as the operation would have them."""
+        """Return `func(*args, **kwargs)`, with new or shared storages as the operation defines them."""
         kind = self._kinds.get(func) or self._kinds.setdefault(func, _kind(func))
         if kind == "other":
             return func(*args, **kwargs)
-        if kind == "in place":  # values are all that changes, and there are none
+        if kind == "in place":  # only values would change, and fake tensors have none
             return args[0] if func._schema.returns else None
         if kind == "view":
             if not isinstance(args[0], FakeTensor):
                 return func(*args, **kwargs)
             with in_kernel_invocation_manager(self._mode):
                 return self._wrap(func(*args, **kwargs))
-        return self._repeat(func, args, kwargs)
+        return self._run_cached(func, args, kwargs)
 
     def _wrap(self, meta: Tensor) -> FakeTensor:
         fake = Tensor._make_subclass(  # type: ignore[attr-defined]
@@ -50,18 +50,18 @@ class FakeOps:
         fake.__dict__.update(self._attributes)
         return fake
 
-    def _repeat(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _run_cached(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         key: list[Any] = [func]
         if not (_describe(args, key) and _describe(kwargs.items(), key)):
             return func(*args, **kwargs)
-        known = self._known.get(frozen := tuple(key))
-        if known is not None:
-            return self._make(*known)
+        cached = self._cache.get(frozen := tuple(key))
+        if cached is not None:
+            return self._make(*cached)
         result = func(*args, **kwargs)
         outputs = result if isinstance(result, tuple | list) else [result]
         if all(_is_fresh(output, args) for output in outputs):
             single = isinstance(result, Tensor)
-            self._known[frozen] = tuple(None if o is None else _metadata(o) for o in outputs), single
+            self._cache[frozen] = tuple(None if o is None else _metadata(o) for o in outputs), single
         return result
 
     def _make(self, shapes: _Shapes, single: bool) -> Any:
@@ -82,13 +82,13 @@ def _kind(func: Any) -> str:
         first = schema.arguments[0].alias_info
         returns_first = first is not None and first.is_write and len(schema.returns) <= 1 and ".out" not in str(func)
         return "in place" if (returns_first and len(writes) == 1) or not schema.returns else "other"
-    if writes or func is torch.ops.aten._unsafe_view.default:  # a view, though its schema does not say so
+    if writes or func is torch.ops.aten._unsafe_view.default:  # a view that its schema does not declare
         return "view" if len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor" else "other"
-    return "repeat" if any("Tensor" in str(a.type) for a in schema.arguments) else "other"
+    return "cacheable" if any("Tensor" in str(a.type) for a in schema.arguments) else "other"
 
 
 def _describe(values: Any, key: list[Any]) -> bool:
-    """Append to `key` all that `values` can change about an output's shapes. False where that is not known."""
+    """Append to `key` everything in `values` that affects output shapes; return False if that is not known."""
     for value in values:
         if isinstance(value, FakeTensor):
             key += (value.shape, value.stride(), value.dtype)
@@ -108,7 +108,7 @@ def _metadata(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], torch.d
 
 
 def _is_fresh(output: Any, args: Sequence[Any]) -> bool:
-    """A tensor that is all of its own storage, and no argument (contiguous() and the like may return one)."""
+    """Return whether `output` owns and fills its storage and is no argument, which contiguous() may return."""
     if output is None:
         return True
     if not isinstance(output, FakeTensor) or output.storage_offset():

@@ -1,4 +1,4 @@
-"""Accelerate as if many processes ran, in one process that sends nothing."""
+"""Simulate several Accelerate processes in one process that sends nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 @contextmanager
 def fresh_accelerate(world_size: int) -> Iterator[None]:
-    """Accelerate's singletons reset before and after; with `world_size` > 1, a process group that moves no data."""
+    """Reset Accelerate's singletons before and after; with `world_size` > 1, use a process group that moves no data."""
     _reset_accelerate()
     try:
         with _fake_processes(world_size) if world_size > 1 else nullcontext():
@@ -29,10 +29,10 @@ def _fake_processes(world_size: int) -> Iterator[None]:
     environment = {
         **dict.fromkeys(("RANK", "LOCAL_RANK"), "0"),
         **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world_size)),
-        "MASTER_ADDR": "localhost",  # accelerate wants one; nothing connects to it
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # else accelerate sets the number of threads, and warns
+        "MASTER_ADDR": "localhost",  # required by accelerate; nothing connects to it
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # else accelerate sets it and warns
     }
-    before = {name: os.environ.get(name) for name in (*environment, "MASTER_PORT")}  # which accelerate sets
+    before = {name: os.environ.get(name) for name in (*environment, "MASTER_PORT")}  # accelerate sets MASTER_PORT
     os.environ.update(environment)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     try:

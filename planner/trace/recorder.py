@@ -1,4 +1,4 @@
-"""Records what a step allocates and frees, operation by operation, while it runs on fake tensors."""
+"""Record the allocations, frees, operations and collectives of a step that runs on fake tensors."""
 
 from __future__ import annotations
 
@@ -13,78 +13,85 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from planner.trace.communication import sent_by
+from planner.trace.communication import find_collective
 from planner.trace.cuda_rules import Scratch, scratch_phases
-from planner.trace.events import Counted, Mark, Trace, TracedTensor
+from planner.trace.events import Mark, OperationFlops, Trace, TracedTensor
 from planner.trace.fake_ops import FakeOps
 
 _CPU = torch.device("cpu")
 _HOST = -1
-HEADS = ("projector", "predictor", "momentum_projector")
 _ENGINE_USES, _ENGINE_STORAGE_USES = 4, 2
+HEADS = ("projector", "predictor", "momentum_projector")
 ENCODERS = ("encoder", "momentum_encoder")
 
 
 class Recorder(TorchDispatchMode):
-    """Emits an event when a storage is first seen and when it dies.
+    """Record an event when a storage appears for the first time and when it is freed.
 
-    With `compute_capability`, allocations that CUDA's kernels on such a card make inside an operation are added.
+    Attributes:
+        phase: The part of the step that runs; `step_hooks.record_phases` sets it.
+        backward_of: The part whose backward runs.
+        closed: Once set, frees are not recorded.
     """
 
     def __init__(self, fake_ops: FakeOps, compute_capability: int | None) -> None:
+        """Create an empty trace.
+
+        Args:
+            compute_capability: Adds the internal allocations of CUDA kernels on such a card; None adds nothing.
+        """
         super().__init__()
         self._fake_ops = fake_ops
         self.trace = Trace()
         self.phase = "setup"
-        self.backward_of = "loss"  # what backward is in, by `phases`
-        self.closed = False  # once closed, what dies is the trace's own end
+        self.backward_of = "loss"
+        self.closed = False
         self._compute_capability = compute_capability
-        self._numbers: dict[int, int] = {}  # storage → number; 0 and up
-        self._empty: set[int] = set()  # storages that have given back their bytes
+        self._numbers: dict[int, int] = {}  # storage → tensor number, or _HOST
+        self._resized_to_zero: set[int] = set()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and the guard against it costs as much as an operation
+        return False  # nothing is compiled here, and the guard costs as much as an operation
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.prim.device.default:
-            return _CPU  # two dispatches in three; FakeTensorMode would answer the same, at length
+            return _CPU  # two dispatches in three, and slow in FakeTensorMode
         if any(issubclass(kind, DTensor) for kind in types):
-            return (
-                NotImplemented  # a divided tensor has no storage of its own; what it asks of its part comes here again
-            )
+            return NotImplemented  # a DTensor has no storage; operations on its local tensor are dispatched again
         if func.namespace == "bitsandbytes":
             return None  # its CUDA kernels update state and parameter in place, without temporaries
-        if _summed_in_place(func, args):
+        if _is_gradient_sum_in_place(func, args):
             return args[0]
         result = self._fake_ops.run(func, args, kwargs or {})
-        if isinstance(result, Tensor):
-            self._see(result, func, args)
-        elif isinstance(result, tuple | list):
-            for tensor in result:
-                if isinstance(tensor, Tensor):
-                    self._see(tensor, func, args)
-        count_flops = flop_registry.get(func.overloadpacket)
-        if count_flops is not None:
-            again = bool(self.trace.marks) and self.trace.marks[-1].loop == "recomputed"
-            flops = int(count_flops(*args, **(kwargs or {}), out_val=result))
-            self.trace.flops.append(Counted(flops, again, self._part()))
-        if (sent := sent_by(func, args, self._where(), self.trace.marks)) is not None:
-            self.trace.sent.append(sent)
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._numbers:
+                self._allocate(tensor, str(func), self._category(func, args))
+        self._count(func, args, kwargs or {}, result)
         if self._compute_capability is not None:
             for phase in scratch_phases(func, args, self._compute_capability):
-                self._scratch(phase, str(func))
+                self._record_scratch(phase, str(func))
         return result
 
+    def _count(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> None:
+        count_flops = flop_registry.get(func.overloadpacket)
+        if count_flops is not None:
+            recomputed = bool(self.trace.marks) and self.trace.marks[-1].kind == "recomputed"
+            flops = int(count_flops(*args, **kwargs, out_val=result))
+            self.trace.flops.append(OperationFlops(flops, recomputed, self._part()))
+        collective = find_collective(func, args, self._phase_or_backward(), self.trace.marks)
+        if collective is not None:
+            self.trace.collectives.append(collective)
+
     def number_of(self, tensor: Tensor) -> int | None:
-        """The number of the tensor's storage, if it was seen and lives."""
+        """Return the number of the tensor's storage; None if it is not recorded or of the host."""
         number = self._numbers.get(tensor.untyped_storage()._cdata)
         return None if number == _HOST else number
 
-    def add(self, tensor: Tensor, operation: str, category: str) -> None:
-        """Record a tensor that was made unseen, or give a recorded one its category."""
+    def record(self, tensor: Tensor, operation: str, category: str) -> None:
+        """Record a tensor that no dispatched operation made, or set the category of a recorded one."""
         number = self.number_of(tensor)
         if number is None:
             self._allocate(tensor, operation, category)
@@ -92,13 +99,13 @@ class Recorder(TorchDispatchMode):
             self.trace.tensors[number].category = category
 
     def ignore(self, tensor: Tensor) -> None:
-        """Leave out a tensor of the host, and views of it."""
+        """Leave out a tensor of the host and its views."""
         storage = tensor.untyped_storage()
         self._numbers[storage._cdata] = _HOST
         weakref.finalize(storage, self._numbers.pop, storage._cdata, None)
 
-    def resized(self, storage: torch.UntypedStorage) -> None:
-        """A storage gave back its bytes, or has them again: gathered weights, which is all that does so."""
+    def record_resize(self, storage: torch.UntypedStorage) -> None:
+        """Record that a storage was freed or allocated by `resize_`, which FSDP2 does with gathered weights."""
         number = self._numbers.get(storage._cdata, _HOST)
         if number == _HOST or self.closed:
             return
@@ -106,30 +113,27 @@ class Recorder(TorchDispatchMode):
         tensor.category = "weights"
         if not storage.nbytes():
             self.trace.events.append((number, 0))
-            self._empty.add(storage._cdata)
-        elif storage._cdata in self._empty:
-            self._empty.remove(storage._cdata)
+            self._resized_to_zero.add(storage._cdata)
+        elif storage._cdata in self._resized_to_zero:
+            self._resized_to_zero.remove(storage._cdata)
             self._numbers[storage._cdata] = len(self.trace.tensors)
             self.trace.events.append((len(self.trace.tensors), storage.nbytes()))
-            self.trace.tensors.append(replace(tensor, operation="gathered again", phase=self._where()))
+            self.trace.tensors.append(replace(tensor, operation="gathered again", phase=self._phase_or_backward()))
 
     def reserve(self, size_bytes: int, operation: str, category: str) -> None:
-        """Record bytes that a library keeps for good."""
+        """Record bytes that a library allocates and never frees."""
         self.trace.events.append((len(self.trace.tensors), size_bytes))
         self.trace.tensors.append(TracedTensor(size_bytes, (size_bytes,), operation, self.phase, category))
 
-    def mark(self, loop: str, index: int = -1) -> None:
-        self.trace.marks.append(Mark(len(self.trace.events), loop, index))
+    def mark(self, kind: str, index: int = -1) -> None:
+        """Append a mark, see `Mark`."""
+        self.trace.marks.append(Mark(len(self.trace.events), kind, index))
 
-    def loop(self) -> str:
-        """What an encoder runs for."""
+    def encoder_pass(self) -> str:
+        """Return the pass in which an encoder runs now: "keys", "forward" or "recomputed"."""
         if torch._C._current_autograd_node() is not None:  # type: ignore[attr-defined]
             return "recomputed"
         return "forward" if torch.is_grad_enabled() else "keys"
-
-    def _see(self, tensor: Tensor, func: Any, args: Sequence[Any]) -> None:
-        if tensor.untyped_storage()._cdata not in self._numbers:
-            self._allocate(tensor, str(func), self._category(func, args))
 
     def _allocate(self, tensor: Tensor, operation: str, category: str) -> None:
         storage = tensor.untyped_storage()
@@ -138,7 +142,8 @@ class Recorder(TorchDispatchMode):
             return
         key, number = storage._cdata, len(self.trace.tensors)
         self._numbers[key] = number
-        self.trace.tensors.append(TracedTensor(size, tuple(tensor.shape), operation, self._where(), category))
+        shape = tuple(tensor.shape)
+        self.trace.tensors.append(TracedTensor(size, shape, operation, self._phase_or_backward(), category))
         self.trace.events.append((number, size))
         weakref.finalize(storage, self._free, key)
 
@@ -146,23 +151,24 @@ class Recorder(TorchDispatchMode):
         if self.closed:
             return
         number = self._numbers.pop(key)
-        if key in self._empty:
-            self._empty.remove(key)
+        if key in self._resized_to_zero:
+            self._resized_to_zero.remove(key)
             return
         self.trace.events.append((number, 0))
-        # saved by a graph: made in a forward with gradient, gone in a backward
+        # a tensor of a forward with gradient that a backward frees was saved by the graph
         tensor = self.trace.tensors[number]
         if tensor.category == "forward":
             tensor.category = "temporaries" if torch.is_grad_enabled() else "activations"
 
-    def _scratch(self, phase: Sequence[Scratch], operation: str) -> None:
+    def _record_scratch(self, phase: Sequence[Scratch], operation: str) -> None:
         first = len(self.trace.tensors)
         for shape, size in phase:
-            self.trace.tensors.append(TracedTensor(size, shape, operation, self._where(), "temporaries"))
-        self.trace.events += [(first + place, size) for place, (_, size) in enumerate(phase)]
-        self.trace.events += [(first + place, 0) for place in range(len(phase))]
+            tensor = TracedTensor(size, shape, operation, self._phase_or_backward(), "temporaries")
+            self.trace.tensors.append(tensor)
+        self.trace.events += [(first + index, size) for index, (_, size) in enumerate(phase)]
+        self.trace.events += [(first + index, 0) for index in range(len(phase))]
 
-    def _where(self) -> str:
+    def _phase_or_backward(self) -> str:
         if torch._C._current_autograd_node() is None:  # type: ignore[attr-defined]
             return self.phase
         return "recomputed forward" if torch.is_grad_enabled() else "backward"
@@ -172,7 +178,7 @@ class Recorder(TorchDispatchMode):
             return self.phase
         if torch._C._current_autograd_node() is not None:  # type: ignore[attr-defined]
             return self.backward_of
-        self.backward_of = "loss"  # with which the next backward begins
+        self.backward_of = "loss"  # the next backward begins with the loss
         return "heads" if self.phase in HEADS else self.phase
 
     def _category(self, func: Any, args: Sequence[Any]) -> str:
@@ -181,18 +187,18 @@ class Recorder(TorchDispatchMode):
             source = "" if number is None else self.trace.tensors[number].category
             if source in ("weights", "momentum_weights"):
                 return source  # autocast's 16-bit copy
-        where = self._where()
-        if where in HEADS or where == "loss":
+        phase = self._phase_or_backward()
+        if phase in HEADS or phase == "loss":
             return "heads"
-        forward = torch.is_grad_enabled() and where not in ("optimizer", "augmentation")
+        forward = torch.is_grad_enabled() and phase not in ("optimizer", "augmentation")
         return "forward" if forward else "temporaries"
 
 
-def _summed_in_place(func: Any, args: Sequence[Any]) -> bool:
-    """Is this the autograd engine adding to a gradient that nobody else holds?
+def _is_gradient_sum_in_place(func: Any, args: Sequence[Any]) -> bool:
+    """Return whether the autograd engine adds to a gradient that it alone holds.
 
-    It does so in place, but never to a tensor of a subclass, as fake ones are. The counts are those of a tensor held
-    by the engine and by this call alone (torch/csrc/autograd/input_buffer.cpp).
+    The engine does so in place, but never for tensor subclasses such as fake tensors. The use counts are those of a
+    tensor that only the engine and this call hold (torch/csrc/autograd/input_buffer.cpp).
     """
     if func is not torch.ops.aten.add.Tensor or torch.is_grad_enabled() or not isinstance(args[0], Tensor):
         return False

@@ -1,4 +1,4 @@
-"""Checkpoints on disks that lie, fill up or lose bits: it is found out, and the one before takes its place."""
+"""Damaged checkpoints and full disks: damage is detected, and the previous checkpoint is used."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.saved_runs import SMALL, SavedRun, names
+from support.saved_runs import SMALL, SavedRun, checkpoint_names
 
 from moco_accel.checkpoints import saver
-from moco_accel.checkpoints.checkpoint import FILES, MODEL, OPTIMIZER, check_checkpoint
-from moco_accel.checkpoints.run_folder import load_encoder, newest_whole
+from moco_accel.checkpoints.checkpoint import FILES, MODEL, OPTIMIZER, verify_checkpoint
+from moco_accel.checkpoints.run_folder import load_encoder, newest_intact
 from moco_accel.common.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of one run, after 1 and 2 steps."""
+    """Checkpoints of one run after 1 and 2 steps."""
     folder = tmp_path_factory.mktemp("two") / "run"
     run = SavedRun(folder, SMALL)
     for _ in range(2):
@@ -40,8 +40,8 @@ def flip(path: Path, offset: int, bit: int) -> None:
 
 
 @pytest.mark.parametrize("trials", [12, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
-def test_a_bit_flipped_or_a_byte_missing_is_found(two_checkpoints: Path, tmp_path: Path, trials: int) -> None:
-    """In every file, at its ends and anywhere between; the one before takes its place each time."""
+def test_flipped_bits_and_missing_bytes_are_detected(two_checkpoints: Path, tmp_path: Path, trials: int) -> None:
+    """Damage every file, at its ends and in between; the previous checkpoint is used each time."""
     newest = two_checkpoints / "checkpoints" / "step_00000002"
     draw = random.Random(0)
     files = [*FILES, "manifest.json"]
@@ -49,52 +49,52 @@ def test_a_bit_flipped_or_a_byte_missing_is_found(two_checkpoints: Path, tmp_pat
         path = newest / files[trial % len(files)]
         size = path.stat().st_size
         offset = draw.choice([0, size - 1, draw.randrange(size), draw.randrange(min(size, 4096))])
-        said: list[str] = []
+        logged: list[str] = []
         if trial % 2 or (trial % len(files) == 5 and trial < 6):
             bit = draw.randrange(8)
             flip(path, offset, bit)
-            found = newest_whole(two_checkpoints, said.append)
+            found = newest_intact(two_checkpoints, logged.append)
             flip(path, offset, bit)
         else:
             kept = path.read_bytes()
             os.truncate(path, offset)
-            found = newest_whole(two_checkpoints, said.append)
+            found = newest_intact(two_checkpoints, logged.append)
             path.write_bytes(kept)
         assert found is not None
         assert found.folder.name == "step_00000001", (path.name, offset)
-        assert len(said) == 1
-        assert f"{newest} is damaged: " in said[0]
-        assert "step_00000001, the one before, takes its place" in said[0]
-    assert check_checkpoint(newest).state.step == 2, "put back as it was"
+        assert len(logged) == 1
+        assert f"{newest} is damaged: " in logged[0]
+        assert "the previous checkpoint, step_00000001, is used instead" in logged[0]
+    assert verify_checkpoint(newest).state.step == 2, "the test restored the file"
 
 
-def test_all_damaged_is_an_error_in_one_line(two_checkpoints: Path, tmp_path: Path) -> None:
+def test_if_all_are_damaged_the_error_is_one_line(two_checkpoints: Path, tmp_path: Path) -> None:
     shutil.copytree(two_checkpoints, tmp_path / "run")
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
         os.truncate(folder / MODEL, 1000)
     with pytest.raises(UserError, match=r"step_00000002 is damaged: model.safetensors has 1000 bytes in place of"):
-        newest_whole(tmp_path / "run", print)
-    with pytest.raises(UserError, match=r"\(and 1 more\); no checkpoint of .*run is whole"):
+        newest_intact(tmp_path / "run", print)
+    with pytest.raises(UserError, match=r"\(and 1 more\); no checkpoint of .*run is intact"):
         load_encoder(tmp_path / "run")
     with pytest.raises(UserError, match=r"is damaged: model.safetensors"):
         load_encoder(tmp_path / "run" / "checkpoints" / "step_00000001")
 
 
-def test_a_damaged_one_is_set_aside_and_does_not_count_among_those_kept(two_checkpoints: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_set_aside_and_not_counted(two_checkpoints: Path, tmp_path: Path) -> None:
     shutil.copytree(two_checkpoints, tmp_path / "run")
     os.truncate(tmp_path / "run" / "checkpoints" / "step_00000002" / OPTIMIZER, 0)
     run = SavedRun(
         tmp_path / "run", SMALL.model_copy(update={"run": SMALL.run.model_copy(update={"keep_checkpoints": 1})})
     )
     assert run.step == 1
-    assert names(tmp_path / "run") == ["step_00000001", "step_00000002.damaged"]
+    assert checkpoint_names(tmp_path / "run") == ["step_00000001", "step_00000002.damaged"]
     run.train(1)
     run.save()
-    assert names(tmp_path / "run") == ["step_00000002", "step_00000002.damaged"]
-    assert check_checkpoint(tmp_path / "run" / "checkpoints" / "step_00000002").state.step == 2
+    assert checkpoint_names(tmp_path / "run") == ["step_00000002", "step_00000002.damaged"]
+    assert verify_checkpoint(tmp_path / "run" / "checkpoints" / "step_00000002").state.step == 2
 
 
-def test_the_encoder_is_that_of_the_newest_whole_one(two_checkpoints: Path, tmp_path: Path) -> None:
+def test_the_encoder_comes_from_the_newest_intact_checkpoint(two_checkpoints: Path, tmp_path: Path) -> None:
     shutil.copytree(two_checkpoints, tmp_path / "run")
     flip(tmp_path / "run" / "checkpoints" / "step_00000002" / MODEL, 100_000, 3)
     recipe, encoder, run = load_encoder(tmp_path / "run")
@@ -105,10 +105,10 @@ def test_the_encoder_is_that_of_the_newest_whole_one(two_checkpoints: Path, tmp_
 
 
 @pytest.mark.parametrize("where", ["model", "optimizer", "random", "state", "manifest", "latest"])
-def test_a_full_disk_leaves_the_checkpoint_before(
+def test_a_full_disk_leaves_the_previous_checkpoint(
     where: str, two_checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file's size is limited by the kernel, as on a full disk; for small files, the disk is full when it comes."""
+    """The kernel limits file sizes for large files; for small files, fsync fails."""
     shutil.copytree(two_checkpoints, tmp_path / "run")
     run = SavedRun(tmp_path / "run", SMALL)
     run.train(1)
@@ -126,20 +126,22 @@ def test_a_full_disk_leaves_the_checkpoint_before(
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     else:
         fill_up_at(where, monkeypatch)
-        with pytest.raises(UserError, match=r"cannot be written .No space left on device.; step 2 is saved. Room on"):
+        with pytest.raises(
+            UserError, match=r"cannot be written .No space left on device.; step 2 is saved. Free some space on"
+        ):
             run.save()
-    left = names(tmp_path / "run")
+    left = checkpoint_names(tmp_path / "run")
     assert left == ["step_00000001", "step_00000002"] + ["step_00000003"] * (where == "latest")
-    found = newest_whole(tmp_path / "run", print)
+    found = newest_intact(tmp_path / "run", print)
     assert found is not None
     assert found.state.step == (3 if where == "latest" else 2)
     monkeypatch.undo()
-    run.save()  # and with room, it goes on
-    assert names(tmp_path / "run") == ["step_00000002", "step_00000003"]
+    run.save()  # with space, saving works
+    assert checkpoint_names(tmp_path / "run") == ["step_00000002", "step_00000003"]
 
 
 def fill_up_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real file system that is full at one file cannot be had without rights of an administrator."""
+    """Make fsync of one file fail. A file system that is full at this file would need root."""
     sync = os.fsync
 
     def full(handle: int) -> None:
@@ -150,15 +152,15 @@ def fill_up_at(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", full)
 
 
-def test_a_disk_that_gives_back_other_bytes_is_not_trusted(
+def test_a_disk_that_reads_back_other_bytes_is_reported(
     two_checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(two_checkpoints, tmp_path / "run")
     run = SavedRun(tmp_path / "run", SMALL)
     run.train(1)
-    written = saver.write_checkpoint
+    write_checkpoint = saver.write_checkpoint
 
-    def damage_then_read(final: Path, *state: object) -> None:
+    def write_damaged(final: Path, *state: object) -> None:
         rename = Path.rename
 
         def rename_and_flip(path: Path, target: Path) -> Path:
@@ -166,10 +168,10 @@ def test_a_disk_that_gives_back_other_bytes_is_not_trusted(
             return rename(path, target)
 
         monkeypatch.setattr(Path, "rename", rename_and_flip)
-        written(final, *state)  # type: ignore[arg-type]
+        write_checkpoint(final, *state)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(saver, "write_checkpoint", damage_then_read)
-    with pytest.raises(UserError, match=r"reads back otherwise: model.safetensors differs from its checksum"):
+    monkeypatch.setattr(saver, "write_checkpoint", write_damaged)
+    with pytest.raises(UserError, match=r"reads back differently: model.safetensors differs from its checksum"):
         run.save()
     assert (tmp_path / "run" / "latest").read_text() == "step_00000002\n"
-    assert set(names(tmp_path / "run")) >= {"step_00000001", "step_00000002"}
+    assert set(checkpoint_names(tmp_path / "run")) >= {"step_00000001", "step_00000002"}

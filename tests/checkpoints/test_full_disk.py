@@ -1,4 +1,4 @@
-"""Two processes, and a disk that is full: both end with one line, neither waits for the other."""
+"""A full disk ends both ranks of a run with one line each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from support.trainer_processes import ENVIRONMENT, ROOT, STARTS, TRAIN, quick_recipe
 
-_NETWORKS, _ROWS = 20_000_000, 8_000  # bytes of a file; the networks take 40 million, twenty rows 8 thousand
+_MODEL_LIMIT, _LOG_LIMIT = 20_000_000, 8_000  # limits in bytes; the networks need 40 million, 20 rows 8 thousand
 
 
 def _limit_files(size: int) -> None:
@@ -20,31 +20,33 @@ def _limit_files(size: int) -> None:
 
 
 def errors_of_a_run(folder: Path, tiles: Path, size: int, **run: int) -> list[str]:
-    """Of two processes that can write no file of more than `size` bytes."""
+    """Run two ranks that can write no file larger than `size` bytes; return their errors."""
     recipe = quick_recipe(folder, tiles, 2, **run)
     command = [*STARTS["torchrun"], TRAIN, "--recipe", str(recipe), "--output-dir", str(folder / "run")]
-    command += ["--set", "data.num_workers=0"]  # shared memory is made of files, too
-    started, limit = time.monotonic(), partial(_limit_files, size)
-    done = subprocess.run(
+    command += ["--set", "data.num_workers=0"]  # shared memory counts as files
+    start, limit = time.monotonic(), partial(_limit_files, size)
+    result = subprocess.run(
         command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=250, preexec_fn=limit
     )
-    assert done.returncode != 0
-    assert time.monotonic() - started < 120
-    assert "train.py FAILED" in done.stderr  # the launcher's own account
-    assert "exitcode  : 2" in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 2, done.stderr[-3000:]
-    assert any(line.startswith("error: the first process could not write") for line in errors)
+    assert result.returncode != 0
+    assert time.monotonic() - start < 120
+    assert "train.py FAILED" in result.stderr  # the launcher's own report
+    assert "exitcode  : 2" in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2, result.stderr[-3000:]
+    assert any(line.startswith("error: rank 0 could not write") for line in errors)
     return errors
 
 
-def test_no_room_for_a_checkpoint(tmp_path: Path, tiles_folder: Path) -> None:
-    errors = errors_of_a_run(tmp_path, tiles_folder, _NETWORKS, checkpoint_every_steps=2)
+def test_no_space_for_a_checkpoint(tmp_path: Path, tiles_folder: Path) -> None:
+    errors = errors_of_a_run(tmp_path, tiles_folder, _MODEL_LIMIT, checkpoint_every_steps=2)
     assert any("step_00000002 cannot be written (File too large); nothing is saved yet" in line for line in errors)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
-def test_no_room_for_a_row_of_the_log(tmp_path: Path, tiles_folder: Path) -> None:
-    errors = errors_of_a_run(tmp_path, tiles_folder, _ROWS)
-    assert any("metrics.jsonl cannot be written (File too large). Room on that disk" in line for line in errors)
-    assert len((tmp_path / "run" / "metrics.jsonl").read_bytes()) == _ROWS
+def test_no_space_for_a_row_of_metrics(tmp_path: Path, tiles_folder: Path) -> None:
+    errors = errors_of_a_run(tmp_path, tiles_folder, _LOG_LIMIT)
+    assert any(
+        "metrics.jsonl cannot be written (File too large). Free some space on that disk" in line for line in errors
+    )
+    assert len((tmp_path / "run" / "metrics.jsonl").read_bytes()) == _LOG_LIMIT

@@ -1,4 +1,4 @@
-"""Checkpoints that someone made to harm: each refused with a reason, nothing run, nothing waited for, little memory."""
+"""Malicious checkpoints: each is refused with a reason, without running code, blocking, or using much memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.saved_runs import SMALL, SavedRun
 
-from moco_accel.checkpoints.checkpoint import FILES, MODEL, OPTIMIZER, RANDOM, RECIPE, STATE, check_checkpoint
-from moco_accel.checkpoints.manifest import MANIFEST, DamagedError
-from moco_accel.checkpoints.run_folder import load_encoder, newest_whole
+from moco_accel.checkpoints.checkpoint import FILES, MODEL, OPTIMIZER, RANDOM, RECIPE, STATE, verify_checkpoint
+from moco_accel.checkpoints.manifest import MANIFEST, DamagedCheckpointError
+from moco_accel.checkpoints.run_folder import load_encoder, newest_intact
 from moco_accel.common.errors import UserError
 
 
@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def seal(folder: Path, **claims: dict[str, Any]) -> None:
-    """A manifest that is true of what is there, as someone with ill intent can make it; `claims` stand beside."""
+    """Write a manifest that matches the folder, as an attacker can, plus the entries `claims`."""
     files = {}
     for name in FILES:
         path = folder / name
@@ -105,18 +105,21 @@ _BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 _FIRST = "predictor.0.weight"
 
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a pickle beside": (lambda f: (f / "scheduler.pkl").write_bytes(_PICKLE), "holds 'scheduler.pkl'"),
-    "code beside": (lambda f: (f / "model.py").write_text("import os"), "holds 'model.py'"),
+    "a pickle beside": (
+        lambda f: (f / "scheduler.pkl").write_bytes(_PICKLE),
+        "'scheduler.pkl' is not a file of a checkpoint",
+    ),
+    "code beside": (lambda f: (f / "model.py").write_text("import os"), "'model.py' is not a file of a checkpoint"),
     "a pickle for tensors": (lambda f: (f / MODEL).write_bytes(_PICKLE), "header of"),
-    "a pickle for state": (lambda f: (f / STATE).write_bytes(_PICKLE), "state.json is not what JSON"),
-    "NaN": (with_text(STATE, _NAN), "NaN is no number"),
-    "infinity as a number": (with_text(STATE, _NAN.replace("NaN", "1e999")), "1e999 is no number"),
-    "a name twice": (with_text(STATE, '{"step": 1, "step": 2}'), "a name comes twice"),
-    "a thousand digits": (with_text(STATE, '{"step": ' + "9" * 5000 + "}"), "state.json is not what JSON"),
+    "a pickle for state": (lambda f: (f / STATE).write_bytes(_PICKLE), "state.json is not valid JSON"),
+    "NaN": (with_text(STATE, _NAN), "NaN is not a finite number"),
+    "infinity as a number": (with_text(STATE, _NAN.replace("NaN", "1e999")), "1e999 is not a finite number"),
+    "a name twice": (with_text(STATE, '{"step": 1, "step": 2}'), "a name is repeated"),
+    "a thousand digits": (with_text(STATE, '{"step": ' + "9" * 5000 + "}"), "state.json is not valid JSON"),
     "deep JSON": (with_text(STATE, "[" * 60_000), "state.json"),
     "huge JSON": (with_text(STATE, " " * 2_000_000), "state.json has more than"),
     "state is a list": (with_text(STATE, "[]"), "state.json"),
-    "state is empty": (with_text(STATE, ""), "state.json is not what JSON"),
+    "state is empty": (with_text(STATE, ""), "state.json is not valid JSON"),
     "a negative step": (with_state(step=-1), "step=-1: input should be greater than or equal to 0"),
     "a huge step": (with_state(step=10**18), "is past the run's last"),
     "a step of true": (with_state(step=True), "step=True: input should be a valid integer"),
@@ -130,45 +133,45 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no process": (with_state(processes=0), "processes=0"),
     "YAML that is Python": (
         with_text(RECIPE, "!!python/object/apply:os.system ['touch ran']"),
-        "aliases and !tags are not",
+        "aliases and !tags are not supported",
     ),
-    "YAML aliases": (with_text(RECIPE, _BOMB), "aliases and !tags are not"),
+    "YAML aliases": (with_text(RECIPE, _BOMB), "aliases and !tags are not supported"),
     "huge YAML": (with_text(RECIPE, "#" * (2 << 20)), "recipe.yaml has more than"),
     "no recipe": (with_text(RECIPE, "encoder: {name: resnet10}"), "missing"),
     "an encoder of another size": (recipe_line("resnet10", "resnet18"), "tensor encoder"),
     "heads of absurd size": (recipe_line("projector_hidden_dim: 32", "projector_hidden_dim: 60000"), "in place of"),
     "a tensor missing": (with_tensors(MODEL, lambda t: t.pop(_FIRST)), f"tensor {_FIRST} is missing"),
-    "a tensor more": (with_tensors(MODEL, lambda t: t.update(evil=torch.ones(2))), "tensor 'evil' is none of"),
+    "a tensor more": (with_tensors(MODEL, lambda t: t.update(evil=torch.ones(2))), "tensor 'evil' is unexpected"),
     "another shape": (
         with_tensors(MODEL, lambda t: t.update({_FIRST: torch.ones(3, 3)})),
         "is float32 \\[3, 3\\] in pl",
     ),
     "another type": (with_tensors(MODEL, lambda t: t.update({_FIRST: t[_FIRST].half()})), "is float16"),
-    "a type that is no number": (with_header(entry("F8_E4M3", [8])), "no type and shape of ours"),
+    "a type that is no number": (with_header(entry("F8_E4M3", [8])), "no supported type and shape"),
     "optimizer state of nobody": (
         with_tensors(OPTIMIZER, lambda t: t.update({"../x/velocity": torch.ones(1)})),
-        "none of",
+        "is unexpected",
     ),
     "optimizer state missing": (with_tensors(OPTIMIZER, lambda t: t.pop(next(iter(t)))), "is missing"),
     "no optimizer state": (with_tensors(OPTIMIZER, lambda t: t.clear()), "is missing"),
     "random states of another": (with_tensors(RANDOM, lambda t: t.update(states=torch.zeros(9))), "does not hold the"),
     "a giant header": (with_header(b"", 0, 1 << 62), "header of"),
     "a header of 9 MB": (with_header(b" " * (9 << 20)), "header of"),
-    "a deep header": (with_header(b"[" * 100_000), "header is not what JSON"),
-    "a header that is a list": (with_header(b"[]"), "header is no mapping"),
-    "offsets past the end": (with_header(entry(offsets=[0, 1 << 40])), "does not lie where"),
-    "offsets that overlap": (with_header(entry() | {"y": entry()["x"]}, 8), "does not lie where"),
-    "offsets backwards": (with_header(entry(offsets=[8, 0]), 8), "does not lie where"),
-    "offsets of text": (with_header(entry(offsets=["0", "8"]), 8), "does not say where"),
-    "a negative shape": (with_header(entry(shape=[-2])), "no type and shape"),
+    "a deep header": (with_header(b"[" * 100_000), "header is not valid JSON"),
+    "a header that is a list": (with_header(b"[]"), "header is not a mapping"),
+    "offsets past the end": (with_header(entry(offsets=[0, 1 << 40])), "do not match its type and shape"),
+    "offsets that overlap": (with_header(entry() | {"y": entry()["x"]}, 8), "do not match its type and shape"),
+    "offsets backwards": (with_header(entry(offsets=[8, 0]), 8), "do not match its type and shape"),
+    "offsets of text": (with_header(entry(offsets=["0", "8"]), 8), "has no valid offsets"),
+    "a negative shape": (with_header(entry(shape=[-2])), "no supported type and shape"),
     "a hole": (with_header(entry(), 16), "its header says"),
-    "a sparse terabyte": (with_header(entry("U8", [1 << 40], [0, 1 << 40]), 1 << 40), "is missing|is none of"),
-    "a link to a secret": (in_place(STATE, lambda p: p.symlink_to("/etc/passwd")), "is no ordinary file"),
-    "a link to itself": (in_place(MODEL, lambda p: p.symlink_to(p)), "is no ordinary file"),
-    "a pipe": (in_place(STATE, os.mkfifo), "is no ordinary file"),
-    "a pipe for tensors": (in_place(MODEL, os.mkfifo), "is no ordinary file"),
-    "an endless device": (in_place(MODEL, lambda p: p.symlink_to("/dev/zero")), "is no ordinary file"),
-    "a folder for a file": (in_place(OPTIMIZER, Path.mkdir), "is no ordinary file"),
+    "a sparse terabyte": (with_header(entry("U8", [1 << 40], [0, 1 << 40]), 1 << 40), "is missing|is unexpected"),
+    "a link to a secret": (in_place(STATE, lambda p: p.symlink_to("/etc/passwd")), "is not a regular file"),
+    "a link to itself": (in_place(MODEL, lambda p: p.symlink_to(p)), "is not a regular file"),
+    "a pipe": (in_place(STATE, os.mkfifo), "is not a regular file"),
+    "a pipe for tensors": (in_place(MODEL, os.mkfifo), "is not a regular file"),
+    "an endless device": (in_place(MODEL, lambda p: p.symlink_to("/dev/zero")), "is not a regular file"),
+    "a folder for a file": (in_place(OPTIMIZER, Path.mkdir), "is not a regular file"),
 }
 
 
@@ -181,14 +184,14 @@ def test_a_hostile_checkpoint_is_refused(
     shutil.copytree(run, tmp_path / "run")
     harm(folder)
     seal(folder)
-    with pytest.raises(DamagedError, match=reason) as refused:
-        check_checkpoint(folder)
+    with pytest.raises(DamagedCheckpointError, match=reason) as refused:
+        verify_checkpoint(folder)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 600
     with pytest.raises(UserError, match="step_00000001 is damaged"):
         load_encoder(folder)
     with pytest.raises(UserError, match="no checkpoint of"):
-        newest_whole(tmp_path / "run", print)
+        newest_intact(tmp_path / "run", print)
     assert not (tmp_path / "ran").exists(), "code ran"
 
 
@@ -198,10 +201,10 @@ MANIFESTS: dict[str, tuple[Any, str]] = {
     "nothing": ({}, "does not list its files"),
     "a list": ([], "does not list its files"),
     "files of text": ({"files": "all"}, "does not list its files"),
-    "sizes of text": ({"files": {name: {"sha256": "", "bytes": "9"} for name in FILES}}, "no size and checksum"),
-    "negative sizes": ({"files": {name: {"sha256": "", "bytes": -1} for name in FILES}}, "no size and checksum"),
-    "no checksums": ({"files": {name: {"bytes": 1} for name in FILES}}, "says nothing of"),
-    "NaN": ({"files": {name: {"sha256": "", "bytes": float("nan")} for name in FILES}}, "NaN is no number"),
+    "sizes of text": ({"files": {name: {"sha256": "", "bytes": "9"} for name in FILES}}, "no valid size and checksum"),
+    "negative sizes": ({"files": {name: {"sha256": "", "bytes": -1} for name in FILES}}, "no valid size and checksum"),
+    "no checksums": ({"files": {name: {"bytes": 1} for name in FILES}}, "no valid entry for"),
+    "NaN": ({"files": {name: {"sha256": "", "bytes": float("nan")} for name in FILES}}, "NaN is not a finite number"),
     "another's checksums": ({"files": {name: {"sha256": "0" * 64, "bytes": 1} for name in FILES}}, "in place of 1"),
     "huge": ({"files": " " * (1 << 20)}, "manifest.json has more than"),
 }
@@ -212,8 +215,8 @@ def test_a_hostile_manifest_is_refused(manifest: Any, reason: str, run: Path, tm
     shutil.copytree(run, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints" / "step_00000001"
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(DamagedError, match=reason):
-        check_checkpoint(folder)
+    with pytest.raises(DamagedCheckpointError, match=reason):
+        verify_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
@@ -229,11 +232,11 @@ def test_a_hostile_manifest_is_refused(manifest: Any, reason: str, run: Path, tm
         "é" * 500,
     ],
 )
-def test_latest_is_no_path(pointer: str, run: Path, tmp_path: Path) -> None:
-    """Whatever it says, the newest whole checkpoint of this folder is taken."""
+def test_latest_is_not_used_as_a_path(pointer: str, run: Path, tmp_path: Path) -> None:
+    """Whatever `latest` contains, the newest intact checkpoint of the folder is used."""
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "latest").write_text(pointer)
-    found = newest_whole(tmp_path / "run", print)
+    found = newest_intact(tmp_path / "run", print)
     assert found is not None
     assert found.folder == tmp_path / "run" / "checkpoints" / "step_00000001"
 
@@ -241,17 +244,17 @@ def test_latest_is_no_path(pointer: str, run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "make", [os.mkfifo, Path.mkdir, lambda p: p.symlink_to("/dev/zero")], ids=["pipe", "folder", "link"]
 )
-def test_latest_is_never_waited_for(make: Callable[[Path], object], run: Path, tmp_path: Path) -> None:
+def test_latest_does_not_block(make: Callable[[Path], object], run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "latest").unlink()
     make(tmp_path / "run" / "latest")
-    said: list[str] = []
-    assert newest_whole(tmp_path / "run", said.append) is not None
-    assert "latest does not name a checkpoint; step_00000001 is the newest whole one" in said[0]
+    logged: list[str] = []
+    assert newest_intact(tmp_path / "run", logged.append) is not None
+    assert "latest does not name a checkpoint; step_00000001 is the newest intact one" in logged[0]
 
 
 def test_a_checkpoint_that_is_a_link_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "step_00000001").symlink_to(run / "checkpoints" / "step_00000001")
-    with pytest.raises(UserError, match="it is no folder"):
-        newest_whole(tmp_path / "run", print)
+    with pytest.raises(UserError, match="it is not a folder"):
+        newest_intact(tmp_path / "run", print)

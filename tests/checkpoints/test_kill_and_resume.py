@@ -1,4 +1,4 @@
-"""kill -9 in every phase of a run: what is resumed ends as if nothing had been, to the byte, and no process is left."""
+"""Kill a run in every phase: the resumed run ends byte-equal to an undisturbed one, and no process is left."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from support.run_differences import logs, rows_of
 from support.saved_runs import SavedRun
 from support.trainer_processes import Trainer, start_quick
 
-from moco_accel.checkpoints.run_folder import newest_whole
+from moco_accel.checkpoints.run_folder import newest_intact
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
 CASES = 200
-GONE_SECONDS = 30.0
+MAX_SECONDS_UNTIL_GONE = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KilledRuns]:
 def check(outcome: Outcome) -> None:
     assert outcome.differences == [], outcome
     for kill in outcome.kills:
-        assert kill["landed"] or kill["asked"] == "anywhere", outcome  # which may come when the run has ended
-        assert not kill["landed"] or kill["gone_after"] < GONE_SECONDS, outcome
+        assert kill["landed"] or kill["asked"] == "anywhere", outcome  # this kill may come after the run has ended
+        assert not kill["landed"] or kill["gone_after"] < MAX_SECONDS_UNTIL_GONE, outcome
 
 
-def test_a_run_killed_in_every_phase_ends_as_one_that_was_not(runs: KilledRuns) -> None:
-    """Six kills and six resumes, five of them in one epoch: before the first checkpoint, and in all that follow."""
+def test_a_run_killed_in_every_phase_equals_an_undisturbed_one(runs: KilledRuns) -> None:
+    """Six kills and six resumes, five of them in one epoch, before and after the first checkpoint."""
     outcome = runs.run(787, ["start", "step", "load", "save", "rename", "rotate"], "adamw, queue")
     check(outcome)
     assert [kill["phase"].split()[0] for kill in outcome.kills] == ["start", "step", "load", "save", "rename", "rotate"]
@@ -50,50 +50,50 @@ def test_a_run_killed_in_every_phase_ends_as_one_that_was_not(runs: KilledRuns) 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(CASES))
 def test_two_hundred_kills(seed: int, runs: KilledRuns, tmp_path: Path) -> None:
-    """Phase, place, process, turn, kind of run and how many kills in turn: all drawn from the seed."""
+    """The seed determines phases, places, processes, turns and variant of the run."""
     check(runs.run(seed, *draw_case(seed)))
 
 
-def test_the_cases_are_what_they_claim() -> None:
-    """At least 20 for each phase as their main one, and enough with so many kills that an epoch has five resumes."""
+def test_the_cases_cover_all_phases() -> None:
+    """Every phase occurs in at least 28 cases, and 40 cases have seven kills."""
     cases = [draw_case(seed)[0] for seed in range(CASES)]
     assert all(sum(phase in phases for phases in cases) >= 28 for phase in PHASES)
     assert sum(len(phases) == 7 for phases in cases) == 40
 
 
 def kill_one(tmp_path: Path, tiles: Path, start: str, victim: str, when: str) -> None:
-    """One process of a run that a real launcher started; all others follow it."""
+    """Kill one process of a run that a real launcher started, and check that all others end."""
     trainer = start_quick(tmp_path, tiles, start, when)
     try:
         trainer.wait_for_phase(when)
         ranks = trainer.ranks()
         pids = {"launcher": trainer.process.pid, "first rank": ranks[0], "last rank": ranks[-1]}
         if victim == "loader worker":
-            trainer.wait_for(lambda: bool(workers(trainer)))
-            pids[victim] = workers(trainer)[-1]
+            trainer.wait_for(lambda: bool(loader_workers(trainer)))
+            pids[victim] = loader_workers(trainer)[-1]
         os.kill(pids[victim], signal.SIGKILL)
         killed_at = time.monotonic()
-        trainer.finish(GONE_SECONDS)
-        assert time.monotonic() - killed_at < GONE_SECONDS
+        trainer.finish(MAX_SECONDS_UNTIL_GONE)
+        assert time.monotonic() - killed_at < MAX_SECONDS_UNTIL_GONE
     finally:
         trainer.kill()
-    passed_over: list[str] = []
-    newest_whole(tmp_path / "run", passed_over.append)
-    assert not any("damaged" in line for line in passed_over)
+    messages: list[str] = []
+    newest_intact(tmp_path / "run", messages.append)
+    assert not any("damaged" in line for line in messages)
 
 
-def workers(trainer: Trainer) -> list[int]:
+def loader_workers(trainer: Trainer) -> list[int]:
     ranks = set(trainer.ranks())
     return [int(pid) for rank in ranks for pid in Path(f"/proc/{rank}/task/{rank}/children").read_text().split()]
 
 
-def test_what_a_kill_in_the_last_save_left_is_tidied(tmp_path: Path) -> None:
-    """No other save comes to do it: `latest` is pointed on, what is half written or half removed goes."""
-    before = SavedRun(tmp_path / "run")
-    before.train(1)
-    before.save()
-    before.train(1)
-    last = before.save()
+def test_leftovers_of_a_kill_in_the_last_save_are_removed(tmp_path: Path) -> None:
+    """Resuming updates `latest` and removes partial checkpoints, since no other save does."""
+    run = SavedRun(tmp_path / "run")
+    run.train(1)
+    run.save()
+    run.train(1)
+    last = run.save()
     (tmp_path / "run" / "latest").write_text("step_00000001\n")
     for name in ("step_00000000.removed", "step_00000003.partial"):
         (last.parent / name).mkdir()
@@ -103,13 +103,13 @@ def test_what_a_kill_in_the_last_save_left_is_tidied(tmp_path: Path) -> None:
 
 
 def test_one_rank_killed_leaves_no_process(runs: KilledRuns, tmp_path: Path) -> None:
-    """Nor a loader worker, whose trainer could not end it; the other rank ends with an error, and so the launcher."""
+    """The killed rank's loader workers end, and so do the other rank and the launcher, with an error."""
     kill = {"phase": "start step", "nth": 200, "rank": 1, "victims": "own"}
-    said = runs.launch("adamw, queue", tmp_path / "run", kill=kill)
-    assert said["code"] == 1
-    assert "left" not in said
+    result = runs.launch("adamw, queue", tmp_path / "run", kill=kill)
+    assert result["code"] == 1
+    assert "left" not in result
     [killed] = rows_of(tmp_path / "run.notes" / "killed.jsonl")
-    assert said["ended"] - killed["time"] < GONE_SECONDS
+    assert result["ended"] - killed["time"] < MAX_SECONDS_UNTIL_GONE
     assert "rank 1" in logs(tmp_path / "run")
 
 
@@ -128,5 +128,7 @@ def test_one_rank_killed_leaves_no_process(runs: KilledRuns, tmp_path: Path) -> 
         ("python", "loader worker"),
     ],
 )
-def test_one_process_killed_leaves_none(start: str, victim: str, when: str, tmp_path: Path, tiles_folder: Path) -> None:
+def test_one_process_killed_leaves_no_process(
+    start: str, victim: str, when: str, tmp_path: Path, tiles_folder: Path
+) -> None:
     kill_one(tmp_path, tiles_folder, start, victim, when)

@@ -1,4 +1,4 @@
-"""What is wrong with a command line ends in one line: option, value, rule, and a value that works; exit code 2."""
+"""A wrong command line ends in one line with option, value, rule and a value that works, and exit code 2."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 
 from moco_accel import train
 from moco_accel.common.console import run_command
-from moco_accel.evaluation.features import cli as eval_cli
+from moco_accel.evaluation import cli as eval_cli
 from moco_accel.imagery import cli as data_cli
-from moco_accel.verify.checks import cli as verify_cli
+from moco_accel.verify import cli as verify_cli
 from planner import cli as plan_cli
 
 APPS = {
@@ -25,12 +25,12 @@ APPS = {
     "moco-verify": verify_cli.app,
     "train": train.app,
 }
-Said = Callable[..., str]
+Run = Callable[..., str]
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Said:
-    """What `program arguments…` says on stderr as it ends with exit code 2."""
+def run_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs `program arguments…`, expects exit code 2 and returns what is printed to stderr."""
 
     def run(program: str, *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", [program, *arguments])
@@ -63,7 +63,7 @@ WRONG = [
     ("moco-verify --recipe", "Option '--recipe'", "; --recipe recipes/dual8gb.yaml works"),
     ("train --resume=yes", "Option '--resume'", "; --resume alone works"),
     ("moco-data build s o --tile-sze 3", "No such option: --tile-sze", "--tile-size)"),
-    ("moco-data build s o p", "Got unexpected extra argument", "; --help says what there is"),
+    ("moco-data build s o p", "Got unexpected extra argument", "; --help lists the options"),
     ("moco-data build s o --class-names a", "--class-names='a' ", "--label-raster, which is absent; leave it out"),
     ("moco-data build s o --tile-size 4", "--tile-size=4 must be at least 8", "; --tile-size 224 works"),
     ("moco-data build s o --bands B4,b04", "--bands B4, b04: ", "B4; name it once: B4"),
@@ -71,8 +71,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("command", "start", "end"), WRONG, ids=[command for command, *_ in WRONG])
-def test_a_wrong_option_is_one_line_with_a_value_that_works(said: Said, command: str, start: str, end: str) -> None:
-    line = said(*command.split())
+def test_a_wrong_option_is_one_line_with_a_value_that_works(run_wrong: Run, command: str, start: str, end: str) -> None:
+    line = run_wrong(*command.split())
     assert line.startswith(f"error: {start}")
     assert end in line
     assert "\n" not in line
@@ -82,7 +82,7 @@ NUMBERS = {"stride", "nodata", "min_majority", "workers", "gpus", "tiles"}
 
 
 def numbers_without_default() -> list[tuple[str, ...]]:
-    """program, command, option."""
+    """Return (program, command, option) of options whose value is a number."""
     found = []
     for program, app in APPS.items():
         root = typer.main.get_command(app)
@@ -94,20 +94,18 @@ def numbers_without_default() -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("words", numbers_without_default(), ids=" ".join)
-def test_the_value_that_is_said_to_work_is_a_number(said: Said, words: tuple[str, ...]) -> None:
-    line = said(*words)
+def test_the_suggested_value_is_a_number(run_wrong: Run, words: tuple[str, ...]) -> None:
+    line = run_wrong(*words)
     assert line.startswith(f"error: Option '{words[-1]}' requires an argument; {words[-1]} ")
     assert float(line.removesuffix(" works").split()[-1]) >= 0
 
 
-def test_a_name_that_is_no_text_is_one_line(said: Said, tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_one_line(run_wrong: Run, tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "src" / os.fsdecode(b"d\xfc.png"), format="png")
-    lines = said("moco-data", "build", f"{tmp_path}/src", f"{tmp_path}/out", "--tile-size", "32", "--workers", "1")
-    assert lines.splitlines()[-1] == (
-        "error: 'd\\udcfc.png' is no text in UTF-8; another name works, or LC_ALL=C.UTF-8"
-    )
+    lines = run_wrong("moco-data", "build", f"{tmp_path}/src", f"{tmp_path}/out", "--tile-size", "32", "--workers", "1")
+    assert lines.splitlines()[-1] == ("error: 'd\\udcfc.png' is not valid UTF-8; another name works, or LC_ALL=C.UTF-8")
 
 
-def test_no_argument_at_all_prints_the_help_alone(said: Said) -> None:
-    assert "error" not in said("moco-data")
+def test_no_arguments_print_only_the_help(run_wrong: Run) -> None:
+    assert "error" not in run_wrong("moco-data")

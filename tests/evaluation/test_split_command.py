@@ -1,4 +1,4 @@
-"""moco-eval --data --split: sides from columns, folders and places on Earth, from end to end."""
+"""moco-eval --data --split: splits by columns, folders and coordinates, from end to end."""
 
 import json
 
@@ -7,25 +7,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.evaluation_fixtures import make_recipe, random_tiles
+from support.evaluation_fixtures import make_recipe, random_tiles, write_run
 from typer.testing import CliRunner
 
-from moco_accel.checkpoints.checkpoint import State, write_checkpoint
-from moco_accel.checkpoints.random_states import random_states
 from moco_accel.common.errors import UserError
 from moco_accel.evaluation.cli import app
 from moco_accel.evaluation.split_rule import parse_split
-from moco_accel.evaluation.split_sources import drawn_splits
-from moco_accel.networks.moco import build_moco
+from moco_accel.evaluation.split_sources import open_and_split
 from moco_accel.sources.shard_writer import write_shards
-from moco_accel.training.optimizers import build_optimizer
 
 COUNT = 36
 
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """Six by six tiles of dark and bright noise, half a degree apart, with all that says of sides and places."""
+    """Six by six tiles of dark and bright noise, half a degree apart, with columns of set names and coordinates."""
     folder = tmp_path_factory.mktemp("labelled")
     features = datasets.Features({"image": datasets.Array3D((3, 8, 8), "uint8")})
     features["label"] = datasets.ClassLabel(names=["dark", "bright"])
@@ -47,7 +43,7 @@ def labelled(tmp_path_factory):
         bare_rows = [{name: row[name] for name in bare} for row in some]
         write_shards(bare_rows, datasets.Features(bare), folder / "sides" / side)
     places = {name: features[name] for name in (*bare, "crs", "bounds")}
-    moved = [500_000, 4_000_000, 500_000, 4_000_000]  # metres in UTM 18 north: by the central meridian, 75° west
+    moved = [500_000, 4_000_000, 500_000, 4_000_000]  # metres in UTM 18 north, at the central meridian, 75° west
     metres = [
         {name: row[name] for name in bare}
         | {"crs": "EPSG:32618", "bounds": [1e5 * edge + at for edge, at in zip(row["bounds"], moved, strict=True)]}
@@ -59,31 +55,31 @@ def labelled(tmp_path_factory):
 
 
 def splits(source, text, seeds=1, share=0.25):
-    heard = []
-    pool, found = drawn_splits(make_recipe(), str(source), parse_split(text), share, seeds, heard.append)
-    return pool, found, heard
+    notes = []
+    pool, found = open_and_split(make_recipe(), str(source), parse_split(text), share, seeds, notes.append)
+    return pool, found, notes
 
 
-def test_sides_by_column(labelled):
-    _, (found,), heard = splits(labelled / "all", "column:split")
+def test_sets_by_column(labelled):
+    _, (found,), notes = splits(labelled / "all", "column:split")
     assert (found.train.tolist(), found.test.tolist()) == (list(range(12)), list(range(12, 24)))
-    assert heard == ["12 tiles of val are left out"]
-    _, (found,), heard = splits(labelled / "all", "column:side")  # a column of classes
-    assert (found.train.tolist(), found.test.tolist(), heard) == (list(range(18)), list(range(18, 36)), [])
+    assert notes == ["12 validation tiles are left out"]
+    _, (found,), notes = splits(labelled / "all", "column:side")  # a column of classes
+    assert (found.train.tolist(), found.test.tolist(), notes) == (list(range(18)), list(range(18, 36)), [])
 
 
-def test_sides_by_folder(labelled):
-    _, (found,), _ = splits(labelled / "all", "folder")  # of a column of paths
+def test_sets_by_folder(labelled):
+    _, (found,), _ = splits(labelled / "all", "folder")  # from a column of paths
     assert (found.train.tolist(), found.test.tolist()) == (list(range(12)), list(range(12, 24)))
-    pool, (found,), heard = splits(labelled / "sides", "folder")  # of the source
+    pool, (found,), notes = splits(labelled / "sides", "folder")  # from folders of the source
     assert (found.train.tolist(), found.test.tolist()) == (list(range(24)), list(range(24, 36)))
-    assert heard == [f"training tiles: {labelled}/sides/train; test tiles: {labelled}/sides/test"]
+    assert notes == [f"training tiles: {labelled}/sides/train; test tiles: {labelled}/sides/test"]
     whole, _, _ = splits(labelled / "all", "random")
     assert torch.equal(pool.labels, whole.labels)
     assert all(torch.equal(pool[index], whole[index]) for index in range(COUNT))
 
 
-def test_images_in_folders_of_sides_and_classes(tmp_path):
+def test_images_in_folders_of_sets_and_classes(tmp_path):
     for side in ("train", "val"):
         for number, name in enumerate(("sea", "land")):
             (tmp_path / side / name).mkdir(parents=True)
@@ -106,7 +102,7 @@ def test_blocks_by_bounds_and_seed(labelled):
 
 
 def test_blocks_of_projected_tiles(labelled):
-    """100 km is a degree of latitude or so, and more of longitude at 36° north; corners decide."""
+    """100 km is about one degree of latitude, and more than one of longitude at 36° north."""
     _, (found,), _ = splits(labelled / "metres", "block:2")
     assert len(found.train) + len(found.test) + found.left_out == COUNT
     assert found.left_out > 0
@@ -116,18 +112,18 @@ def test_blocks_of_projected_tiles(labelled):
 
 REFUSED = [
     ("all", "column:fold", "has no column 'fold'; its columns: image, label, side, split"),
-    ("all", "column:longitude", "column 'longitude' holds no text"),
+    ("all", "column:longitude", "column 'longitude' has no text"),
     ("all", "column:crs", "'EPSG:4326' is neither train, val nor test"),
     ("all", "column:label", "'bright', 'dark' is neither train"),
-    ("bare", "block:5", "wants columns bounds and crs, or longitude and latitude; .* has image, label"),
+    ("bare", "block:5", "needs columns bounds and crs, or longitude and latitude; .* has image, label"),
     ("bare", "folder", "has neither folders named train and test nor a column of paths"),
-    ("lost", "block:5", "1 of 36 tiles have no place on Earth"),
-    ("all", "block:45", "all tiles lie in one block; --split block:11.2 works"),
+    ("lost", "block:5", "1 of 36 tiles have no coordinates"),
+    ("all", "block:45", "all tiles are in one block; --split block:11.2 works"),
 ]
 
 
 @pytest.mark.parametrize(("source", "text", "reason"), REFUSED, ids=[f"{s} {t}" for s, t, _ in REFUSED])
-def test_what_can_not_be_split_is_refused_in_one_line(labelled, source, text, reason):
+def test_errors_of_splits_are_one_line(labelled, source, text, reason):
     with pytest.raises(UserError, match=f"^--split='{text}'.*{reason}") as error:
         splits(labelled / source, text)
     assert "\n" not in str(error.value)
@@ -135,15 +131,11 @@ def test_what_can_not_be_split_is_refused_in_one_line(labelled, source, text, re
 
 @pytest.fixture
 def run(tmp_path):
-    recipe = make_recipe(evaluation={"neighbours": 3})
-    moco = build_moco(recipe)
-    state = State(step=0, tile_count=100, reading="", processes=1, micro_batch_asked=1, versions={})
-    folder = tmp_path / "run" / "checkpoints" / "step_00000001"
-    write_checkpoint(folder, recipe, state, moco, build_optimizer(recipe, moco), random_states()[None])
+    write_run(tmp_path / "run", make_recipe(evaluation={"neighbours": 3}))
     return str(tmp_path / "run")
 
 
-def test_spatial_blocks_from_end_to_end_are_the_same_on_each_call(run, labelled):
+def test_spatial_blocks_from_end_to_end_are_deterministic(run, labelled):
     arguments = [run, "--data", str(labelled / "all"), "--split", "block:1", "--probe", "sgd", "--seeds", "2"]
     first, second = (CliRunner().invoke(app, [*arguments, "--json"]) for _ in range(2))
     assert first.exit_code == 0, first.stderr
@@ -159,7 +151,7 @@ def test_spatial_blocks_from_end_to_end_are_the_same_on_each_call(run, labelled)
     assert "random split" not in first.stderr
 
 
-def test_a_random_split_and_copies_are_warned_of(run, labelled, tmp_path):
+def test_warnings_of_a_random_split_and_of_duplicates(run, labelled, tmp_path):
     (tmp_path / "twice").mkdir()
     shards = sorted((labelled / "bare").glob("*.parquet"))
     for copy in range(2):
@@ -169,22 +161,24 @@ def test_a_random_split_and_copies_are_warned_of(run, labelled, tmp_path):
     assert result.exit_code == 0, result.stderr
     figures = json.loads(result.stdout)
     assert figures["knn_test_tiles"] == 14  # a fifth of each class of 36
-    copies = figures["evaluation_exact_copies"]
-    assert 8 <= copies <= 14
+    exact = figures["evaluation_exact_copies"]
+    assert 8 <= exact <= 14
     assert "A random split puts neighbouring tiles on both sides" in result.stderr
-    assert f"{copies} of 14 test tiles ({copies / 14:.1%}) are in training too: {copies} with the same" in result.stderr
+    assert (
+        f"{exact} of 14 test tiles ({exact / 14:.1%}) are also training tiles: {exact} with the same" in result.stderr
+    )
 
 
 OPTIONS = [
-    (["--split", "random"], "--split='random' splits --data, which is absent; --data"),
+    (["--split", "random"], "--split='random' needs --data; --data"),
     (["--data", "x"], "--data='x' needs --split"),
-    (["--data", "x", "--split", "half"], "--split='half' is no way to split"),
-    (["--data", "x", "--split", "random", "--test-source", "y"], "--test-source='y' and --data='x' both name tiles"),
+    (["--data", "x", "--split", "half"], "--split='half' is not a kind of split"),
+    (["--data", "x", "--split", "random", "--test-source", "y"], "--test-source='y' and --data='x' exclude each other"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "reason"), OPTIONS, ids=[" ".join(words) for words, _ in OPTIONS])
-def test_options_that_do_not_go_together(arguments, reason):
+def test_options_that_cannot_be_combined(arguments, reason):
     result = CliRunner().invoke(app, ["no run", *arguments])
     assert result.exit_code == 2
     assert reason in result.stderr

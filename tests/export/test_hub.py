@@ -1,4 +1,4 @@
-"""--push-to-hub: the real client against a small server that notes what it is asked."""
+"""--push-to-hub: the real client uploads to a local server that records its requests."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.usefixtures("few_blocks")
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Takes small files as part of a commit, as the hub does, and answers as it does."""
+    """Answer the requests of an upload of small files as the hub does, and record them."""
 
-    asked: ClassVar[list[tuple[str, str, str | None, bytes]]] = []
+    requests: ClassVar[list[tuple[str, str, str | None, bytes]]] = []
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        type(self).asked.append(("POST", self.path, self.headers.get("Authorization"), body))
+        type(self).requests.append(("POST", self.path, self.headers.get("Authorization"), body))
         here = f"http://{self.headers['Host']}"
         if self.path == "/api/repos/create":
             self._answer({"url": f"{here}/user/name", "name": "user/name", "id": "1"})
@@ -40,7 +40,7 @@ class Hub(BaseHTTPRequestHandler):
             self._answer({"commitUrl": f"{here}/user/name/commit/{'0' * 40}", "commitOid": "0" * 40, "hookOutput": ""})
 
     def do_GET(self) -> None:
-        type(self).asked.append(("GET", self.path, self.headers.get("Authorization"), b""))
+        type(self).requests.append(("GET", self.path, self.headers.get("Authorization"), b""))
         self._answer({"_id": "1", "id": "user/name", "sha": "0" * 40, "siblings": [], "tags": [], "private": False})
 
     do_HEAD = do_GET
@@ -60,7 +60,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    Hub.asked.clear()
+    Hub.requests.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -73,7 +73,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def point_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT would do, had it been set before this process began."""
+    """Set what HF_ENDPOINT would have set at import."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
@@ -84,34 +84,36 @@ def call(run: Path, out: Path, name: str) -> tuple[int, str]:
     return result.exit_code, " ".join(result.stderr.split())
 
 
-def test_whole_folder_is_sent_to_a_repository_that_is_made(tmp_path: Path, hub: str) -> None:
-    code, said = call(saved_run(tmp_path / "run", "vit_tiny_patch8"), tmp_path / "out", "user/name")
-    assert code == 0, said
-    assert said.endswith(f"uploaded to {hub}/user/name")
-    made = next(body for _, path, _, body in Hub.asked if path == "/api/repos/create")
-    assert json.loads(made)["name"] == "name"
-    commit = next(body for _, path, _, body in Hub.asked if "/commit/" in path)
-    sent = [json.loads(line) for line in commit.splitlines()]
-    files = sorted(entry["value"]["path"] for entry in sent if entry["key"] == "file")
+def test_the_folder_is_uploaded_to_a_new_repository(tmp_path: Path, hub: str) -> None:
+    code, line = call(saved_run(tmp_path / "run", "vit_tiny_patch8"), tmp_path / "out", "user/name")
+    assert code == 0, line
+    assert line.endswith(f"uploaded to {hub}/user/name")
+    created = next(body for _, path, _, body in Hub.requests if path == "/api/repos/create")
+    assert json.loads(created)["name"] == "name"
+    commit = next(body for _, path, _, body in Hub.requests if "/commit/" in path)
+    entries = [json.loads(line) for line in commit.splitlines()]
+    files = sorted(entry["value"]["path"] for entry in entries if entry["key"] == "file")
     assert files == ["README.md", "model.safetensors", "preprocessing.json"]
-    assert {token for method, _, token, _ in Hub.asked if method == "POST"} == {"Bearer hf_of_a_test"}
+    assert {token for method, _, token, _ in Hub.requests if method == "POST"} == {"Bearer hf_of_a_test"}
 
 
-def test_no_network_no_token_and_no_name_are_one_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_token_or_name_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = saved_run(tmp_path / "run", "vit_tiny_patch8")
-    point_to("http://127.0.0.1:9", monkeypatch)  # the discard port: nobody listens
-    code, said = call(run, tmp_path / "a", "user/name")
+    point_to("http://127.0.0.1:9", monkeypatch)  # the discard port: no server listens
+    code, error = call(run, tmp_path / "a", "user/name")
     assert code == 2
-    assert "--push-to-hub=user/name: http://127.0.0.1:9 did not take it" in said
-    assert f"hf upload user/name {tmp_path}/a sends it later" in said
+    assert "--push-to-hub=user/name: upload to http://127.0.0.1:9 failed" in error
+    assert f"hf upload user/name {tmp_path}/a uploads it later" in error
     assert (tmp_path / "a/model.safetensors").exists()
 
-    code, said = call(run, tmp_path / "b", "no-name")
+    code, error = call(run, tmp_path / "b", "no-name")
     assert (code, (tmp_path / "b").exists()) == (2, False)
-    assert said == "error: --push-to-hub='no-name' is no name of a repository; --push-to-hub user/name works"
+    assert error == "error: --push-to-hub='no-name' is not a repository name; --push-to-hub user/name works"
 
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-    code, said = call(run, tmp_path / "b", "user/name")
+    code, error = call(run, tmp_path / "b", "user/name")
     assert (code, (tmp_path / "b").exists()) == (2, False)
-    assert said == "error: --push-to-hub needs a token and there is none; hf auth login, or HF_TOKEN, gives one"
+    assert error == "error: --push-to-hub needs a token, and none was found; run hf auth login, or set HF_TOKEN"

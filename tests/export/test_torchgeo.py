@@ -1,4 +1,4 @@
-"""--format torchgeo: as torch hub and torchgeo's trainers take it; their part runs where torchgeo is installed."""
+"""--format torchgeo: torch hub and torchgeo's trainers load the export (the latter only if torchgeo is installed)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import timm
 import torch
-from support.exported_runs import BANDS13, saved_run
+from support.exported_runs import BANDS13, export_and_compare, trained_encoder
 from torchvision.models._api import WeightsEnum
 
-from moco_accel.export import exporting, to_torchgeo
-from moco_accel.export.trained import Trained, find_trained, random_pixels
-from moco_accel.views.augment import to_pixels
+from moco_accel.export.to_torchgeo import import_weights_module
+from moco_accel.export.trained_encoder import TrainedEncoder, random_pixels
+from moco_accel.views.crops import to_pixels
 
 pytestmark = pytest.mark.usefixtures("few_blocks")
 
@@ -32,16 +32,14 @@ def _clean_imports() -> Iterator[None]:
     sys.modules.pop("weights", None)
 
 
-def exported(folder: Path, name: str, bands: int = 13) -> tuple[Trained, Path]:
-    trained = find_trained(saved_run(folder / "run", name, bands), "latest")
-    worst = exporting.export(trained, folder / "out", exporting.format_named("torchgeo"))
-    assert worst is not None
-    assert worst <= 1e-5
+def run_and_export(folder: Path, name: str, bands: int = 13) -> tuple[TrainedEncoder, Path]:
+    trained = trained_encoder(folder / "run", name, bands)
+    assert export_and_compare(trained, folder / "out", "torchgeo") <= 1e-5
     return trained, folder / "out"
 
 
-def test_file_is_named_by_its_hash_and_holds_tensors_alone(tmp_path: Path) -> None:
-    _, out = exported(tmp_path, "vit_tiny_patch8")
+def test_the_file_name_holds_its_hash_and_the_file_only_tensors(tmp_path: Path) -> None:
+    _, out = run_and_export(tmp_path, "vit_tiny_patch8")
     (path,) = out.glob("*.pth")
     assert re.fullmatch(r"moco_accel_vit_tiny_patch8_32px_13bands-[0-9a-f]{8}\.pth", path.name)
     assert path.stem[-8:] == hashlib.sha256(path.read_bytes()).hexdigest()[:8]
@@ -56,12 +54,12 @@ def test_file_is_named_by_its_hash_and_holds_tensors_alone(tmp_path: Path) -> No
     }
 
 
-def test_weights_enum_downloads_checks_and_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained, out = exported(tmp_path, "vit_tiny_patch8")
-    weights = to_torchgeo.imported(out).MocoAccel_Weights.PRETRAINED
+def test_the_weights_enum_loads_verifies_and_normalises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, out = run_and_export(tmp_path, "vit_tiny_patch8")
+    weights = import_weights_module(out).MocoAccel_Weights.PRETRAINED
     assert isinstance(weights, WeightsEnum)
     assert (weights.meta["in_chans"], weights.meta["bands"]) == (13, BANDS13)
-    # as torch hub would from the net: fetched by its address, its hash compared
+    # as torch hub downloads: by address, with a check of the hash
     fetched = weights.get_state_dict(model_dir=str(tmp_path / "hub"), check_hash=True, progress=False)
     in_place = weights.get_state_dict()
     assert fetched.keys() == in_place.keys()
@@ -73,7 +71,7 @@ def test_weights_enum_downloads_checks_and_scales(tmp_path: Path, monkeypatch: p
         assert (model(pixels) - trained.encoder(pixels)).abs().max() <= 1e-5  # measured: 0
 
     tile = torch.randint(0, 12_000, (13, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.int16)
-    tile[4, 3, 5] = 0  # no data in any band is no data
+    tile[4, 3, 5] = 0  # one band without data: the pixel has no data
     mean, std = (torch.tensor(values)[:, None, None] for values in trained.recipe.normalisation)
     ours = (to_pixels(tile, trained.recipe) - mean) / std
     theirs = weights.transforms({"image": tile.float(), "label": 3})
@@ -84,10 +82,10 @@ def test_weights_enum_downloads_checks_and_scales(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.usefixtures("_clean_imports")
 @pytest.mark.parametrize(("name", "bands"), [("vit_small_patch16", 13), ("resnet18", 3)])
-@pytest.mark.filterwarnings("default")  # torchgeo's own
-def test_torchgeos_trainer_takes_them(name: str, bands: int, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("default")  # torchgeo warns
+def test_torchgeos_trainer_loads_the_weights(name: str, bands: int, tmp_path: Path) -> None:
     pytest.importorskip("torchgeo.trainers", exc_type=ImportError)
-    trained, out = exported(tmp_path, name, bands)
+    trained, out = run_and_export(tmp_path, name, bands)
     code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
     assert code is not None
     names: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Damaged imagery costs its own tiles; a damaged or unwritable OUT is one line."""
+"""Damaged imagery loses only its own tiles; a damaged or unwritable OUT is an error of one line."""
 
 import os
 import shutil
@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.builds import OPTIONS, build, cli, contents, save, stop_at
+from support.builds import OPTIONS, build, file_contents, interrupt_build, run_moco_data, save_picture
 from support.geo_files import noise, rows_of, save_raster
 
 from moco_accel.common.errors import UserError
 
 
 def mutants(path, count):
-    """Copies of a file beside it with up to 8 bytes changed, most where headers lie, at either end, or cut off."""
+    """Write damaged copies beside a file: up to 8 bytes changed, mostly in headers at either end, or truncated."""
     raw = path.read_bytes()
     for number in range(count):
         draw, changed = np.random.default_rng(number), bytearray(raw)
@@ -27,15 +27,15 @@ def mutants(path, count):
         path.with_name(f"{name}_{number:03d}.{kind}").write_bytes(changed)
 
 
-def test_what_cannot_be_read_is_left_out_with_its_reason(tmp_path):
+def test_unreadable_files_are_left_out_with_a_reason(tmp_path):
     src = tmp_path / "src"
-    save(src / "a.png", 32, 32)
-    save(src / "b_truncated.png", 32, 32)
+    save_picture(src / "a.png", 32, 32)
+    save_picture(src / "b_truncated.png", 32, 32)
     (src / "b_truncated.png").write_bytes((src / "b_truncated.png").read_bytes()[:1500])
     (src / "c_text.jpg").write_text("hello")
     save_raster(src / "d_double.tif", np.zeros((3, 32, 32)))
-    save(src / "e_grey.png", 32, 32, bands=1)
-    save(src / "f_transparent.png", 32, 32, bands=4)
+    save_picture(src / "e_grey.png", 32, 32, bands=1)
+    save_picture(src / "f_transparent.png", 32, 32, bands=4)
     opaque = np.full((32, 32, 4), 200, np.uint8)
     opaque[..., 3] = 255
     Image.fromarray(opaque).save(src / "g_opaque.png")
@@ -59,7 +59,7 @@ def test_what_cannot_be_read_is_left_out_with_its_reason(tmp_path):
         "is float64; tiles can be uint8, uint16, int16, float32: gdal_translate -ot Float32 makes it float32"
     )
     assert reasons["e_grey.png"] == (
-        "has bands [grey] uint8, most tiles [red, green, blue] uint8; build them apart"
+        "has bands [grey] uint8, most tiles [red, green, blue] uint8; build them separately"
     )  # fmt: skip
     assert reasons["f_transparent.png"] == "has transparent pixels; flatten it to RGB first"
     assert reasons["i_cmyk.jpg"].startswith("is of mode CMYK")
@@ -69,13 +69,13 @@ def test_what_cannot_be_read_is_left_out_with_its_reason(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "tif", "geo.tif"])
-def test_no_damage_to_a_file_ends_a_build(tmp_path, kind):
-    """Each file is a scene or left out with a reason of one line, and the one that is whole is kept."""
+def test_damaged_files_do_not_stop_a_build(tmp_path, kind):
+    """Each file is cut or left out with a reason of one line; the intact one is cut."""
     good = tmp_path / f"src/a.{kind}"
     if kind == "geo.tif":
         save_raster(good, noise(3, 32, 32, "uint8"), compress="deflate", nodata=7)
     else:
-        save(good, 32, 32, **{"compression": "tiff_lzw"} if kind == "tif" else {})
+        save_picture(good, 32, 32, **{"compression": "tiff_lzw"} if kind == "tif" else {})
     mutants(good, 200)
     built = build(tmp_path / "src", tmp_path / "out", tile_size=32)
     assert built.num_scenes + built.num_left_out == 201
@@ -85,7 +85,7 @@ def test_no_damage_to_a_file_ends_a_build(tmp_path, kind):
     assert not any("\n" in reason for reason in reasons.values())
 
 
-def test_no_damage_to_a_partner_or_a_band_ends_a_build(tmp_path):
+def test_damaged_paired_scenes_and_bands_do_not_stop_a_build(tmp_path):
     save_raster(tmp_path / "src/a.tif", noise(3, 32, 32, "uint8"))
     save_raster(tmp_path / "src/b.tif", noise(3, 32, 32, "uint8"), origin=(3, 3))
     save_raster(tmp_path / "winter/a.tif", noise(3, 64, 64, "uint8"), origin=(-4, 4), compress="deflate")
@@ -111,52 +111,50 @@ def test_no_damage_to_a_partner_or_a_band_ends_a_build(tmp_path):
     ("name", "text"),
     [("tiles.json", '{"bands": ['), ("tiles.json", "{}"), ("build.json", "[]"), ("build.json", '{"asked": {}}')],
 )
-def test_a_damaged_finished_build_is_one_line(tmp_path, name, text):
-    save(tmp_path / "src/a.png", 32, 32)
+def test_a_damaged_finished_build_is_an_error_of_one_line(tmp_path, name, text):
+    save_picture(tmp_path / "src/a.png", 32, 32)
     out = tmp_path / "out"
     build(tmp_path / "src", out)
-    before = contents(out)
+    before = file_contents(out)
     if text == '{"asked": {}}':
         (out / name).write_text((out / name).read_text().replace("num_tiles", "tiles"))
     else:
         (out / name).write_text(text)
-    result = cli("build", tmp_path / "src", out)
+    result = run_moco_data("build", tmp_path / "src", out)
     assert result.exit_code == 2
     assert " ".join(result.stderr.split()).endswith(
         f"OUT={str(out)!r} holds a damaged {name}; choose another folder, or pass --overwrite"
     )
-    assert cli("build", tmp_path / "src", out, "--overwrite").exit_code == 0
-    assert contents(out).keys() == before.keys()
+    assert run_moco_data("build", tmp_path / "src", out, "--overwrite").exit_code == 0
+    assert file_contents(out).keys() == before.keys()
 
 
 @pytest.mark.parametrize("name", ["state.npz", "options.json", "decided.json"])
-def test_a_damaged_begun_build_is_one_line(source, whole, tmp_path, name):
+def test_a_damaged_unfinished_build_is_an_error_of_one_line(source, whole, tmp_path, name):
     out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        build(source, out, on_progress=stop_at(60), **OPTIONS)
+    interrupt_build(source, out, 60, **OPTIONS)
     raw = (out / ".build" / name).read_bytes()
     (out / ".build" / name).write_bytes(raw[: len(raw) // 2])
     with pytest.raises(UserError, match=rf"holds a damaged .build/{name}; choose another folder, or pass --over"):
         build(source, out, **OPTIONS)
     assert build(source, out, overwrite=True, **OPTIONS).num_resumed == 0
-    assert contents(out) == whole
+    assert file_contents(out) == whole
 
 
-def test_what_cannot_be_written_while_publishing_is_one_line(source, whole, tmp_path):
-    """A folder where build.json has to go."""
+def test_a_write_error_while_publishing_keeps_the_shards(source, whole, tmp_path):
+    """A folder has the name build.json."""
     out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        build(source, out, on_progress=stop_at(60), **OPTIONS)
+    interrupt_build(source, out, 60, **OPTIONS)
     (out / "build.json").mkdir()
-    with pytest.raises(UserError, match=r"cannot be written \(Is a directory\); whole shards stay \(5\), and the"):
+    with pytest.raises(UserError, match=r"cannot be written \(Is a directory\); complete shards are kept \(5\), and"):
         build(source, out, **OPTIONS)
     (out / "build.json").rmdir()
     assert build(source, out, **OPTIONS).num_resumed == 156
-    assert contents(out) == whole
+    assert file_contents(out) == whole
 
 
-def test_a_build_killed_while_its_journal_goes_is_finished(source, whole, tmp_path, monkeypatch):
-    """The lock is no open file by then: NFS would keep it, and the folder with it."""
+def test_a_build_killed_while_it_removes_its_journal_is_finished(source, whole, tmp_path, monkeypatch):
+    """The lock is closed before: NFS would keep an open file, and so the folder."""
     out, real = tmp_path / "out", shutil.rmtree
 
     def die_half_way(folder, **more):
@@ -172,11 +170,11 @@ def test_a_build_killed_while_its_journal_goes_is_finished(source, whole, tmp_pa
         build(source, out, **OPTIONS)
     monkeypatch.undo()
     assert build(source, out, **OPTIONS).found_complete
-    assert contents(out) == whole
+    assert file_contents(out) == whole
     assert not [path for path in out.iterdir() if path.is_dir()]
 
 
-def test_overwrite_leaves_a_build_alone_that_runs(source, tmp_path):
+def test_overwrite_does_not_disturb_a_running_build(source, tmp_path):
     out = tmp_path / "out"
 
     def second(stage, done, total, kept):
@@ -192,31 +190,33 @@ def test_overwrite_leaves_a_build_alone_that_runs(source, tmp_path):
         build(source, out, on_progress=second, **OPTIONS)
 
 
-def test_a_renamed_class_folder_is_noticed(tmp_path):
+def test_a_renamed_class_folder_is_detected(tmp_path):
     for number in range(12):
-        save(tmp_path / f"src/class{number % 2}/{number:02d}.png", 200, 200, seed=number)
+        save_picture(tmp_path / f"src/class{number % 2}/{number:02d}.png", 200, 200, seed=number)
     options, out = OPTIONS | {"max_shard_mb": 1}, tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        build(tmp_path / "src", out, on_progress=stop_at(40), **options)
+    interrupt_build(tmp_path / "src", out, 40, **options)
     (tmp_path / "src/class0").rename(tmp_path / "src/sea")
-    with pytest.raises(UserError, match="was begun of files that have changed since; choose another folder, or pass"):
+    with pytest.raises(
+        UserError, match="holds a build begun from files that have changed since; choose another folder"
+    ):
         build(tmp_path / "src", out, **options)
     assert build(tmp_path / "src", out, overwrite=True, **options).tiles_per_class == {"class1": 24, "sea": 24}
     (tmp_path / "src/sea").rename(tmp_path / "src/lake")
-    with pytest.raises(UserError, match="holds tiles built of files that have changed since"):
+    with pytest.raises(UserError, match="holds tiles built from files that have changed since"):
         build(tmp_path / "src", out, **options)
 
 
-def test_other_classes_are_noticed_though_every_file_looks_the_same(tmp_path):
-    """Size and time of change stay; the one picture of a class can no longer be read."""
+def test_changed_classes_are_detected_though_size_and_time_are_equal(tmp_path):
+    """The only picture of a class becomes unreadable; its size and modification time stay."""
     for number in range(12):
-        save(tmp_path / f"src/class{min(number, 1)}/{number:02d}.png", 200, 200, seed=number)
+        save_picture(tmp_path / f"src/class{min(number, 1)}/{number:02d}.png", 200, 200, seed=number)
     out, path = tmp_path / "out", tmp_path / "src/class0/00.png"
-    with pytest.raises(KeyboardInterrupt):
-        build(tmp_path / "src", out, on_progress=stop_at(40), **OPTIONS)
+    interrupt_build(tmp_path / "src", out, 40, **OPTIONS)
     before = path.stat()
     path.write_bytes(bytes(before.st_size))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(UserError, match="was begun with classes=class0,class1, not with classes=class1; choose anot"):
+    with pytest.raises(
+        UserError, match="holds a build begun with classes=class0,class1, not with classes=class1; choo"
+    ):
         build(tmp_path / "src", out, **OPTIONS)
     assert build(tmp_path / "src", out, overwrite=True, **OPTIONS).tiles_per_class == {"class1": 44}

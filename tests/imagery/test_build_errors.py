@@ -1,32 +1,25 @@
-"""Builds that keep nothing, or were asked for what makes no sense, say why in one line and what works."""
+"""Errors of builds that keep no tile or have contradictory options: the reason, and what works."""
+
+from functools import partial
 
 import numpy as np
 import pytest
-from support.builds import build, cli, save
+from support.builds import build, run_moco_data, save_picture
 from support.geo_files import noise, rows_of, save_raster
 
-from moco_accel.common.errors import UserError
-
-RULE = "scenes pair by place where both have a CRS, else by the same path below SRC and --pair-with and the same size"
+RULE = "scenes pair by place if both have a CRS, otherwise by the same path below SRC and --pair-with and the same size"
 
 
 @pytest.fixture
-def message(tmp_path):
-    def told(source, **options):
-        with pytest.raises(UserError) as caught:
-            build(source, tmp_path / "out", tile_size=32, **options)
-        assert "\n" not in str(caught.value)
-        assert not (tmp_path / "out/.build").exists()
-        return str(caught.value)
-
-    return told
+def message(build_error):
+    return partial(build_error, tile_size=32)
 
 
-def test_two_single_files_pair_whatever_their_names(tmp_path):
-    save(tmp_path / "july.png", 32, 64, seed=1)
-    winter = save(tmp_path / "january.png", 32, 64, seed=2).transpose(2, 0, 1)
+def test_two_single_files_pair_despite_different_names(tmp_path):
+    save_picture(tmp_path / "july.png", 32, 64, seed=1)
+    winter = save_picture(tmp_path / "january.png", 32, 64, seed=2).transpose(2, 0, 1)
     built = build(tmp_path / "july.png", tmp_path / "out", tile_size=32, pair_with=tmp_path / "january.png")
-    assert built.notes == ["1 of 1 scenes of --pair-with have the same bands; paired by path, for not all have a CRS"]
+    assert built.notes == ["1 of 1 scenes of --pair-with have the same bands; paired by path, because some have no CRS"]
     pairs = [row["image_pair"] for row in rows_of(tmp_path / "out")]
     assert np.array_equal(np.concatenate(pairs, axis=2), winter)
 
@@ -41,24 +34,24 @@ def test_a_scene_with_a_crs_pairs_by_path_with_one_without(tmp_path):
     assert np.array_equal(flat, noise(1, 32, 32, seed=1))
 
 
-def test_without_partners_the_reason_and_the_rule_are_told(tmp_path, message):
-    save(tmp_path / "summer/a.png", 32, 64)
-    save(tmp_path / "winter/b.png", 32, 64)
+def test_the_error_without_pairs_names_the_reason_and_the_rule(tmp_path, message):
+    save_picture(tmp_path / "summer/a.png", 32, 64)
+    save_picture(tmp_path / "winter/b.png", 32, 64)
     assert message(tmp_path / "summer", pair_with=tmp_path / "winter") == (
-        f"no scene of SRC has a partner: no scene of --pair-with has the path a.png; there is b.png; {RULE}"
+        f"no scene of SRC has a pair: no scene of --pair-with has the path a.png; one has b.png; {RULE}"
     )
-    save(tmp_path / "winter/a.png", 32, 60)
+    save_picture(tmp_path / "winter/a.png", 32, 60)
     assert message(tmp_path / "summer", pair_with=tmp_path / "winter") == (
-        f"no scene of SRC has a partner: {tmp_path}/summer/a.png has 32 × 64 pixels, "
+        f"no scene of SRC has a pair: {tmp_path}/summer/a.png has 32 × 64 pixels, "
         f"{tmp_path}/winter/a.png has 32 × 60 pixels; {RULE}"
     )
     for name, crs, x in (("here", "EPSG:32618", 0), ("east", "EPSG:32618", 900), ("zone", "EPSG:32619", 0)):
         save_raster(tmp_path / f"{name}/a.tif", noise(1, 32, 32), names=["B8"], crs=crs, origin=(x, 320))
     assert message(tmp_path / "here", pair_with=tmp_path / "east") == (
-        f"no scene of SRC has a partner: {tmp_path}/here/a.tif (x 0 to 320, y 0 to 320 (EPSG:32618)) shares no place "
-        f"with {tmp_path}/east/a.tif (x 900 to 1220, y 0 to 320 (EPSG:32618)); {RULE}"
+        f"no scene of SRC has a pair: {tmp_path}/here/a.tif (x 0 to 320, y 0 to 320 (EPSG:32618)) does not "
+        f"overlap {tmp_path}/east/a.tif (x 900 to 1220, y 0 to 320 (EPSG:32618)); {RULE}"
     )
-    assert "(EPSG:32619)); gdalwarp -t_srs brings both into one CRS; " in message(
+    assert "(EPSG:32619)); gdalwarp -t_srs converts both to one CRS; " in message(
         tmp_path / "here", pair_with=tmp_path / "zone"
     )
     save_raster(tmp_path / "part/a.tif", noise(1, 32, 32), names=["B8"], origin=(10, 320))
@@ -71,7 +64,7 @@ def test_without_partners_the_reason_and_the_rule_are_told(tmp_path, message):
         )
 
 
-def test_without_labels_the_reason_is_told(tmp_path, message):
+def test_the_error_without_labels_names_the_reason(tmp_path, message):
     save_raster(tmp_path / "a.tif", noise(1, 32, 64), names=["B8"], origin=(500_000, 4_000_000), metres=100)
     classes = np.full((1, 32, 64), 10, np.uint8)
     classes[:, :, 32:] = 20
@@ -81,7 +74,7 @@ def test_without_labels_the_reason_is_told(tmp_path, message):
     assert message(tmp_path / "a.tif", label_raster=far) == (
         f"--label-raster={far} covers none of the 1 scenes: it spans x 20 to 20.64, y 49.68 to 50 (EPSG:4326), "
         "the first scene x 500000 to 506400, y 3996800 to 4000000 (EPSG:32618), "
-        "there x -75 to -74.9289, y 36.1158 to 36.1447 (EPSG:4326); a raster of the same place works"
+        "that is x -75 to -74.9289, y 36.1158 to 36.1447 (EPSG:4326); a raster of the same place works"
     )
     save_raster(far, classes, origin=(0, 0))
     assert "y 3996800 to 4000000 (EPSG:32618); a raster" in message(tmp_path / "a.tif", label_raster=far)
@@ -93,15 +86,15 @@ def test_without_labels_the_reason_is_told(tmp_path, message):
     save_raster(near, classes, origin=(500_000, 4_000_000), metres=100)
     assert message(tmp_path / "a.tif", label_raster=near) == (
         "none of 2 windows was kept (no clear label: 2); "
-        "no class covers --min-majority 0.6 of a tile; e.g. --min-majority 0.3"
+        "no class covers --min-majority 0.6 of a tile; try --min-majority 0.3"
     )
     save_raster(near, classes * 0, origin=(500_000, 4_000_000), metres=100, nodata=0)
     assert message(tmp_path / "a.tif", label_raster=near, class_names="sea") == (
-        "none of 2 windows was kept (no label there: 2); a label raster with data where the scenes lie works"
+        "none of 2 windows was kept (no label there: 2); a label raster with data at the place of the scenes works"
     )
 
 
-def test_of_many_unnamed_classes_the_largest_are_counted_by_number(tmp_path):
+def test_only_the_most_frequent_unnamed_classes_are_counted_one_by_one(tmp_path):
     save_raster(tmp_path / "a.tif", noise(1, 16, 16 * 31), names=["B8"])
     save_raster(tmp_path / "c.tif", np.arange(31, dtype=np.uint8).repeat(16)[None, None].repeat(16, axis=1))
     built = build(
@@ -111,7 +104,7 @@ def test_of_many_unnamed_classes_the_largest_are_counted_by_number(tmp_path):
     assert (len(built.skipped), built.skipped["other classes, not in --class-names"]) == (21, 10)
 
 
-def test_hints_are_of_what_was_found(tmp_path, message):
+def test_hints_match_the_reasons_found(tmp_path, message):
     pixels = noise(3, 32, 64, "uint8")
     pixels[:, :, :32] = 0
     pixels[:, :, 32:] = 250
@@ -131,39 +124,39 @@ def test_hints_are_of_what_was_found(tmp_path, message):
         ("float32", 1e39, "float32, which holds numbers from -3.4028235e+38 to 3.4028235e+38; --nodata -9999 works"),
     ],
 )
-def test_nodata_must_be_a_number_of_the_imagery(tmp_path, message, dtype, number, holds):
+def test_nodata_must_fit_the_dtype_of_the_imagery(tmp_path, message, dtype, number, holds):
     save_raster(tmp_path / "a.tif", noise(1, 32, 32, dtype), names=["B8"])
     assert message(tmp_path / "a.tif", nodata=number) == f"--nodata={number:g}: the imagery is {holds}"
 
 
-def test_options_that_change_nothing_are_told_of(tmp_path, message):
-    save(tmp_path / "src/sea/a.png", 32, 32)
+def test_options_without_effect_are_errors(tmp_path, message):
+    save_picture(tmp_path / "src/sea/a.png", 32, 32)
     assert message(tmp_path / "src", min_majority=0.5, labels_from_folders=True) == (
-        "--min-majority=0.5 is of the classes of --label-raster, which is absent; leave it out"
+        "--min-majority=0.5 needs --label-raster, which is absent; leave it out"
     )
     assert message(tmp_path / "src", nodata=256) == (
         "--nodata=256: the imagery is uint8, which holds whole numbers from 0 to 255; --nodata 0 works"
     )
-    assert message(tmp_path / "src", workers=0) == "--workers=0 must be at least 1; --workers 1 takes the least memory"
+    assert message(tmp_path / "src", workers=0) == "--workers=0 must be at least 1; --workers 1 needs the least memory"
 
 
-def test_too_few_names_are_answered_with_as_many_as_there_are_bands(tmp_path, message):
-    save(tmp_path / "src/a.png", 32, 32)
+def test_the_error_for_too_few_band_names_proposes_one_for_each_band(tmp_path, message):
+    save_picture(tmp_path / "src/a.png", 32, 32)
     assert message(tmp_path / "src", band_names=("red",)).endswith(
         "a.png: has 3 bands, --band-names=red names 1; --band-names red,green,blue works"
     )
 
 
-def test_help_and_errors_tell_the_rule_of_pairs_and_odd_paths_stay_whole(tmp_path):
-    save(tmp_path / "src [out]/[red]sea/a[b].png", 32, 32)
+def test_paths_with_brackets_are_printed_whole_and_help_states_the_pairing_rule(tmp_path):
+    save_picture(tmp_path / "src [out]/[red]sea/a[b].png", 32, 32)
     (tmp_path / "src [out]/[red]sea/b[i].png").write_text("x")
     out = tmp_path / "[out]"
-    done = cli("build", tmp_path / "src [out]", out, "--labels-from-folders")
+    done = run_moco_data("build", tmp_path / "src [out]", out, "--labels-from-folders")
     text = " ".join(done.stderr.split())
-    assert f"looking for scenes in {tmp_path}/src [out] " in text
+    assert f"searching for scenes in {tmp_path}/src [out] " in text
     assert f"{tmp_path}/src [out]/[red]sea/b[i].png: cannot be" in text
     assert f"--set 'data.source={out}' --set encoder.bands=3" in text
     assert "│ [red]sea │ 1 │" in text
-    assert f"{out} is complete" in cli("build", tmp_path / "src [out]", out, "--labels-from-folders").stderr
-    text = " ".join(cli("build", "--help").stdout.split())
-    assert "by place where both have a CRS, else by the same path below SRC and SRC2" in text
+    assert f"{out} is complete" in run_moco_data("build", tmp_path / "src [out]", out, "--labels-from-folders").stderr
+    text = " ".join(run_moco_data("build", "--help").stdout.split())
+    assert "pair by place if both have a CRS, otherwise by the same path below SRC and SRC2" in text

@@ -1,13 +1,16 @@
+"""Labels from a label raster, and pairs of seasons."""
+
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from support.builds import build, save
+from support.builds import build, save_picture
 from support.geo_files import facts_of, noise, rows_of, save_raster
 
 from moco_accel.common.errors import UserError
-from moco_accel.imagery.build_report import print_built
+from moco_accel.imagery.build_report import print_build_result
 
 
 def class_names(out):
@@ -18,7 +21,7 @@ def class_names(out):
 
 @pytest.fixture
 def scene(tmp_path):
-    """64 × 96 pixels of 10 m; the label raster has 20 m and lies 40 m off to the north-west."""
+    """A scene of 64 × 96 pixels of 10 m; the label raster has pixels of 20 m and begins 40 m further north-west."""
     save_raster(tmp_path / "scene.tif", noise(1, 64, 96), names=["B8"], origin=(1000, 5000))
     classes = np.full((40, 60), 10, np.uint8)
     classes[:, 18:] = 80  # column 18 begins at x = 960 + 360 = 1320: the second tile
@@ -28,7 +31,7 @@ def scene(tmp_path):
     return tmp_path
 
 
-def test_labels_are_the_majority_class_of_the_raster_within_a_tile(scene):
+def test_the_label_is_the_majority_class_within_the_tile(scene):
     built = build(scene / "scene.tif", scene / "out", tile_size=32, label_raster=scene / "classes.tif")
     assert class_names(scene / "out") == ["10", "30", "80", "255"]
     rows = rows_of(scene / "out")
@@ -38,7 +41,7 @@ def test_labels_are_the_majority_class_of_the_raster_within_a_tile(scene):
 
 
 def test_tiles_without_a_clear_or_named_class_are_skipped(scene):
-    """At stride 16 the window at column 16 is half one class, half another."""
+    """At stride 16, the window at column 16 is half one class and half another."""
     options = {"tile_size": 32, "stride": 16, "label_raster": scene / "classes.tif"}
     built = build(scene / "scene.tif", scene / "out", class_names="10=forest, 80=water", **options)
     rows = rows_of(scene / "out")
@@ -51,8 +54,8 @@ def test_tiles_without_a_clear_or_named_class_are_skipped(scene):
     assert half.num_tiles == 4 + 3 + 2  # column 16 in three rows, (16, 32) and (0, 48)
 
 
-def test_label_rasters_in_other_coordinates_and_with_gaps(tmp_path):
-    """The raster lies in degrees and covers the western half only; its nodata is no class."""
+def test_a_label_raster_in_another_crs_with_gaps(tmp_path):
+    """The raster is in degrees and has data in the southern half only; its nodata number is not a class."""
     from rasterio.warp import transform
 
     save_raster(tmp_path / "scene.tif", noise(1, 64, 64), names=["B8"], origin=(500_000, 4_000_000), metres=100)
@@ -66,24 +69,21 @@ def test_label_rasters_in_other_coordinates_and_with_gaps(tmp_path):
     assert (class_names(tmp_path / "out"), built.skipped) == (["3"], {"no label there": 10, "no clear label": 2})
 
 
-def test_label_mistakes_are_one_line_that_helps(scene):
-    def message(source=scene / "scene.tif", **options):
-        with pytest.raises(UserError) as caught:
-            build(source, scene / "out", **options)
-        return str(caught.value)
+def test_label_errors_name_the_option_and_what_works(scene, build_error):
+    message = partial(build_error, scene / "scene.tif")
 
-    save(scene / "plain.png", 32, 32)
+    save_picture(scene / "plain.png", 32, 32)
     raster = scene / "classes.tif"
-    absent = "--class-names='a,b' names the numbers of --label-raster, which is absent; leave it out"
+    absent = "--class-names='a,b' needs --label-raster, which is absent; leave it out"
     assert message(class_names="a,b") == absent
     for names in ("a,a", "1=a,b", "x=a", "a,,b"):
-        assert "is no list of distinct classes; sea,land or 10=forest,80=water" in message(
+        assert "does not list distinct classes; sea,land or 10=forest,80=water" in message(
             label_raster=raster, class_names=names
         )
     assert "does not exist" in message(label_raster=scene / "nowhere.tif")
-    assert "has no coordinate system" in message(scene / "plain.png", label_raster=raster)
+    assert "has no coordinate system" in build_error(scene / "plain.png", label_raster=raster)
     save_raster(scene / "float.tif", noise(1, 32, 32, "float32"))
-    works = "a GeoTIFF of one band of class numbers (uint8) on Earth works"
+    works = "a georeferenced GeoTIFF of one band of class numbers (uint8) works"
     assert message(label_raster=scene / "float.tif") == f"--label-raster={scene}/float.tif has 1 × float32; {works}"
     save_raster(scene / "three.tif", noise(3, 32, 32, "uint8"))
     assert message(label_raster=scene / "three.tif") == f"--label-raster={scene}/three.tif has 3 × uint8; {works}"
@@ -91,11 +91,11 @@ def test_label_mistakes_are_one_line_that_helps(scene):
     assert message(label_raster=scene / "flat.tif").endswith(f"flat.tif has no coordinate system; {works}")
     save_raster(scene / "many.tif", np.arange(1024, dtype=np.uint16).reshape(1, 32, 32))
     assert "has over 256 classes" in message(label_raster=scene / "many.tif")
-    assert "give one of them" in message(label_raster=raster, labels_from_folders=True)
+    assert "give only one of them" in message(label_raster=raster, labels_from_folders=True)
 
 
-def test_pairs_by_place(tmp_path):
-    """The other season lies in two scenes on pixels of the same size, shifted, and one of coarser pixels elsewhere."""
+def test_seasons_pair_by_place(tmp_path):
+    """The other season has two scenes with shifted pixels of the same size, and one with other bands."""
     world = noise(2, 100, 200, seed=1)
     summer = save_raster(tmp_path / "summer/a.tif", noise(2, 32, 128), names=["B4", "B8"], origin=(0, 0))
     save_raster(tmp_path / "winter/east.tif", world[:, :, 90:], names=["B4", "B8"], origin=(500, 100))
@@ -103,7 +103,7 @@ def test_pairs_by_place(tmp_path):
     save_raster(tmp_path / "winter/other.tif", world[:1], names=["B4"], origin=(0, 100))
     built = build(tmp_path / "summer", tmp_path / "out", tile_size=32, pair_with=tmp_path / "winter")
     rows = rows_of(tmp_path / "out")
-    # west ends at x = 400, east begins at 500: the tile at x = 320 to 640 lies in neither
+    # west ends at x = 400, east begins at 500: neither covers the tile at x = 320 to 640
     assert [(row["row"], row["col"]) for row in rows] == [(0, 0), (0, 64), (0, 96)]
     assert (built.skipped, built.notes[-1]) == (
         {"no partner": 1},
@@ -117,7 +117,7 @@ def test_pairs_by_place(tmp_path):
     assert facts_of(tmp_path / "out")["statistics"]["pixels"] == [6 * 32 * 32] * 2
 
 
-def test_partners_are_resampled_to_the_tiles_own_pixels_and_checked(tmp_path):
+def test_paired_scenes_are_resampled_to_the_pixels_of_the_tile_and_checked(tmp_path):
     save_raster(tmp_path / "summer/a.tif", noise(1, 32, 64), names=["B8"])
     coarse = np.full((1, 32, 64), 500, np.uint16)
     coarse[:, :, 16:32] = 0
@@ -129,18 +129,18 @@ def test_partners_are_resampled_to_the_tiles_own_pixels_and_checked(tmp_path):
     assert (pair == 500).all()
 
 
-def test_pictures_pair_by_their_path_and_keep_their_bytes(tmp_path, capfd):
+def test_pictures_pair_by_path_and_keep_their_bytes(tmp_path, capfd):
     for number, season in enumerate(("summer", "winter")):
-        save(tmp_path / season / "x/a.png", 64, 32, seed=number)
-        save(tmp_path / season / "b.jpg", 32, 32, seed=number + 2)
-    save(tmp_path / "summer/alone.png", 32, 32)
-    save(tmp_path / "summer/c.png", 32, 32)
-    save(tmp_path / "winter/c.png", 32, 40)
+        save_picture(tmp_path / season / "x/a.png", 64, 32, seed=number)
+        save_picture(tmp_path / season / "b.jpg", 32, 32, seed=number + 2)
+    save_picture(tmp_path / "summer/alone.png", 32, 32)
+    save_picture(tmp_path / "summer/c.png", 32, 32)
+    save_picture(tmp_path / "winter/c.png", 32, 40)
     built = build(tmp_path / "summer", tmp_path / "out", tile_size=32, pair_with=tmp_path / "winter")
     assert (built.num_tiles, built.skipped) == (3, {"no partner": 2})
     rows = pq.read_table(tmp_path / "out/tiles-00000-of-00001.parquet").to_pylist()
     assert [row["path"] for row in rows] == ["b.jpg", "x/a.png", "x/a.png"]
-    print_built(built, Path("my [pairs]"), has_pairs=True)
+    print_build_result(built, Path("my [pairs]"), has_pairs=True)
     assert (
         "--set 'data.source=my [pairs]' --set encoder.bands=3 --set data.pair_column=image_pair "
         "--set augment.preset=seasons\n"

@@ -1,4 +1,4 @@
-"""Decoding: Pillow's pixels, every format as stored, sizes checked before decoding, hostile bytes refused."""
+"""Decoding: pixels equal Pillow's, formats are read as stored, sizes are checked first, hostile bytes are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from moco_accel.common.errors import UserError
-from moco_accel.images.decoding import MAX_TILE_PIXELS, DamagedTile, decode_raster
+from moco_accel.images.decoding import DamagedTile, decode_raster
+from moco_accel.images.headers import MAX_TILE_PIXELS
 
 RANDOM = np.random.default_rng(0)
 SMOOTH = (np.add.outer(np.arange(40) * 3, np.arange(30) * 2)[:, :, None] + [0, 20, 40]).astype(np.uint8)
@@ -36,7 +37,7 @@ def by_rasterio(pixels: np.ndarray, driver: str, **options: Any) -> bytes:
     bands, height, width = pixels.shape
     shape = {"count": bands, "height": height, "width": width, "dtype": pixels.dtype.name}
     with MemoryFile() as file:
-        # a transform, or rasterio warns that there is none
+        # rasterio warns without a transform
         with file.open(driver=driver, transform=Affine(10, 0, 0, 0, -10, 0), **shape, **options) as image:
             image.write(pixels)
         return bytes(file.read())
@@ -61,7 +62,7 @@ def noise(dtype: str, bands: int, height: int = 24, width: int = 20) -> np.ndarr
      ("TIFF", {"compression": "tiff_lzw"})],
 )  # fmt: skip
 @pytest.mark.parametrize("grey", [False, True])
-def test_pictures_have_pillow_s_pixels(kind: str, options: dict[str, Any], grey: bool) -> None:
+def test_pictures_equal_pillow(kind: str, options: dict[str, Any], grey: bool) -> None:
     raw = by_pillow(SMOOTH[:, :, 0] if grey else SMOOTH, kind, **options)
     with Image.open(io.BytesIO(raw)) as image:
         expected = np.atleast_3d(np.array(image)).transpose(2, 0, 1)
@@ -97,14 +98,14 @@ def test_jpeg_2000_is_read_as_stored(dtype: str, bands: int) -> None:
 
 
 def test_sixteen_bit_png_keeps_its_bits() -> None:
-    """Pillow itself would cut colour down to eight."""
+    """Pillow itself would reduce colour to 8 bits."""
     for bands in (1, 3):
         pixels = noise("uint16", bands)
         assert np.array_equal(decode_raster(by_rasterio(pixels, "PNG")).numpy(), pixels)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
-def test_npy_has_bands_on_its_shorter_end(dtype: str) -> None:
+def test_npy_bands_are_the_shorter_outer_axis(dtype: str) -> None:
     pixels = noise(dtype, 13)
     for array in (
         pixels,
@@ -118,7 +119,7 @@ def test_npy_has_bands_on_its_shorter_end(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(("bands", "height", "width"), [(13, 8, 8), (13, 13, 9), (13, 9, 13), (20, 16, 12), (3, 40, 3)])
-def test_npy_has_bands_where_their_number_is(bands: int, height: int, width: int) -> None:
+def test_npy_bands_are_the_axis_of_known_length(bands: int, height: int, width: int) -> None:
     pixels = noise("uint16", bands, height, width)
     assert np.array_equal(decode_raster(as_npy(pixels), bands).numpy(), pixels)
     last = decode_raster(as_npy(pixels.transpose(1, 2, 0)), bands).numpy()
@@ -158,7 +159,7 @@ def npy_of(shape: tuple[int, ...], dtype: str = "<u2") -> bytes:
 
 
 def sparse_tiff(bands: int, side: int) -> bytes:
-    """Says that it has pixels and holds none."""
+    """A TIFF that declares pixels and holds none."""
     from rasterio import Affine
     from rasterio.io import MemoryFile
 
@@ -182,7 +183,7 @@ def sparse_tiff(bands: int, side: int) -> bytes:
         (lambda: sparse_tiff(300, 1024), "300 bands of 1024 x 1024 pixels; at most"),
     ],
 )  # fmt: skip
-def test_what_is_too_large_is_refused_before_it_is_decoded(raw: Callable[[], bytes], reason: str) -> None:
+def test_large_tiles_are_refused_before_decoding(raw: Callable[[], bytes], reason: str) -> None:
     with pytest.raises(DamagedTile, match=reason):
         decode_raster(raw())
 
@@ -203,7 +204,7 @@ def test_what_is_too_large_is_refused_before_it_is_decoded(raw: Callable[[], byt
         (b"\x93NUMPY\x01\x00\x10\x00__import__('os')", "cannot be decoded"),
     ],
 )
-def test_what_is_no_tile_is_refused(raw: bytes, reason: str) -> None:
+def test_other_files_are_refused(raw: bytes, reason: str) -> None:
     with pytest.raises(DamagedTile, match=reason) as refused:
         decode_raster(raw)
     assert "\n" not in str(refused.value)
@@ -234,7 +235,7 @@ def test_truncated_tiles_are_refused(kind: str, kept: float) -> None:
 
 
 def test_hostile_bytes_give_a_tile_or_a_reason(capfd: pytest.CaptureFixture[str]) -> None:
-    """A thousand tiles with bytes changed: nothing but DamagedTile, and not a line on the terminal."""
+    """A thousand tiles with changed bytes raise only DamagedTile and print nothing."""
     draw, reasons = random.Random(0), []
     for raw in every_format().values():
         for _ in range(150):
@@ -250,7 +251,7 @@ def test_hostile_bytes_give_a_tile_or_a_reason(capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr().err == ""
 
 
-def test_a_missing_rasterio_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_rasterio_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = by_rasterio(noise("uint16", 5), "GTiff")
     monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(UserError, match=r"pip install 'moco-accel\[geo\]'"):

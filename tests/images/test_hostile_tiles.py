@@ -1,4 +1,4 @@
-"""Tiles and shards from anyone: 1,600 hostile kinds; none crashes, hangs or keeps memory, each has its reason."""
+"""1,600 kinds of hostile tiles and shards: none crashes, hangs or leaks memory, and each gives a reason."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import pytest
 from support.hostile_arrays import npy_of
 from support.hostile_pictures import many_scans, pictures
 from support.hostile_rasters import many_tags, sparse, tiff
-from support.hostile_shards import GOOD, dictionary_bomb, image_table, parquet
+from support.hostile_shards import GOOD_JPEG, image_table, write_dictionary_bomb, write_parquet
 from support.hostile_worker import Result, all_sources, all_tiles, run_kinds
-from support.source_files import message
+from support.source_files import error_message
 
 from moco_accel.common.errors import UserError
 from moco_accel.images.decoding import DamagedTile, decode_raster
 from moco_accel.images.headers import MAX_ENCODED_BYTES, read_file
+from moco_accel.sources.base import Source
 from moco_accel.sources.tar_store import open_tar
 
-MOST_SECONDS = 5.0  # of the processor; measured: 0.97, 8192 x 8192 pixels of a whole PNG
-MOST_MIB = 600  # measured: 450, as many of four bands
-MOST_GROWTH_MIB = 32  # measured: 16, once in twelve times, of GDAL's; 0 otherwise
+MAX_SECONDS = 5.0  # of CPU time; measured: 0.97, a whole PNG of 8192 x 8192 pixels
+MAX_MIB = 600  # measured: 450, as many pixels of four bands
+MAX_GROWTH_MIB = 32  # measured: 16 in one of twelve runs, by GDAL; 0 otherwise
 ONE_OF = 20
 
 
@@ -36,16 +37,16 @@ def names_of_sources() -> list[str]:
 def check(results: list[Result], resident: list[list[int]]) -> None:
     bugs = [result for result in results if result.outcome.split()[0] not in ("read", "damaged", "refused")]
     assert not bugs, bugs
-    slow = [result for result in results if result.seconds > MOST_SECONDS]
+    slow = [result for result in results if result.seconds > MAX_SECONDS]
     assert not slow, slow
-    large = [result for result in results if result.peak_mib > MOST_MIB]
+    large = [result for result in results if result.peak_mib > MAX_MIB]
     assert not large, large
     assert len(resident) == 1  # no child died
-    assert resident[0][-1] - resident[0][1] <= MOST_GROWTH_MIB, resident
+    assert resident[0][-1] - resident[0][1] <= MAX_GROWTH_MIB, resident
 
 
 def few(names: list[str]) -> list[str]:
-    """One of twenty, none of those that are heavy without being hostile."""
+    """Every twentieth kind, without those that are large but harmless."""
     return [name for name in names[::ONE_OF] if "8192" not in name and "bomb" not in name]
 
 
@@ -73,7 +74,7 @@ def test_all_hostile_kinds(what: str) -> None:
     check(results, resident)
 
 
-def test_there_are_five_hundred_kinds_and_more() -> None:
+def test_there_are_over_five_hundred_kinds() -> None:
     assert len(names_of_tiles()) > 500
     assert len(all_sources()) > 400
 
@@ -95,7 +96,7 @@ def test_there_are_five_hundred_kinds_and_more() -> None:
         (lambda: b"\x93NUMPY\x01\x00\x28\x23" + b"-" * 9000, "its header is no description of an array"),
     ],
 )  # fmt: skip
-def test_what_headers_say_is_held_against_limits(raw: object, reason: str) -> None:
+def test_headers_are_checked_against_limits(raw: object, reason: str) -> None:
     with pytest.raises(DamagedTile, match=reason):
         decode_raster(raw())  # type: ignore[operator]
 
@@ -111,26 +112,26 @@ def test_files_without_end_are_not_read(tmp_path: Path) -> None:
 
 
 def test_row_groups_that_would_unpack_without_end_are_refused(tmp_path: Path) -> None:
-    """Ten megabytes, 4,000 times, in a file of kilobytes."""
-    folder = dictionary_bomb(tmp_path / "t")
+    """A file of kilobytes repeats ten megabytes 4,000 times."""
+    folder = write_dictionary_bomb(tmp_path / "t")
     assert (folder / "part.parquet").stat().st_size < 10_000
-    assert "repeats values of image until they take up to" in message(folder)
+    assert "repeats values of column image up to" in error_message(folder)
 
 
-def test_names_of_columns_break_no_line(tmp_path: Path) -> None:
-    table = image_table("none", **{"x\n\x1b[31m": pa.array([GOOD] * 12)})
-    assert "has several columns of imagery (image, x [31m)" in message(parquet(tmp_path / "t", table))
+def test_column_names_are_printed_in_one_line(tmp_path: Path) -> None:
+    table = image_table("none", **{"x\n\x1b[31m": pa.array([GOOD_JPEG] * 12)})
+    assert "has several image columns (image, x [31m)" in error_message(write_parquet(tmp_path / "t", table))
 
 
 def test_a_tar_header_of_terabytes_is_not_read(tmp_path: Path) -> None:
     source = all_sources()["sparse tar size 1099511627776 of x"](tmp_path / "t")
     with pytest.raises(UserError, match="a header of 1099511627776 bytes"):
-        open_tar([source / "part.tar"], str(source), "data.source")
+        open_tar([source / "part.tar"], Source(str(source), "data.source"))
 
 
 @pytest.mark.parametrize("kind", ["npy pickle", "bare pickle", "npy header code 1", "npy header calls 1"])
 def test_code_in_a_tile_is_not_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pickles would make a file here."""
+    """The pickles would create a file in the working folder."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DamagedTile):
         decode_raster(all_tiles()[kind]())
@@ -138,4 +139,4 @@ def test_code_in_a_tile_is_not_run(kind: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_good_tiles_are_read_among_the_hostile() -> None:
-    assert decode_raster(GOOD).shape == (3, 40, 30)
+    assert decode_raster(GOOD_JPEG).shape == (3, 40, 30)

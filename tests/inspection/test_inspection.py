@@ -1,4 +1,4 @@
-"""moco-data inspect: what it says of a source, damaged tiles, the contact sheet, errors."""
+"""moco-data inspect: its report, damaged tiles, the contact sheet, errors."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ import pyarrow as pa
 import pytest
 import typer
 from PIL import Image
-from support.tile_files import FOREST, SENTINEL2, WATER, scene, write_known, write_tiles
+from support.tile_files import FOREST, SENTINEL2, WATER, spectral_tiles, write_known_tiles, write_tiles
 
 from moco_accel.inspection.cli import register
-from moco_accel.inspection.contact_sheet import captions, write_sheet
-from moco_accel.inspection.inspection import as_json, histograms, inspect_tiles
-from moco_accel.inspection.opening import is_read_in_place, open_unknown
-from moco_accel.inspection.report import bars, recipe_fields, warnings_of
-from moco_accel.inspection.sheets import sheet_corner
-from moco_accel.sources.tile_facts import TileFacts
-from moco_accel.tiles.band_counter import BandCounter
+from moco_accel.inspection.contact_sheet import tile_captions, write_contact_sheet
+from moco_accel.inspection.inspect_tiles import count_histograms, inspect_tiles, inspection_as_json
+from moco_accel.inspection.open_without_recipe import is_read_in_place, open_without_recipe
+from moco_accel.inspection.picture_grid import sheet_corner
+from moco_accel.inspection.report import draw_bars, list_warnings, recipe_fields
+from moco_accel.sources.tile_metadata import TileMetadata
+from moco_accel.tiles.running_statistics import RunningStatistics
 from moco_accel.tiles.statistics import measure_statistics, sample_indices
 
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory):
-    return write_known(tmp_path_factory.mktemp("known"))
+    return write_known_tiles(tmp_path_factory.mktemp("known"))
 
 
-def test_statistics_follow_the_bands_asked_for(known):
-    found = inspect_tiles(open_unknown(str(known), bands=["B4"]), 0)
-    assert (found.bands, found.statistics.mean) == (["B4"], [20.0])
+def test_statistics_follow_the_selected_bands(known):
+    found = inspect_tiles(open_without_recipe(str(known), bands=["B4"]), 0)
+    assert (found.tiles.bands, found.statistics.mean) == (["B4"], [20.0])
 
 
 def test_damaged_tiles_are_listed_and_left_out(tmp_path):
     tiles = [np.full((3, 8, 8), value, np.uint8) for value in range(30)]
     tiles[7] = np.zeros((2, 8, 8), np.uint8)
-    write_tiles(tmp_path, tiles, TileFacts(["red", "green", "blue"], "uint8"), damaged=(4, 21))
-    found = inspect_tiles(open_unknown(str(tmp_path)), 0)
+    write_tiles(tmp_path, tiles, TileMetadata(["red", "green", "blue"], "uint8"), damaged=(4, 21))
+    found = inspect_tiles(open_without_recipe(str(tmp_path)), 0)
     assert [index for index, _ in found.measured.damaged] == [4, 7, 21]
     assert found.measured.damaged[1][1].startswith("has 2 bands, not 3")
     good = [value for value in range(30) if value not in (4, 7, 21)]
     assert found.statistics.mean[0] == pytest.approx(np.mean(good), rel=1e-12)
     assert found.sizes == [((8, 8), 27)]
-    assert warnings_of(found) == ["3 of 30 tiles looked at are damaged (10.00%)"]
-    measured = measure_statistics(open_unknown(str(tmp_path)), 0)
+    assert list_warnings(found) == ["3 of 30 tiles read are damaged (10.00%)"]
+    measured = measure_statistics(open_without_recipe(str(tmp_path)), 0)
     assert measured.damaged == found.measured.damaged
 
 
@@ -57,8 +57,8 @@ DAMAGED = 12
 
 @pytest.fixture(scope="module")
 def sentinel2(tmp_path_factory):
-    """60 labelled tiles with places and a description, one of them damaged; half stored with the offset."""
-    tiles = scene([[*s[:10], 12, *s[10:]] for s in (WATER, FOREST)], 60)
+    """60 labelled tiles with positions and metadata, one of them damaged; half stored with the offset."""
+    tiles = spectral_tiles([[*s[:10], 12, *s[10:]] for s in (WATER, FOREST)], 60)
     tiles = [tile + 1000 if index % 4 > 1 else tile for index, tile in enumerate(tiles)]
     bounds = datasets.Sequence(datasets.Value("float64"))
     columns = {
@@ -67,12 +67,12 @@ def sentinel2(tmp_path_factory):
         "bounds": (bounds, [[320.0 * i, -320.0, 320.0 * (i + 1), 0.0] for i in range(60)]),
     }
     folder = tmp_path_factory.mktemp("sentinel2")
-    return write_tiles(folder, tiles, TileFacts(SENTINEL2, "uint16", "sentinel2", 0), columns, damaged=(DAMAGED,))
+    return write_tiles(folder, tiles, TileMetadata(SENTINEL2, "uint16", "sentinel2", 0), columns, damaged=(DAMAGED,))
 
 
-def test_everything_is_in_the_json(sentinel2):
-    found = inspect_tiles(open_unknown(str(sentinel2)), 0)
-    fields = json.loads(json.dumps(as_json(found)))
+def test_the_json_is_complete(sentinel2):
+    found = inspect_tiles(open_without_recipe(str(sentinel2)), 0)
+    fields = json.loads(json.dumps(inspection_as_json(found)))
     assert (fields["tiles"], fields["shards"], fields["shard_sizes"]) == (60, 1, [60])
     assert fields["bytes"] == sum(file.stat().st_size for file in sentinel2.iterdir())
     assert (fields["dtype"], fields["sensor"], fields["nodata"]) == ("uint16", "sentinel2", 0)
@@ -87,49 +87,49 @@ def test_everything_is_in_the_json(sentinel2):
         ("EPSG:32619", 10, 16_000, 19_200),
     ]
     assert fields["statistics_of"] == "all tiles"
-    assert "Likely a mix" in warnings_of(found)[0]
-    assert "30 with it" in warnings_of(found)[0]
+    assert "Likely a mix" in list_warnings(found)[0]
+    assert "30 with it" in list_warnings(found)[0]
 
 
-def test_statistics_of_all_tiles_come_from_the_description(tmp_path):
+def test_statistics_of_all_tiles_come_from_the_metadata(tmp_path):
     tiles = [np.full((1, 8, 8), value, np.uint8) for value in (10, 20)]
-    counter = BandCounter(1, "uint8")
+    counter = RunningStatistics(1, "uint8")
     counter.add(np.full((1, 8, 8), 99, np.uint8))
-    write_tiles(tmp_path, tiles, TileFacts(["grey"], "uint8", statistics=counter.statistics()))
-    found = inspect_tiles(open_unknown(str(tmp_path)), 1)
+    write_tiles(tmp_path, tiles, TileMetadata(["grey"], "uint8", statistics=counter.statistics()))
+    found = inspect_tiles(open_without_recipe(str(tmp_path)), 1)
     assert (found.statistics.mean, found.statistics_of_all) == ([99.0], True)
     assert found.measured.statistics.mean[0] in (10, 20)
 
 
-def test_recipe_lines_suit_the_tiles(tmp_path, known, sentinel2):
-    lines = recipe_fields(inspect_tiles(open_unknown(str(known)), 0))
+def test_recipe_fields_fit_the_tiles(tmp_path, known, sentinel2):
+    lines = recipe_fields(inspect_tiles(open_without_recipe(str(known)), 0))
     assert lines["encoder"] == {"bands": 2}
     data = lines["data"]
     assert (data["bands"], data["scaling"]) == (["B8A", "B4"], "percentiles")
     assert (data["low"], data["high"]) == ([0, 10], [9, 30])
     assert data["mean"] == [0.5, 0.5]
     assert data["std"] == [pytest.approx(8.25**0.5 / 9, rel=1e-3), 0.5]
-    mixed = recipe_fields(inspect_tiles(open_unknown(str(sentinel2)), 0))["data"]
+    mixed = recipe_fields(inspect_tiles(open_without_recipe(str(sentinel2)), 0))["data"]
     assert mixed["scaling"] == "percentiles"
     assert len(mixed["low"]) == len(mixed["high"]) == 13
     write_tiles(tmp_path, [np.full((3, 8, 8), 51, np.uint8)])
-    same = recipe_fields(inspect_tiles(open_unknown(str(tmp_path)), 0))["data"]
+    same = recipe_fields(inspect_tiles(open_without_recipe(str(tmp_path)), 0))["data"]
     assert (same["scaling"], same["mean"], same["std"]) == ("uint8", [0.2] * 3, [1.0] * 3)
     assert "low" not in same
 
 
 def test_histograms_and_bars():
-    counter = BandCounter(1, "uint8")
+    counter = RunningStatistics(1, "uint8")
     counter.add(np.repeat(np.arange(8, dtype=np.uint8), 8).reshape(1, 8, 8))
-    assert histograms(counter) == [[8] * 8]
-    assert bars([8, 4, 0, 1, 0, 0, 0, 0]) == "█▄ ▁    "
-    assert bars([0] * 8) == " " * 8
+    assert count_histograms(counter) == [[8] * 8]
+    assert draw_bars([8, 4, 0, 1, 0, 0, 0, 0]) == "█▄ ▁    "
+    assert draw_bars([0] * 8) == " " * 8
 
 
-def test_the_sheet_shows_tiles_at_their_places(tmp_path, sentinel2):
-    tiles = open_unknown(str(sentinel2))
+def test_the_sheet_draws_each_tile_in_its_cell(tmp_path, sentinel2):
+    tiles = open_without_recipe(str(sentinel2))
     found = inspect_tiles(tiles, 0)
-    write_sheet(tmp_path / "deep" / "sheet.png", tiles, found)
+    write_contact_sheet(tmp_path / "deep" / "sheet.png", found)
     indices = sample_indices(60, 48)
     low, high = (np.array(found.statistics.percentiles[p])[[3, 2, 1]] for p in ("2", "98"))
     with Image.open(tmp_path / "deep" / "sheet.png") as sheet:
@@ -151,7 +151,7 @@ def run_cli(*arguments, **kwargs):
     return app(list(map(str, arguments)), standalone_mode=False, **kwargs)
 
 
-def test_json_alone_goes_to_stdout(sentinel2, capfd):
+def test_only_json_goes_to_stdout(sentinel2, capfd):
     run_cli("inspect", sentinel2, "--json", "--sample", 20)
     out, err = capfd.readouterr()
     fields = json.loads(out)
@@ -182,7 +182,7 @@ def test_tables_go_to_stderr(sentinel2, capfd):
         (["{source}", "--sheet", "sheet.jpg"], "--sheet='sheet.jpg' does not end in .png; sheet.png works"),
     ],
 )
-def test_mistakes_end_in_one_line(sentinel2, capfd, arguments, message):
+def test_errors_take_one_line(sentinel2, capfd, arguments, message):
     with pytest.raises(SystemExit) as stopped:
         run_cli("inspect", *[argument.format(source=sentinel2) for argument in arguments])
     out, err = capfd.readouterr()
@@ -194,21 +194,21 @@ def test_mistakes_end_in_one_line(sentinel2, capfd, arguments, message):
     assert "data." not in lines[0]
 
 
-def test_the_commands_import_nothing_heavy_before_they_have_to():
+def test_the_commands_import_heavy_packages_late():
     heavy = "{'torch', 'datasets', 'rasterio', 'pyarrow'}"
     code = f"import sys; import moco_accel.inspection.cli; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_tiles_without_a_class_are_not_counted_for_one(tmp_path):
+def test_tiles_without_a_class_are_not_counted(tmp_path):
     labels = [1, -1, None, 0, 1]
     for kind, names in ((datasets.ClassLabel(names=["sea", "land"]), ["sea", "land"]), (None, ["0", "1"])):
         folder = tmp_path / names[0]
         tiles = [np.full((3, 8, 8), value, np.uint8) for value in range(5)]
         write_tiles(folder, tiles, columns={"label": (kind or datasets.Value("int64"), labels)})
-        opened = open_unknown(str(folder))
-        assert captions(opened, range(5), has_classes=True) == [
+        opened = open_without_recipe(str(folder))
+        assert tile_captions(opened, range(5), has_classes=True) == [
             f"0  {names[1]}",
             "1",
             "2",
@@ -218,17 +218,17 @@ def test_tiles_without_a_class_are_not_counted_for_one(tmp_path):
         assert inspect_tiles(opened, 0).labels == {names[0]: 1, names[1]: 2}
 
 
-def test_looking_holds_one_row_group(tmp_path):
+def test_inspecting_holds_one_row_group(tmp_path):
     tiles = [np.random.default_rng(value).integers(0, 256, (3, 128, 128), dtype=np.uint8) for value in range(256)]
     write_tiles(tmp_path, tiles)  # four row groups of 3 MiB
-    gc.collect()  # what earlier tests left would be freed inside, and counted as less than nothing
+    gc.collect()  # memory of earlier tests, freed later, would count as negative
     before, held = pa.total_allocated_bytes(), []
-    opened = open_unknown(str(tmp_path / "t?les-[0-9]*.parquet"))
+    opened = open_without_recipe(str(tmp_path / "t?les-[0-9]*.parquet"))
     inspect_tiles(opened, 0, lambda done, total: held.append(pa.total_allocated_bytes() - before))
     assert 3 * 2**20 < held[-1] < 3.1 * 2**20  # measured: 3.01; all four are 12
 
 
 @pytest.mark.parametrize("source", ["hf://datasets/a/b/c.parquet", "t-?.parquet", "t-[01].parquet", "*.tar", "."])
-def test_what_needs_no_fetching(source):
+def test_sources_read_in_place(source):
     assert is_read_in_place(source)
     assert not is_read_in_place("owner/name")

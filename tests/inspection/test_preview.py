@@ -1,4 +1,4 @@
-"""moco-data preview: the views it draws are those that training makes, at their places; errors."""
+"""moco-data preview: it draws the views of training in their cells; errors."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 import typer
 from PIL import Image
 from support.recipes import small_recipe
-from support.tile_files import FOREST, SENTINEL2, WATER, npy, scene, write_tiles
+from support.tile_files import FOREST, SENTINEL2, WATER, npy, spectral_tiles, write_tiles
 
-from moco_accel.common.drawing import shown_together
+from moco_accel.common.drawing import common_stretch
 from moco_accel.common.errors import UserError
 from moco_accel.inspection.cli import register
-from moco_accel.inspection.preview import band_triples, preview_recipe, readable, stored_views, write_preview
-from moco_accel.inspection.sheets import view_corner
-from moco_accel.inspection.view_text import lines_of
+from moco_accel.inspection.picture_grid import view_corner
+from moco_accel.inspection.preview import band_triples, find_readable, preview_recipe, stored_views, write_preview
+from moco_accel.inspection.view_captions import caption_lines
 from moco_accel.recipe.load import recipe_from_dict, save_recipe
 from moco_accel.recipe.schema import Recipe
-from moco_accel.sources.tile_facts import TileFacts
-from moco_accel.training.loader import TwoViews, open_training_tiles
-from moco_accel.views.augment import make_crop, resize, scale_stored, stack_crops, turn
+from moco_accel.sources.tile_metadata import TileMetadata
+from moco_accel.training.loader import TwoViewDataset, open_training_tiles
+from moco_accel.views.crops import make_crop, resize, rotate_and_flip, scale_stored, stack_crops
 from moco_accel.views.parameters import Geometry, Photometry
 
 NO_COLOUR = {
@@ -40,9 +40,9 @@ NO_COLOUR = {
 def sentinel2(tmp_path_factory):
     """Twelve tiles of 13 bands, a second season beside each; tile 5 is damaged."""
     spectra = [[*s[:10], 12, *s[10:]] for s in (WATER, FOREST)]
-    tiles, others = scene(spectra, 12), scene(spectra, 12, seed=1)
+    tiles, others = spectral_tiles(spectra, 12), spectral_tiles(spectra, 12, seed=1)
     folder = tmp_path_factory.mktemp("sentinel2")
-    facts = TileFacts(SENTINEL2, "uint16", "sentinel2", 0)
+    facts = TileMetadata(SENTINEL2, "uint16", "sentinel2", 0)
     other = (datasets.Value("binary"), [npy(tile) for tile in others])
     return write_tiles(folder, tiles, facts, {"other": other}, damaged=(5,))
 
@@ -53,7 +53,7 @@ def thirteen_bands(source, **data) -> Recipe:
 
 
 def resolved(recipe: Recipe) -> Recipe:
-    """Without the run's own measuring: plain numbers."""
+    """Set plain mean and std instead of measured ones."""
     data = recipe.data.model_copy(update={"mean": [0.1] * 13, "std": [0.3] * 13})
     return recipe.model_copy(update={"data": data})
 
@@ -68,7 +68,7 @@ def test_views_without_colour_changes_are_the_crops(sentinel2):
         assert np.abs(view - crop.pixels.double().numpy() * 10_000).max() < 0.005  # of 10,000; worst measured: 1.1e-3
 
 
-def test_another_scaling_does_not_keep_the_numbers_of_the_one_advised(sentinel2, tmp_path):
+def test_another_scaling_drops_the_advised_statistics(sentinel2, tmp_path):
     recipe = preview_recipe(str(sentinel2), None, ["data.scaling=reflectance", "data.image_column=image"])
     assert (recipe.data.scaling, recipe.data.low, recipe.data.mean) == ("reflectance", None, None)
     assert write_preview(tmp_path / "views.png", recipe, 1)
@@ -78,41 +78,41 @@ def test_views_are_those_of_the_first_epoch(sentinel2, tmp_path):
     recipe = thirteen_bands(sentinel2)
     shown = write_preview(tmp_path / "views.png", recipe, 3)
     tiles = open_training_tiles(recipe)
-    group = shown_together([tiles[index].numpy() for index in shown], (3, 2, 1))
+    group = common_stretch([tiles[index].numpy() for index in shown], (3, 2, 1))
     with Image.open(tmp_path / "views.png") as picture:
         for row, index in enumerate(shown):
             for view in (0, 1):
-                crop = TwoViews(tiles, recipe)[(0, index)].crops[view]
-                expected = group.colours(crop.pixels.float().numpy() * 10_000)
+                crop = TwoViewDataset(tiles, recipe)[(0, index)].crops[view]
+                expected = group.to_rgb(crop.pixels.float().numpy() * 10_000)
                 left, top = view_corner(3, 0, 1 + view, row, 224 + 8 + 17 * 3)
                 for y, x in ((0, 0), (8, 5), (15, 15)):
                     pixel = picture.getpixel((left + 14 * x + 7, top + 14 * y + 7))
                     assert np.abs(np.array(pixel) - expected[y, x]).max() <= 1
 
 
-def test_geometry_in_the_captions_is_what_the_crop_was_made_with(sentinel2):
+def test_the_captioned_geometry_reproduces_the_crop(sentinel2):
     recipe = thirteen_bands(sentinel2)
     tile = open_training_tiles(recipe)[2]
     for view in (0, 1):
         crop = make_crop(tile, recipe, 0, 2, view)
         g = crop.geometry
         box = tile[:, g.top : g.top + g.height, g.left : g.left + g.width]
-        expected = turn(resize(scale_stored(box, recipe), 16), g).half()
+        expected = rotate_and_flip(resize(scale_stored(box, recipe), 16), g).half()
         assert torch.equal(crop.pixels, expected)
 
 
-def test_a_damaged_tile_gives_its_row_to_the_next(sentinel2, tmp_path):
+def test_the_next_tile_replaces_a_damaged_one(sentinel2, tmp_path):
     recipe = thirteen_bands(sentinel2)
-    assert readable(open_training_tiles(recipe), recipe, 12) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert find_readable(open_training_tiles(recipe), recipe, 12) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
     tiles = [np.full((3, 16, 16), value, np.uint8) for value in range(4)]
     others = [npy(tile)[: None if value == 2 else 100] for value, tile in enumerate(tiles)]
     source = write_tiles(tmp_path, tiles, columns={"other": (datasets.Value("binary"), others)}, damaged=(3,))
     pairs = small_recipe(data={"source": str(source), "image_column": "image", "pair_column": "other"})
-    assert readable(open_training_tiles(pairs), pairs, 4) == [2]
+    assert find_readable(open_training_tiles(pairs), pairs, 4) == [2]
 
 
-def test_boxes_lie_on_the_tile_that_a_view_was_cut_from(sentinel2, tmp_path):
-    """Of a pair, each view comes from one season; its box is drawn on that one."""
+def test_boxes_are_drawn_on_the_tile_of_the_view(sentinel2, tmp_path):
+    """Each view of a pair comes from one season; its box is drawn there."""
     recipe = thirteen_bands(sentinel2, pair_column="other")
     shown = write_preview(tmp_path / "pairs.png", recipe, 4)
     tiles = open_training_tiles(recipe)
@@ -131,7 +131,7 @@ def test_boxes_lie_on_the_tile_that_a_view_was_cut_from(sentinel2, tmp_path):
     assert 0 < on_the_other < 4
 
 
-def test_true_colour_then_near_infrared_or_what_is_asked_for(sentinel2, tiles_folder):
+def test_true_colour_then_near_infrared_or_selected_bands(sentinel2, tiles_folder):
     recipe = thirteen_bands(sentinel2)
     tiles = open_training_tiles(recipe)
     assert band_triples(tiles, recipe, None) == [(3, 2, 1), (7, 3, 2)]
@@ -141,7 +141,7 @@ def test_true_colour_then_near_infrared_or_what_is_asked_for(sentinel2, tiles_fo
     assert band_triples(open_training_tiles(rgb), rgb, None) == [(0, 1, 2)]
     with pytest.raises(UserError, match="B99 is not there"):
         band_triples(tiles, recipe, ["B99", "B4", "B3"])
-    with pytest.raises(UserError, match="--bands=B8: these are 1; three bands that have names work"):
+    with pytest.raises(UserError, match="--bands=B8: 1 bands are given; three named bands work"):
         band_triples(tiles, recipe, ["B8"])
 
 
@@ -166,7 +166,7 @@ def test_a_recipe_takes_its_tiles_from_the_source(tmp_path, tiles_folder):
         preview_recipe("nothing.yaml", None, [])
 
 
-def test_eight_bit_tiles_are_shown_as_they_are(tmp_path, tiles_folder):
+def test_eight_bit_tiles_are_drawn_unchanged(tmp_path, tiles_folder):
     recipe = small_recipe(encoder={"image_size": 32}, data={"source": str(tiles_folder)}, augment=NO_COLOUR)
     shown = write_preview(tmp_path / "rgb.png", recipe, 2)
     tile = open_training_tiles(recipe)[shown[0]].numpy()
@@ -180,21 +180,21 @@ def test_eight_bit_tiles_are_shown_as_they_are(tmp_path, tiles_folder):
 def test_captions():
     geometry = Geometry(0, 0, 10, 20, 1, True, False)
     colours = Photometry(1.1, 0.9, 0.0, -0.04, 0.0, 1.0)
-    assert lines_of(geometry, colours, 20, 20, ["red", "green", "blue"]) == [
+    assert caption_lines(geometry, colours, 20, 20, ["red", "green", "blue"]) == [
         "50% of area, 90°, flipped left-right",
         "bright 1.10, contrast 0.90, hue -0.04, grey",
         "solarized",
     ]
     bands = Photometry(blur_sigma=1.25, band_gain=(0.9, 1.05), band_offset=(0.01, -0.02), band_keep=(1.0, 0.0))
-    assert lines_of(Geometry(0, 0, 20, 20, 0, False, False), bands, 20, 20, ["B8", "B4"]) == [
+    assert caption_lines(Geometry(0, 0, 20, 20, 0, False, False), bands, 20, 20, ["B8", "B4"]) == [
         "100% of area",
         "gain 0.90 to 1.05, offset within ±0.020",
         "blur 1.2 pixels, without B4",
     ]
-    assert lines_of(geometry, Photometry(), 20, 20, [])[1:] == ["colours kept", "sharp"]
+    assert caption_lines(geometry, Photometry(), 20, 20, [])[1:] == ["colours kept", "sharp"]
 
 
-def test_the_command_writes_the_picture_and_mistakes_end_in_one_line(tmp_path, tiles_folder, capfd):
+def test_the_command_writes_a_picture_and_errors_take_one_line(tmp_path, tiles_folder, capfd):
     app = typer.Typer()
     register(app)
     small = ["--tiles", "2", "--set", "encoder.image_size=32"]
@@ -207,7 +207,7 @@ def test_the_command_writes_the_picture_and_mistakes_end_in_one_line(tmp_path, t
     for arguments, message in (
         ([str(tiles_folder), "v.jpg"], "OUT='v.jpg' does not end in .png; v.png works"),
         ([str(tiles_folder), "v.png", "--set", "augment.presett=paper"], "augment.presett"),
-        ([str(tiles_folder), "v.png", "--bands", "B8,B4"], "--bands=B8,B4: these are 2"),
+        ([str(tiles_folder), "v.png", "--bands", "B8,B4"], "--bands=B8,B4: 2 bands are given"),
     ):
         with pytest.raises(SystemExit) as stopped:
             app(["preview", *arguments, *small], standalone_mode=False)
@@ -217,7 +217,7 @@ def test_the_command_writes_the_picture_and_mistakes_end_in_one_line(tmp_path, t
         assert message in lines[0]
 
 
-def test_stacked_crops_are_augmented_each_by_itself(sentinel2):
+def test_stacked_crops_are_augmented_independently(sentinel2):
     recipe = resolved(thirteen_bands(sentinel2))
     strong = recipe_from_dict(recipe.model_dump(exclude={"planned"}) | {"augment": {"preset": "satellite"}})
     tiles = open_training_tiles(strong)

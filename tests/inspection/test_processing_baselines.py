@@ -7,22 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.tile_files import CLOUD, FIELD, FOREST, GRAVEL, SAND, SENTINEL2, SNOW, WATER, scene
+from support.tile_files import CLOUD, FIELD, FOREST, GRAVEL, SAND, SENTINEL2, SNOW, WATER, spectral_tiles
 
-from moco_accel.inspection.processing_baselines import darkness, may_be_sentinel2, tell_baselines
+from moco_accel.inspection.processing_baselines import classify_baselines, darkness, may_be_sentinel2
 
 
 def baselines(tiles):
     cirrus = 10 if tiles and len(tiles[0]) == 13 else None
-    return tell_baselines([dark for tile in tiles if (dark := darkness(tile, cirrus))])
+    return classify_baselines([dark for tile in tiles if (dark := darkness(tile, cirrus))])
 
 
 @pytest.mark.parametrize(
     "spectra",
     [[WATER], [FOREST], [SNOW], [CLOUD], [SAND], [WATER, FOREST, FIELD], [WATER, SNOW, CLOUD, FOREST], [GRAVEL, WATER]],
 )
-def test_level_1c_is_told_by_its_cirrus_band(spectra):
-    tiles = scene([[*spectrum[:10], 12, *spectrum[10:]] for spectrum in spectra], 60)
+def test_level_1c_is_classified_by_its_cirrus_band(spectra):
+    tiles = spectral_tiles([[*spectrum[:10], 12, *spectrum[10:]] for spectrum in spectra], 60)
     later = [tile + 1000 for tile in tiles]
     assert baselines(tiles).verdict == "without"
     assert baselines(later).verdict == "with"
@@ -31,8 +31,8 @@ def test_level_1c_is_told_by_its_cirrus_band(spectra):
 
 
 @pytest.mark.parametrize("spectra", [[WATER], [FOREST], [WATER, FOREST], [WATER, FOREST, FIELD], [FOREST, FIELD]])
-def test_one_baseline_is_no_mix(spectra):
-    tiles = scene(spectra, 120)
+def test_one_baseline_is_not_a_mix(spectra):
+    tiles = spectral_tiles(spectra, 120)
     assert baselines(tiles).verdict == "without"
     assert baselines([tile + 1000 for tile in tiles]).verdict == "with"
 
@@ -52,15 +52,15 @@ def test_one_baseline_is_no_mix(spectra):
     ],
 )
 @pytest.mark.parametrize("bands", [slice(None), [3, 2, 1]])
-def test_deserts_snow_and_clouds_are_no_mix(spectra, bands):
-    found = baselines([tile[bands] for tile in scene(spectra, 200)])
+def test_deserts_snow_and_clouds_are_not_a_mix(spectra, bands):
+    found = baselines([tile[bands] for tile in spectral_tiles(spectra, 200)])
     assert found.verdict in ("without", "unclear"), found
 
 
 @pytest.mark.parametrize("share", [0.03, 0.5, 0.97])
 @pytest.mark.parametrize("bands", [slice(None), [3, 2, 1]])
-def test_a_mix_is_recognised(share, bands):
-    tiles = [tile[bands] for tile in scene([WATER, FOREST], 400)]
+def test_a_mix_is_detected(share, bands):
+    tiles = [tile[bands] for tile in spectral_tiles([WATER, FOREST], 400)]
     later = np.random.default_rng(1).random(400) < share
     mixed = [tile + 1000 if offset else tile for tile, offset in zip(tiles, later, strict=True)]
     found = baselines(mixed)
@@ -71,7 +71,7 @@ def test_a_mix_is_recognised(share, bands):
 
 
 def fixture_tiles():
-    """16 tiles of 32 pixels, 13 bands, of a real scene of level 1C; coarser bands repeated."""
+    """16 tiles of 32 pixels and 13 bands from a real level-1C scene; coarser bands are repeated."""
     folder = Path(__file__).parents[1] / "fixtures" / "sentinel2"
     layers = []
     for band in SENTINEL2:
@@ -93,7 +93,7 @@ def test_baselines_of_a_real_scene(bands):
 
 
 def test_nodata_does_not_hide_the_offset():
-    tiles = [tile + 1000 for tile in scene([WATER, FOREST], 40)]
+    tiles = [tile + 1000 for tile in spectral_tiles([WATER, FOREST], 40)]
     for tile in tiles:
         tile[:, :, :20] = 0
     assert baselines(tiles).verdict == "with"
@@ -107,12 +107,12 @@ def test_darkness_is_the_first_percentile_of_the_darkest_and_the_third_band():
     assert darkness(tile[:1].astype(np.uint16)) == (11, 11)
 
 
-def test_only_sentinel2_is_asked_for_baselines():
+def test_only_sentinel2_has_baselines():
     assert may_be_sentinel2(SENTINEL2, 13, "uint16", None)
     assert may_be_sentinel2(["B04", "B8a"], 2, "int16", None)
     assert may_be_sentinel2(["B4", "B3", "B2"], 3, "uint16", "sentinel2")
     assert may_be_sentinel2(None, 13, "uint16", None)
-    assert not may_be_sentinel2(["B4", "B3", "B2"], 3, "uint16", None)  # as well Landsat's
+    assert not may_be_sentinel2(["B4", "B3", "B2"], 3, "uint16", None)  # Landsat has them too
     assert not may_be_sentinel2(["B4", "B12"], 2, "uint16", "landsat8")
     assert not may_be_sentinel2(SENTINEL2, 13, "uint8", "sentinel2")
     assert not may_be_sentinel2(None, 4, "uint16", None)

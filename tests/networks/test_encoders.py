@@ -1,4 +1,4 @@
-"""Encoders and networks against the published counts and initialisation."""
+"""Encoders and heads have the published parameter counts, initialisation and structure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from support.recipes import small_recipe
 from torch import nn
 
-from moco_accel.networks.encoders import build_encoder, feature_dim, patch_projection, sin_cos_positions
+from moco_accel.networks.encoders import build_encoder, feature_dim, patch_projection, sincos_position_embedding
 from moco_accel.networks.moco import build_moco
 from moco_accel.recipe.constants import ENCODER_NAMES
 from moco_accel.recipe.load import recipe_from_dict
@@ -38,13 +38,13 @@ def test_published_parameter_counts(
 
 @pytest.mark.parametrize("name", [n for n in ENCODER_NAMES if not {"base", "large", "huge"} & {*n.split("_")}])
 @pytest.mark.parametrize("bands", [3, 13])
-def test_any_bands_to_features(name: str, bands: int) -> None:
+def test_any_number_of_bands_gives_features(name: str, bands: int) -> None:
     encoder = build_encoder(Encoder(name=name, image_size=32, bands=bands))
     assert encoder(torch.rand(2, bands, 32, 32)).shape == (2, feature_dim(name))
     assert not any(p.requires_grad for p in patch_projection(encoder).parameters())
 
 
-def test_a_missing_patch_projection_is_an_error() -> None:
+def test_missing_patch_projection_is_an_error() -> None:
     with pytest.raises(LookupError, match="Linear has no patch projection"):
         patch_projection(nn.Linear(1, 1))
 
@@ -67,17 +67,17 @@ def test_vit_initialisation() -> None:
     assert {norm.eps for norm in norms} == {1e-6}
 
 
-def test_positions_by_hand() -> None:
-    positions = sin_cos_positions(side=2, dim=8)[0]
-    assert positions[0].abs().max() == 0  # CLS
-    w, h = 1.0, 1.0  # the last patch; frequencies 1 and 1/100
+def test_position_embedding_equals_hand_computed_values() -> None:
+    positions = sincos_position_embedding(side=2, dim=8)[0]
+    assert positions[0].abs().max() == 0  # CLS token
+    w, h = 1.0, 1.0  # last patch; frequencies 1 and 1/100
     expected = [f(x * q) for x, f in ((w, math.sin), (w, math.cos), (h, math.sin), (h, math.cos)) for q in (1, 0.01)]
     torch.testing.assert_close(positions[4], torch.tensor(expected))
-    torch.testing.assert_close(positions[2, :4], positions[4, :4])  # patch 2 is right of patch 1: w first
+    torch.testing.assert_close(positions[2, :4], positions[4, :4])  # same column; w comes first
     assert positions[2, 4:].tolist() == positions[1, 4:].tolist()
 
 
-def test_positions_are_never_trained() -> None:
+def test_position_embedding_is_frozen() -> None:
     encoder = build_encoder(Encoder(name="vit_tiny_patch8", image_size=16))
     frozen = {name for name, p in encoder.named_parameters() if not p.requires_grad}
     prefix = "vit.embeddings."
@@ -90,13 +90,13 @@ def test_positions_are_never_trained() -> None:
 
 def test_resnet_residuals_start_at_zero() -> None:
     encoder = build_encoder(Encoder(name="resnet50"))
-    lasts = [module.bn3.weight for module in encoder.modules() if hasattr(module, "bn3")]
-    assert len(lasts) == 16
-    assert max(weight.abs().max().item() for weight in lasts) == 0
+    weights = [module.bn3.weight for module in encoder.modules() if hasattr(module, "bn3")]
+    assert len(weights) == 16
+    assert max(weight.abs().max().item() for weight in weights) == 0
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch8", "resnet18"])
-def test_heads(name: str) -> None:
+def test_heads_have_the_published_layers(name: str) -> None:
     moco = build_moco(small_recipe(encoder={"name": name, "image_size": 32}))
     projector = [m for m in moco.projector if not isinstance(m, nn.ReLU)]
     assert len(projector) == (4 if name == "resnet18" else 6)
@@ -108,20 +108,16 @@ def test_heads(name: str) -> None:
         assert isinstance(head[-1], nn.BatchNorm1d)
 
 
-def test_momentum_side_starts_equal_and_takes_no_gradient() -> None:
+def test_momentum_networks_start_as_copies_without_gradient() -> None:
     moco = build_moco(small_recipe())
-    sides = ((moco.encoder, moco.momentum_encoder), (moco.projector, moco.momentum_projector))
-    for side, momentum_side in sides:
-        for (name, value), (other, momentum_value) in zip(
-            side.state_dict().items(), momentum_side.state_dict().items(), strict=True
-        ):
-            assert name == other
-            assert torch.equal(value, momentum_value)
-        assert not any(p.requires_grad for p in momentum_side.parameters())
+    for module, momentum_module in ((moco.encoder, moco.momentum_encoder), (moco.projector, moco.momentum_projector)):
+        state, momentum_state = module.state_dict(), momentum_module.state_dict()
+        assert list(state) == list(momentum_state)
+        assert all(torch.equal(value, momentum_state[name]) for name, value in state.items())
+        assert not any(p.requires_grad for p in momentum_module.parameters())
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch8", "resnet18"])
-def test_features_keep_no_other_memory(name: str) -> None:
-    """As a view, a ViT's CLS token would keep the tokens of all patches."""
+def test_features_do_not_keep_the_memory_of_other_tokens(name: str) -> None:
     features = build_encoder(Encoder(name=name, image_size=32))(torch.rand(2, 3, 32, 32))
     assert features.untyped_storage().nbytes() == features.numel() * features.itemsize

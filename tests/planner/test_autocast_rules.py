@@ -1,4 +1,4 @@
-"""Autocast under our rules against CUDA's lists and CUDA's own autocast, operation by operation."""
+"""The autocast rules against CUDA's lists and CUDA's own autocast, for every operation."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ OURS = {
     "PROMOTE": autocast_rules.PROMOTE,
 }
 NOT_CALLED = {
-    **autocast_rules.LEFT_OUT,
-    "binary_cross_entropy": "CUDA's autocast refuses it: no step that calls it gets here",
-    "gru_cell": "on CUDA one fused kernel, which fake tensors do not have",
-    **dict.fromkeys(("_cudnn_rnn", "cudnn_convolution", "cudnn_convolution_transpose"), "no CPU tensor reaches it"),
+    **autocast_rules.EXCLUDED,
+    "binary_cross_entropy": "CUDA's autocast refuses it",
+    "gru_cell": "one fused kernel on CUDA, which fake tensors do not support",
+    **dict.fromkeys(("_cudnn_rnn", "cudnn_convolution", "cudnn_convolution_transpose"), "not dispatched to on CPU"),
 }
 
 Make = Callable[..., Tensor]
@@ -49,7 +49,7 @@ def convolution(t: Make) -> tuple[Any, ...]:
     return image(t), kernel(t), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1
 
 
-# operations → arguments; `t` makes a tensor of floats, `i` one of integers
+# operations → arguments; `t` makes a float tensor, `i` an integer tensor
 SAMPLES: list[tuple[str, Sample]] = [
     ("acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan softplus prod sum nuclear_norm",
      lambda t, i: (t(4, 4),)),
@@ -121,8 +121,8 @@ SAMPLES: list[tuple[str, Sample]] = [
 ARGUMENTS = {name: sample for names, sample in SAMPLES for name in names.split()}
 
 
-def published() -> dict[str, str]:
-    """Operation → list, as the installed header has them."""
+def published_lists() -> dict[str, str]:
+    """The list of each operation in the installed header."""
     lists: dict[str, str] = {}
     for name, body in re.findall(r"#define AT_FORALL_(\w+)\(_\)((?:[^\n]*\\\n)+[^\n]*)", HEADER.read_text()):
         if name in OURS:
@@ -133,7 +133,7 @@ def published() -> dict[str, str]:
 
 
 def dtypes(operation: str, device: str, given: str) -> list[torch.dtype] | str:
-    """Of what `operation` returns under `device`'s autocast to bf16, for arguments of 16 or 32 bits, or alternately."""
+    """Dtypes of the results under `device`'s autocast to bf16, for arguments of 16 or 32 bits, or of both."""
     made = 0
 
     def floats(*shape: int) -> Tensor:
@@ -146,9 +146,9 @@ def dtypes(operation: str, device: str, given: str) -> list[torch.dtype] | str:
         return torch.zeros(shape, device=device, dtype=torch.long)
 
     with FakeTensorMode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of deprecated operations
+        warnings.simplefilter("ignore")  # deprecated operations
         arguments = ARGUMENTS[operation](floats, integers)
-        # torch.autocast("cuda") refuses to open without a GPU; what it would switch on works all the same
+        # torch.autocast("cuda") refuses to open without a GPU, but its switches work
         torch.set_autocast_dtype(device, HALF)
         torch.set_autocast_enabled(device, True)
         try:
@@ -167,57 +167,57 @@ def listed_dtype(name: str, given: str) -> torch.dtype:
     return HALF if name == "LOWER_PRECISION_FP" else FULL
 
 
-def treated() -> set[str]:
-    return autocast_rules._treated("AutocastCUDA") | autocast_rules._treated("AutocastCPU")
+def registered() -> set[str]:
+    return autocast_rules._registered_operations("AutocastCUDA") | autocast_rules._registered_operations("AutocastCPU")
 
 
 def falls_through(key: str) -> set[str]:
-    """Those of `treated()` that autocast's `key` leaves alone."""
-    tables = {name: torch._C._dispatch_dump_table(f"aten::{name}") for name in treated()}
+    """The registered operations that autocast's `key` does not cast."""
+    tables = {name: torch._C._dispatch_dump_table(f"aten::{name}") for name in registered()}
     return {name for name, table in tables.items() if f"\n{key}: fallthrough" in table}
 
 
-def test_every_published_operation_is_in_the_list_of_ours_that_it_should_be_in() -> None:
-    lists, on_cpu = published(), autocast_rules._treated("AutocastCPU")
+def test_every_published_operation_is_in_the_right_list() -> None:
+    lists, on_cpu = published_lists(), autocast_rules._registered_operations("AutocastCPU")
     counts = {name: list(lists.values()).count(name) for name in OURS}
     assert all(counts[name] >= least for name, least in zip(OURS, (30, 55, 11, 2, 11), strict=True)), counts
     for operation, name in lists.items():
         by_cpu = name == "LOWER_PRECISION_FP" and operation in on_cpu  # the CPU's own rule, compared below
-        assert (operation in OURS[name]) + (operation in autocast_rules.LEFT_OUT) + by_cpu == 1, operation
-    for name, operations in OURS.items():  # and none of ours is made up
+        assert (operation in OURS[name]) + (operation in autocast_rules.EXCLUDED) + by_cpu == 1, operation
+    for name, operations in OURS.items():  # and none of ours is unknown
         unknown = {operation for operation in operations if lists.get(operation, name) != name}
         unknown |= set(operations) - set(lists) - {"rms_norm"}  # 2.11 has no rule for rms_norm
         assert not unknown, unknown
 
 
-def test_autocast_leaves_alone_what_cudas_leaves_alone() -> None:
+def test_same_operations_are_not_cast_as_on_cuda() -> None:
     before, on_cuda = falls_through("AutocastCPU"), falls_through("AutocastCUDA")
-    assert len(before ^ on_cuda) > 100  # where the CPU's own rules differ
+    assert len(before ^ on_cuda) > 100  # the CPU's own rules differ
     with cuda_autocast_rules():
         assert falls_through("AutocastCPU") ^ on_cuda <= set(NOT_CALLED)
     assert falls_through("AutocastCPU") == before
 
 
-def test_autocast_returns_the_dtypes_that_cudas_returns() -> None:
-    """CUDA's own rules run here, on fake tensors: no GPU is needed for that."""
-    assert treated() - set(ARGUMENTS) - set(NOT_CALLED) <= falls_through("AutocastCUDA")
-    lists = published()
+def test_results_have_the_same_dtypes_as_on_cuda() -> None:
+    """CUDA's rules run on fake tensors, without a GPU."""
+    assert registered() - set(ARGUMENTS) - set(NOT_CALLED) <= falls_through("AutocastCUDA")
+    lists = published_lists()
     compared = 0
-    for operation in sorted(treated() & set(ARGUMENTS)):
+    for operation in sorted(registered() & set(ARGUMENTS)):
         for given in ("half", "full", "mixed"):
             cudas = dtypes(operation, "cuda", given)
             with cuda_autocast_rules():
                 ours = dtypes(operation, "cpu", given)
-            if "NVIDIA driver" not in cudas:  # 2.11 looks for one in some
+            if "NVIDIA driver" not in cudas:  # 2.11 needs one for some operations
                 assert ours == cudas, (operation, given)
                 compared += isinstance(ours, list)
-            if operation in lists and isinstance(ours, list):  # linalg_matrix_norm refuses bf16 on either
+            if operation in lists and isinstance(ours, list):  # linalg_matrix_norm refuses bf16
                 assert set(ours) == {listed_dtype(lists[operation], given)}, (operation, given)
     print(f"{compared} calls compared")
     assert compared > 350
 
 
-def test_a_networks_operations_run_in_the_dtype_they_do_on_cuda() -> None:
+def test_operations_of_networks_run_in_the_same_dtype_as_on_cuda() -> None:
     half, weight = torch.ones(4, 8, dtype=HALF), torch.ones(8, 8)
     with cuda_autocast_rules(), torch.autocast("cpu", dtype=HALF):
         assert functional.linear(half, weight).dtype == HALF
@@ -227,6 +227,6 @@ def test_a_networks_operations_run_in_the_dtype_they_do_on_cuda() -> None:
         assert functional.gelu(half).dtype == HALF
         assert functional.cross_entropy(half, torch.zeros(4, dtype=torch.long)).dtype == FULL
         assert functional.adaptive_avg_pool3d(half[None, None, None], 1).dtype == HALF
-    with torch.autocast("cpu", dtype=HALF):  # the CPU's own rules are back
+    with torch.autocast("cpu", dtype=HALF):  # the CPU's own rules are restored
         assert functional.layer_norm(half, (8,)).dtype == HALF
         assert functional.adaptive_avg_pool3d(half[None, None, None], 1).dtype == FULL

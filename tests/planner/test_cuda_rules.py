@@ -1,4 +1,4 @@
-"""What CUDA's kernels and libraries take inside, counted by hand from their sources."""
+"""Internal allocations of CUDA kernels and libraries, counted by hand from their sources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HALF, FULL = torch.bfloat16, torch.float32
      (86, "flash", "efficient"), (89, "flash", "efficient"), (90, "cudnn", "efficient"), (100, "cudnn", "efficient"),
      (103, "cudnn", "efficient"), (120, "flash", "efficient")],
 )  # fmt: skip
-def test_attention_runs_in_the_kernel_that_the_card_has(compute_capability: int, half: str, full: str) -> None:
+def test_attention_backend_of_the_card(compute_capability: int, half: str, full: str) -> None:
     assert attention_backend(compute_capability, torch.float16) == half
     assert attention_backend(compute_capability, torch.float32) == full
 
@@ -24,24 +24,24 @@ def test_attention_runs_in_the_kernel_that_the_card_has(compute_capability: int,
 @pytest.mark.parametrize(
     ("compute_capability", "dtype", "width", "phases"),
     [
-        # 197 tokens rise to 256, 40 columns to 64
+        # 197 tokens are padded to 256, 40 columns to 64
         (86, HALF, 32, [[2 * 3 * 256 * 4, 2 * 3 * 256 * 32 * 4]]),
         (89, HALF, 40, [[2 * 3 * 256 * 4, 2 * 3 * 256 * 64 * 4]]),
         (90, HALF, 32, [[2 * 3 * 197 * 33 * 4]]),
-        # 197 tokens are 4 tiles of 64 × 64, of 16,384 bytes and 16 for locks, for 32 columns as for 64
+        # 197 tokens are 4 tiles of 64 × 64: 16,384 bytes and 16 for locks, for 32 columns as for 64
         (75, HALF, 32, [[2 * 3 * 197 * 4, 2 * 3 * 4 * 16_400]]),
         (75, HALF, 64, [[2 * 3 * 197 * 4, 2 * 3 * 4 * 16_400]]),
         (86, FULL, 32, [[2 * 3 * 197 * 32 * 4], [2 * 3 * 197 * 4, 2 * 3 * 4 * 16_400]]),
     ],
 )
-def test_scratch_of_attentions_backward(
+def test_scratch_of_attention_backward(
     compute_capability: int, dtype: torch.dtype, width: int, phases: list[list[int]]
 ) -> None:
     query = torch.empty(2, 3, 197, width, dtype=dtype, device="meta")
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
     found = scratch_phases(backward, (query, query), compute_capability)
     assert [[size for _, size in phase] for phase in found] == phases
-    assert all(shape[0] == 2 for phase in found for shape, _ in phase)  # they grow with the micro-batch
+    assert all(shape[0] == 2 for phase in found for shape, _ in phase)  # grows with the micro-batch
 
 
 def test_other_kernels_have_no_scratch() -> None:
@@ -61,7 +61,5 @@ def test_other_kernels_have_no_scratch() -> None:
         (100, "2.15.0", [32 << 20]),
     ],
 )
-def test_cublas_workspaces_are_those_of_the_card_and_the_version(
-    compute_capability: int, version: str, workspaces: list[int]
-) -> None:
+def test_cublas_workspaces_of_card_and_version(compute_capability: int, version: str, workspaces: list[int]) -> None:
     assert cublas_workspaces(compute_capability, version) == workspaces

@@ -1,4 +1,4 @@
-"""The paper's own way: the same numbers as our step, and the memory that it takes more."""
+"""The paper's step with both views at once: the same numbers as the trainer's step, and more memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from planner.trace.trace import trace_step
     [{}, {"moco": {"queue_size": 16}}, {"encoder": {"name": "resnet10", "image_size": 32}, "batch": batch(8, 1)}],
     ids=["vit", "queue", "resnet"],
 )
-def test_both_views_at_once_give_our_steps(sections: dict[str, Any]) -> None:
+def test_both_views_at_once_give_the_trainers_step(sections: dict[str, Any]) -> None:
     recipe = small_recipe(**sections)
 
     def run(step: Any) -> tuple[list[float], Tensor, Tensor]:
@@ -46,7 +46,7 @@ def test_both_views_at_once_give_our_steps(sections: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("encoder", [VIT, RESNET], ids=lambda encoder: encoder["name"])
-def test_its_traced_peak_is_the_real_ones_and_above_ours(encoder: dict[str, Any]) -> None:
+def test_traced_peak_equals_the_real_one_and_exceeds_the_trainers(encoder: dict[str, Any]) -> None:
     recipe = small_recipe(moco=HEADS, encoder=encoder, batch=batch(32, 1))
     traced = replay(trace_step(recipe, None, steps=2, step=both_views_step).events).peak_requested_bytes
     measured = measured_peak_bytes(recipe, step=both_views_step)

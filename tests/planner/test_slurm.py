@@ -1,4 +1,4 @@
-"""A job for Slurm: read by bash and by Slurm's own parser, and run as it is, with stand-ins for Slurm alone."""
+"""The Slurm job: parsed by bash and by Slurm, and run unchanged with stand-ins for Slurm's programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 20
 
 
-def on_cpu(tiles_folder: Path) -> Recipe:
+def cpu_recipe(tiles_folder: Path) -> Recipe:
     batch = {"global_batch_size": 8, "micro_batch_size": 4, "accumulation_steps": 1}
     return small_recipe(
         batch=batch,
@@ -34,26 +34,26 @@ def on_cpu(tiles_folder: Path) -> Recipe:
     )
 
 
-def desk(tmp_path: Path, recipe: Recipe) -> Path:
-    """A folder in which a job can be run: the package, a recipe, the job, and Slurm's programs."""
+def job_folder(tmp_path: Path, recipe: Recipe) -> Path:
+    """A folder with the package, a recipe, the job, and stand-ins for Slurm's programs."""
     save_recipe(recipe, tmp_path / "small.yaml")
     (tmp_path / "job.sbatch").write_text(slurm_job(recipe, "small.yaml", Path("job.sbatch")))
     (tmp_path / "moco_accel").symlink_to(ROOT / "moco_accel")
     (tmp_path / "bin").mkdir()
     for name in ("srun", "scontrol"):
         program = tmp_path / "bin" / name
-        program.write_text(f"#!{sys.executable}\n" + (ROOT / "tests" / "stand_in_for_slurm.py").read_text())
+        program.write_text(f"#!{sys.executable}\n" + (ROOT / "tests" / "support" / "fake_slurm.py").read_text())
         program.chmod(0o755)
     return tmp_path
 
 
 def run_job(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """As Slurm runs it: with what it sets, and the interpreter of the tests as `python`."""
+    """Run the job with the variables that Slurm sets, and the interpreter of the tests as `python`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     job = folder / "job.sbatch"
-    text, found = re.subn(r"MASTER_PORT=\$.*", f"MASTER_PORT={port}", job.read_text())  # tests run beside each other
+    text, found = re.subn(r"MASTER_PORT=\$.*", f"MASTER_PORT={port}", job.read_text())  # tests run in parallel
     assert found == 1
     path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     by_slurm = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "node[0-1]"}
@@ -71,23 +71,10 @@ def steps_logged(folder: Path) -> list[int]:
     return [json.loads(row)["step"] for row in (folder / "runs/small/metrics.jsonl").read_text().splitlines()]
 
 
-def test_moco_plan_writes_a_job_that_bash_can_read(tmp_path: Path) -> None:
+def test_job_is_written_and_parsed_by_bash(tmp_path: Path) -> None:
     job, recipe = tmp_path / "my job.sbatch", tmp_path / "4 nodes.yaml"
-    words = [
-        "--nodes",
-        "4",
-        "--gpus",
-        "8",
-        "--vram",
-        "24",
-        *SMALL,
-        "--output",
-        str(recipe),
-        "--slurm",
-        str(job),
-        "--json",
-    ]
-    result = moco_plan(*words)
+    hardware = ["--nodes", "4", "--gpus", "8", "--vram", "24"]
+    result = moco_plan(*hardware, *SMALL, "--output", str(recipe), "--slurm", str(job), "--json")
     assert result.exit_code == 0, result.stderr
     assert f"sbatch '{job}'" in result.stderr
     assert json.loads(result.stdout)["slurm_job"] == str(job)
@@ -96,14 +83,14 @@ def test_moco_plan_writes_a_job_that_bash_can_read(tmp_path: Path) -> None:
     assert directives["nodes"] == "4"
     assert directives["ntasks-per-node"] == directives["gpus-per-node"] == "8"
     assert directives["cpus-per-task"] == str(load_recipe(recipe).data.num_workers + 1)
-    assert f"srun --cpus-per-task={directives['cpus-per-task']} " in job.read_text()  # which does not inherit it
+    assert f"srun --cpus-per-task={directives['cpus-per-task']} " in job.read_text()  # srun does not inherit it
     assert directives["job-name"] == "4_nodes"
     assert directives["signal"] == "TERM@300"
     assert "WORLD_SIZE=32 LOCAL_WORLD_SIZE=8" in job.read_text()
     assert f"--recipe '{recipe}' --output-dir \"$run\" --resume" in job.read_text()
 
 
-def test_a_job_for_a_recipe_that_is_there(tmp_path: Path) -> None:
+def test_job_for_an_existing_recipe(tmp_path: Path) -> None:
     job = tmp_path / "new" / "job.sbatch"
     result = moco_plan("--recipe", str(ROOT / "recipes/cpu_demo.yaml"), "--slurm", str(job))
     assert result.exit_code == 0, result.stderr
@@ -116,10 +103,10 @@ def test_a_job_for_a_recipe_that_is_there(tmp_path: Path) -> None:
     [
         (["--vram", "8", "--slurm", "/proc/nowhere/job.sbatch"], "--slurm=/proc/nowhere/job.sbatch cannot be written"),
         (["--vram", "8", "--slurm", "."], "--slurm=. cannot be written; --slurm job.sbatch works"),
-        (["--slurm", "job.sbatch"], "--slurm=job.sbatch is for GPUs or a recipe that are named; --vram 8 names one"),
+        (["--slurm", "job.sbatch"], "--slurm=job.sbatch needs named GPUs or a recipe; --vram 8 works"),
     ],
 )
-def test_mistakes_end_in_one_line_and_exit_code_2(
+def test_wrong_options_exit_with_code_2(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -130,11 +117,11 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
-def test_slurms_own_parser_takes_the_job(tmp_path: Path, tiles_folder: Path) -> None:
-    """Where a Slurm answers; and it would refuse a directive that it does not know."""
+def test_slurm_accepts_the_job(tmp_path: Path, tiles_folder: Path) -> None:
+    """Where Slurm is installed; an unknown directive would be refused."""
     if shutil.which("sinfo") is None or subprocess.run(["sinfo"], capture_output=True).returncode:
-        pytest.skip("no Slurm answers here")
-    folder = desk(tmp_path, on_cpu(tiles_folder))
+        pytest.skip("Slurm is not installed")
+    folder = job_folder(tmp_path, cpu_recipe(tiles_folder))
     job = folder / "job.sbatch"
     taken = subprocess.run(["sbatch", "--test-only", job], capture_output=True, text=True)
     assert taken.returncode == 0, taken.stderr
@@ -143,21 +130,19 @@ def test_slurms_own_parser_takes_the_job(tmp_path: Path, tiles_folder: Path) -> 
     assert subprocess.run(["sbatch", "--test-only", job], capture_output=True).returncode != 0
 
 
-def test_a_job_whose_time_is_over_is_saved_queued_again_and_goes_on_to_the_end(
-    tmp_path: Path, tiles_folder: Path
-) -> None:
-    folder = desk(tmp_path, on_cpu(tiles_folder))
+def test_stopped_job_is_saved_requeued_and_resumed_to_the_end(tmp_path: Path, tiles_folder: Path) -> None:
+    folder = job_folder(tmp_path, cpu_recipe(tiles_folder))
     metrics = str(folder / "runs/small/metrics.jsonl")
     stopped = run_job(folder, STOP_WHEN=metrics)
     assert stopped.returncode == 0, stopped.stderr
     assert "stopped by SIGTERM" in stopped.stderr
     assert (folder / "requeued").read_text() == "77\n"
-    so_far = steps_logged(folder)
-    assert so_far == list(range(len(so_far)))
-    assert len(so_far) < STEPS
+    logged = steps_logged(folder)
+    assert logged == list(range(len(logged)))
+    assert len(logged) < STEPS
     resumed = run_job(folder, STOP_WHEN=metrics)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"resumed after step {len(so_far)}" in resumed.stderr
+    assert f"resumed after step {len(logged)}" in resumed.stderr
     assert steps_logged(folder) == list(range(STEPS))
     assert json.loads((folder / "runs/small/summary.json").read_text())["steps"] == STEPS
     again = run_job(folder)
@@ -166,8 +151,8 @@ def test_a_job_whose_time_is_over_is_saved_queued_again_and_goes_on_to_the_end(
     assert (folder / "requeued").read_text() == "77\n"
 
 
-def test_a_mistake_ends_the_job_with_its_code_and_is_not_queued_again(tmp_path: Path, tiles_folder: Path) -> None:
-    folder = desk(tmp_path, on_cpu(tiles_folder))
+def test_job_with_a_wrong_recipe_fails_and_is_not_requeued(tmp_path: Path, tiles_folder: Path) -> None:
+    folder = job_folder(tmp_path, cpu_recipe(tiles_folder))
     recipe = folder / "small.yaml"
     recipe.write_text(recipe.read_text().replace("source: ", "sauce: "))
     done = run_job(folder)

@@ -1,4 +1,4 @@
-"""The trace against the real step on the CPU, by torch.profiler's own account of allocated bytes."""
+"""The traced peak against that of the real step on the CPU, as torch.profiler reports it."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ CONFIGURATIONS |= {
 }
 
 
-# each differs from some other one in a single thing, and together they take a minute
+# each differs from another one in one setting only; together they take a minute
 SLOW = ("vit_13_bands", "vit_bf16_checkpointed", "resnet18_two_checkpointed")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CONFIGURATIONS])
-def test_traced_peak_is_that_of_the_real_step(name: str) -> None:
+def test_traced_peak_equals_that_of_the_real_step(name: str) -> None:
     sections = CONFIGURATIONS[name]
     recipe = small_recipe(**{**sections, "moco": HEADS | sections.get("moco", {})})
     traced = replay(trace_step(recipe, None, steps=2).events).peak_requested_bytes
-    # of several processes one, in a group that sends nothing: gloo's copies are not NCCL's
+    # one of several processes, in a group that sends nothing, because gloo makes copies that NCCL does not
     with fresh_accelerate(recipe.hardware.num_devices):
         measured = measured_peak_bytes(recipe)
     print(f"traced {traced:,} measured {measured:,} {traced / measured - 1:+.2%}")

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, to a rank, the launcher, or all at once: the step is finished, the run saved, no process left."""
+"""SIGTERM and SIGINT to a rank, the launcher or all: the step is finished, the run saved, and no process is left."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from support.trainer_processes import ENVIRONMENT, ROOT, Trainer, logged_steps, quick_recipe, start_quick
 
-from moco_accel.checkpoints.run_folder import newest_whole
+from moco_accel.checkpoints.run_folder import newest_intact
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
 TARGETS = ("rank", "launcher", "group")
 PHASES = ("first batch", "step", "save")
@@ -25,7 +25,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def stop_one(tmp_path: Path, tiles: Path, start: str, number: signal.Signals, target: str, phase: str) -> None:
-    """Start, wait for the phase, send the signal; hold what is left against what was logged."""
+    """Send the signal in the phase; compare the saved step with the logged ones."""
     trainer = start_quick(tmp_path, tiles, start, phase)
     try:
         trainer.wait_for_phase(phase)
@@ -38,18 +38,18 @@ def stop_one(tmp_path: Path, tiles: Path, start: str, number: signal.Signals, ta
         code = trainer.finish()
     finally:
         trainer.kill()
-    said = trainer.said()
+    output = trainer.output()
     if target == "rank":
-        assert "Traceback" not in said, said[-3000:]
-    # a launcher that was signalled itself ends as it likes
-    assert code == 0 or (target != "rank" and start != "python"), said[-3000:]
-    found = newest_whole(tmp_path / "run", print)
+        assert "Traceback" not in output, output[-3000:]
+    # a launcher that got the signal itself has its own exit code
+    assert code == 0 or (target != "rank" and start != "python"), output[-3000:]
+    found = newest_intact(tmp_path / "run", print)
     steps = logged_steps(tmp_path / "run") if (tmp_path / "run" / "metrics.jsonl").exists() else []
-    assert steps == list(range(found.state.step if found else 0)), said[-3000:]
-    stopped = [line for line in said.splitlines() if line.startswith("stopped by")]
-    assert len(stopped) == 1, said[-3000:]
-    assert stopped[0].endswith(", before the first step was done; go on with:" if found is None else "go on with:")
-    command = said.splitlines()[said.splitlines().index(stopped[0]) + 1]
+    assert steps == list(range(found.state.step if found else 0)), output[-3000:]
+    stopped = [line for line in output.splitlines() if line.startswith("stopped by")]
+    assert len(stopped) == 1, output[-3000:]
+    assert stopped[0].endswith(", before the first step was done; resume with:" if found is None else "resume with:")
+    command = output.splitlines()[output.splitlines().index(stopped[0]) + 1]
     assert command.endswith("--resume")
 
 
@@ -60,7 +60,7 @@ def stop_one(tmp_path: Path, tiles: Path, start: str, number: signal.Signals, ta
         ("torchrun", signal.SIGINT, "rank", "step"),
     ],
 )
-def test_a_signal_ends_a_run_that_is_saved(
+def test_a_signal_saves_and_ends_a_run(
     start: str, number: signal.Signals, target: str, phase: str, tmp_path: Path, tiles_folder: Path
 ) -> None:
     stop_one(tmp_path, tiles_folder, start, number, target, phase)
@@ -73,12 +73,12 @@ CASES = list(itertools.product(("torchrun", "accelerate"), SIGNALS, TARGETS, PHA
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("case", range(100))
 def test_a_hundred_signals(case: int, tmp_path: Path, tiles_folder: Path) -> None:
-    """Every way to start, signal, target and phase, in turn; when in a phase it comes differs each time."""
+    """Try each start, signal, target and phase in turn, at varying times within the phase."""
     stop_one(tmp_path, tiles_folder, *CASES[case % len(CASES)])
 
 
-def test_the_command_that_is_printed_goes_on(tmp_path: Path, tiles_folder: Path) -> None:
-    """From a folder with a blank in its name."""
+def test_the_printed_command_resumes(tmp_path: Path, tiles_folder: Path) -> None:
+    """Also from a folder with a space in its name."""
     folder = tmp_path / "a folder"
     folder.mkdir()
     trainer = Trainer("accelerate", folder / "run", quick_recipe(folder, tiles_folder))
@@ -86,7 +86,7 @@ def test_the_command_that_is_printed_goes_on(tmp_path: Path, tiles_folder: Path)
     os.kill(trainer.ranks()[0], signal.SIGTERM)
     assert trainer.finish() == 0
     done = len(logged_steps(folder / "run"))
-    command = trainer.said().splitlines()[-1]
+    command = trainer.output().splitlines()[-1]
     assert "accelerate launch --config_file" in command
     assert shlex.split(command)[-1] == "--resume"
     with (folder / "again").open("w") as log:
@@ -109,7 +109,7 @@ def test_the_command_that_is_printed_goes_on(tmp_path: Path, tiles_folder: Path)
 
 _HANGS = """
 import ctypes
-from moco_accel.stopping import StopRequest
+from moco_accel.processes.signals import StopRequest
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 with StopRequest():
     libc.pthread_mutex_lock(mutex)
@@ -118,8 +118,8 @@ with StopRequest():
 """
 
 
-def test_ctrl_c_again_stops_at_once_and_says_what_is_lost() -> None:
-    """Also where the process is stuck outside Python, whose own handlers would wait; one press may come twice."""
+def test_ctrl_c_again_stops_at_once_and_prints_what_is_lost() -> None:
+    """Also while the process hangs outside Python, where Python's handlers would wait. One press may arrive twice."""
     process = subprocess.Popen(
         [sys.executable, "-c", _HANGS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -131,10 +131,10 @@ def test_ctrl_c_again_stops_at_once_and_says_what_is_lost() -> None:
     assert process.poll() is None
     time.sleep(2)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)
-    lost = "all of it is lost, for nothing is saved yet"
+    _, errors = process.communicate(timeout=10)
+    lost = "nothing is saved yet, so the whole run is lost"
     assert process.returncode == 130
-    assert said.splitlines() == [
-        f"SIGINT: ending after this step, saved; Ctrl-C again stops at once ({lost})",
+    assert errors.splitlines() == [
+        f"SIGINT: saving and stopping after this step; Ctrl-C again stops at once ({lost})",
         f"stopped at once: {lost}",
     ]

@@ -1,4 +1,4 @@
-"""Every command in README and docs is one: options, fields and files are there, and what can be run here is run."""
+"""Commands, files, links and messages in README and docs exist; commands that can run here are run."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
-from support.launches import train, write_labelled
+from support.tile_files import write_labelled
+from support.trainer_processes import train
 from support.recipes import small_recipe
 
-from moco_accel.evaluation.features import cli as eval_cli
+from moco_accel.evaluation import cli as eval_cli
 from moco_accel.export import cli as export_cli
 from moco_accel.imagery import cli as data_cli
 from moco_accel.recipe.load import load_recipe, save_recipe
 from moco_accel.report import cli as report_cli
 from moco_accel.train import app as train_app
-from moco_accel.verify.checks import cli as verify_cli
+from moco_accel.verify import cli as verify_cli
 from planner import cli as plan_cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 APPS = {
     "moco-data": data_cli.app,
     "moco-plan": plan_cli.app,
@@ -39,16 +40,17 @@ APPS = {
     "moco-export": export_cli.app,
 }
 _START = re.compile(r"moco-data \w+ [^-]|moco-(?!data)[a-z]+ \S|accelerate launch -|torchrun -|python benchmarks/")
+_FOLDERS = "moco_accel|planner|tests|benchmarks|recipes|accelerate_configs|docs"
 TRAIN = "moco_accel/train.py"
 WRITTEN_BY_THE_PLANNER = ("recipes/dual8gb_13bands.yaml", "recipes/4x8x24gb.yaml")
 NOT_RUN = {
-    "moco-plan": "test_plan.py runs it; half a minute each",
-    "moco-verify": "test_verify.py runs it",
-    "S2A_MSIL1C": "no product of Sentinel-2 lies here; test_build_bands.py makes one",
+    "moco-plan": "tests/planner run it; half a minute each",
+    "moco-verify": "tests/verify run it",
+    "S2A_MSIL1C": "needs a Sentinel-2 product; tests/imagery make one",
     "blanchon/": "needs the hub",
-    "--pair-with": "test_build_labels_pairs.py runs it",
-    "--push-to-hub": "needs the hub; test_export_hub.py runs it against a server of its own",
-    "--split": "wants places or words for each tile; test_eval_splits.py runs each",
+    "--pair-with": "tests/imagery run it",
+    "--push-to-hub": "needs the hub; tests/export run it against a local server",
+    "--split": "needs places or words for each tile; tests/evaluation run each",
 }
 
 
@@ -62,7 +64,7 @@ class Command:
 
 
 def commands() -> list[Command]:
-    """Each once; a program's bare name, or a subcommand's, is none."""
+    """Return the commands in all pages, each once; a bare program or subcommand name is not one."""
     found: dict[tuple[str, ...], Command] = {}
     for page in PAGES:
         text = page.read_text()
@@ -82,20 +84,20 @@ COMMANDS = commands()
 
 
 def parse(app: typer.Typer, words: list[str]) -> None:
-    """Raises what typer says of a wrong option; runs nothing."""
+    """Parse `words` as `app` would, without running it; raise typer's error for a wrong option."""
     command = typer.main.get_command(app)
     if words and hasattr(command, "commands") and words[0] in command.commands:
         command, words = command.commands[words[0]], words[1:]
     command.make_context("command", list(words))
 
 
-def test_there_are_commands_of_every_kind() -> None:
+def test_pages_have_commands_of_every_program() -> None:
     assert {command.words[0] for command in COMMANDS} >= {*APPS, "accelerate", "torchrun", "python"}
     assert len(COMMANDS) > 30
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
-def test_options_fields_and_files_are_there(command: Command) -> None:
+def test_options_fields_and_files_of_a_command_exist(command: Command) -> None:
     first, rest = command.words[0], list(command.words[1:])
     if first in APPS:
         parse(APPS[first], rest)
@@ -113,7 +115,22 @@ def test_options_fields_and_files_are_there(command: Command) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_files_named_in_the_text_exist(page: Path) -> None:
+    for name in re.findall(rf"`(?:pytest )?((?:{_FOLDERS})/[\w./*-]*)[^`]*`", page.read_text()):
+        assert list(ROOT.glob(name)) or name in WRITTEN_BY_THE_PLANNER, name
+
+
+def test_error_messages_in_the_table_of_resume_md_are_in_the_code() -> None:
+    table = (ROOT / "docs" / "resume.md").read_text().partition("## Errors")[2]
+    source = " ".join(path.read_text() for path in (ROOT / "moco_accel").rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # a message that continues on the next line
+    for message in re.findall(r"^\| `([^`]+)`", table, re.M):
+        for part in re.split(r"…|\(.*?\)", message):
+            assert part.strip() in source, message
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_have_targets(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
 
@@ -128,7 +145,7 @@ def runnable() -> list[Command]:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the pages' names are things: imagery, tiles, labelled tiles, runs."""
+    """A folder that holds what the pages name: imagery, tiles, labelled tiles, runs."""
     desk = tmp_path_factory.mktemp("desk")
     draw = np.random.default_rng(0)
     for folder in ("YOUR_IMAGES", "SRC"):
@@ -153,7 +170,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", runnable(), ids=str)
-def test_a_command_runs(command: Command, desk: Path) -> None:
+def test_a_command_of_the_pages_runs(command: Command, desk: Path) -> None:
     program = Path(sys.executable).with_name(command.words[0])
     words = list(command.words[1:])
     if words[0] == "build":

@@ -1,4 +1,4 @@
-"""The architecture's rules, read from the source: wings import downwards, without circles."""
+"""The architecture's rules, read from the source: wings import downwards, without cycles."""
 
 from __future__ import annotations
 
@@ -37,9 +37,12 @@ TRAINER_WINGS = {
 PLANNER_WINGS = {
     "cards": "GPUs by name and by size",
     "trace": "the trainer's step on fake tensors",
+    "evidence": "measured steps, and the error of predictions",
     "memory": "from a trace to bytes on a card",
-    "time": "what a step costs between nodes",
-    "answer": "search, reasons, report, recipe",
+    "time": "operations, and communication between nodes",
+    "search": "the best recipe that fits",
+    "report": "tables, sentences and JSON",
+    "answer": "options, recipe, launch commands",
     "cli": "moco-plan",
 }
 MAX_FILE_LINES = 260
@@ -69,7 +72,7 @@ def imports_of(source: str, known: Iterable[str]) -> set[str]:
 
 
 def wing(module: str) -> str | None:
-    """`moco_accel.tiles.order` → `tiles`; None for the package itself."""
+    """`moco_accel.tiles.sampler` → `tiles`; None for the package itself."""
     return module.split(".")[1] if "." in module else None
 
 
@@ -85,8 +88,8 @@ def upward_imports(graph: Mapping[str, set[str]], wings: Iterable[str]) -> list[
     ]
 
 
-def circle(graph: Mapping[str, set[str]]) -> list[str]:
-    """One circle of imports; empty if there is none."""
+def find_cycle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Return one import cycle; empty if there is none."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -95,6 +98,7 @@ def circle(graph: Mapping[str, set[str]]) -> list[str]:
 
 
 GRAPH = {name: imports_of(path.read_text(), MODULES) - {name} for name, path in MODULES.items()}
+TRAINER_GRAPH = {name: GRAPH[name] for name in TRAINER}
 
 
 def test_the_planner_imports_the_trainer_and_not_the_reverse() -> None:
@@ -107,12 +111,12 @@ def test_every_wing_has_a_line() -> None:
 
 
 def test_no_import_runs_up() -> None:
-    assert upward_imports({name: GRAPH[name] for name in TRAINER}, TRAINER_WINGS) == []
+    assert upward_imports(TRAINER_GRAPH, TRAINER_WINGS) == []
     assert upward_imports({name: GRAPH[name] for name in PLANNER}, PLANNER_WINGS) == []
 
 
-def test_no_circle_of_imports() -> None:
-    assert circle(GRAPH) == []
+def test_no_import_cycle() -> None:
+    assert find_cycle(GRAPH) == []
 
 
 @pytest.mark.parametrize(
@@ -122,15 +126,15 @@ def test_no_circle_of_imports() -> None:
 )
 def test_a_planted_violation_is_found(source: str) -> None:
     planted = "moco_accel.networks.moco"
-    graph = GRAPH | {planted: GRAPH[planted] | imports_of(source, MODULES)}
+    graph = TRAINER_GRAPH | {planted: GRAPH[planted] | imports_of(source, MODULES)}
     assert upward_imports(graph, TRAINER_WINGS) == [f"{planted} -> moco_accel.training.step"]
-    assert {planted, "moco_accel.training.step"} <= set(circle(graph))
+    assert {planted, "moco_accel.training.step"} <= set(find_cycle(graph))
 
 
-def test_a_planted_circle_inside_a_wing_is_found() -> None:
+def test_a_planted_cycle_inside_a_wing_is_found() -> None:
     planted = {"moco_accel.recipe.schema": GRAPH["moco_accel.recipe.schema"] | {"moco_accel.recipe.load"}}
-    assert upward_imports(GRAPH | planted, TRAINER_WINGS) == []
-    assert {"moco_accel.recipe.schema", "moco_accel.recipe.load"} <= set(circle(GRAPH | planted))
+    assert upward_imports(TRAINER_GRAPH | planted, TRAINER_WINGS) == []
+    assert {"moco_accel.recipe.schema", "moco_accel.recipe.load"} <= set(find_cycle(TRAINER_GRAPH | planted))
 
 
 def test_the_step_touches_no_disk_yaml_console_or_command_line() -> None:
@@ -157,7 +161,7 @@ def test_no_wing_shadows_a_top_level_module(name: str) -> None:
     """`accelerate launch moco_accel/train.py` puts moco_accel/ first on sys.path."""
     assert name not in sys.stdlib_module_names
     spec = importlib.util.find_spec(name)
-    assert spec is None, f"{name} would hide {spec.origin}"
+    assert spec is None or spec.origin is None, f"{name} would hide {spec.origin}"  # None: a folder of tests
 
 
 def test_files_and_wings_stay_small() -> None:

@@ -1,4 +1,4 @@
-"""accelerate_configs/ and the commands that name them, by Accelerate's own loader, parser and checks."""
+"""accelerate_configs/ and the printed launch commands, read by Accelerate's own loader, parser and checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from moco_accel.recipe.launch_command import PORT, launch_command
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
-WHAT_THEY_SAY = {
+EXPECTED = {
     "cpu": (DistributedType.NO, 1, 1, True),
     "single_gpu": (DistributedType.NO, 1, 1, False),
     "dual_gpu": (DistributedType.MULTI_GPU, 1, 2, False),
@@ -36,8 +36,8 @@ HARDWARE = {
 }
 
 
-def launched(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What Accelerate makes of `command`, read as it reads it and checked by its own checks."""
+def parse_launch(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Parse `command` with Accelerate's own parser and checks."""
     monkeypatch.chdir(ROOT)
     first, second, *words = shlex.split(command)
     assert (first, second) == ("accelerate", "launch")
@@ -46,33 +46,33 @@ def launched(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return arguments
 
 
-def test_there_is_one_for_each_topology() -> None:
-    assert {path.stem for path in CONFIGS} == set(WHAT_THEY_SAY)
+def test_each_topology_has_a_config() -> None:
+    assert {path.stem for path in CONFIGS} == set(EXPECTED)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_accelerate_reads_what_is_meant(path: Path) -> None:
-    """Its loader refuses keys that it does not know."""
+def test_accelerate_reads_the_intended_values(path: Path) -> None:
+    """Accelerate's loader refuses unknown keys."""
     config = load_config_from_file(str(path))
     assert isinstance(config, ClusterConfig)
-    said = config.distributed_type, config.num_machines, config.num_processes, config.use_cpu
-    assert said == WHAT_THEY_SAY[path.stem]
+    found = config.distributed_type, config.num_machines, config.num_processes, config.use_cpu
+    assert found == EXPECTED[path.stem]
     assert config.compute_environment == ComputeEnvironment.LOCAL_MACHINE
     assert (config.mixed_precision, config.machine_rank, config.main_training_function) == ("no", 0, "main")
     assert set(yaml.safe_load(path.read_text())) <= {field.name for field in fields(ClusterConfig)}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_line_says_what_it_is_for(path: Path) -> None:
+def test_every_line_has_a_comment(path: Path) -> None:
     for line in path.read_text().splitlines():
         assert line.startswith("# ") or len(line.partition(" # ")[2]) > 4, line
 
 
 @pytest.mark.parametrize("name", HARDWARE)
-def test_printed_commands_start_what_the_recipe_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_commands_start_the_recipes_processes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hardware = HARDWARE[name]
     for node in range(hardware.num_nodes):
-        arguments = launched(launch_command(hardware, "recipes/my own.yaml", node, "10.0.0.7"), monkeypatch)
+        arguments = parse_launch(launch_command(hardware, "recipes/my own.yaml", node, "10.0.0.7"), monkeypatch)
         assert arguments.num_processes == hardware.num_devices
         assert arguments.num_machines in (None, hardware.num_nodes)
         assert bool(arguments.multi_gpu) == (hardware.num_devices > 1)
@@ -82,17 +82,17 @@ def test_printed_commands_start_what_the_recipe_says(name: str, monkeypatch: pyt
         assert arguments.training_script_args == ["--recipe", "recipes/my own.yaml"]
 
 
-def test_the_cpu_config_uses_none_of_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = launched(launch_command(Hardware(), "recipes/cpu_demo.yaml"), monkeypatch)
+def test_cpu_config_uses_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = parse_launch(launch_command(Hardware(), "recipes/cpu_demo.yaml"), monkeypatch)
     assert (arguments.use_cpu, arguments.num_processes, arguments.multi_gpu) == (True, 1, False)
 
 
 @pytest.mark.parametrize("node", [1, 2, 3])
-def test_every_node_meets_at_the_first_one(node: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as torch's launcher goes before it starts processes."""
+def test_every_node_uses_the_first_ones_address(node: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the configuration that torch's launcher builds before it starts processes."""
     hardware = HARDWARE["nodes"]
-    arguments = launched(launch_command(hardware, "r.yaml", node, "10.0.0.7"), monkeypatch)
-    monkeypatch.setattr(os, "environ", os.environ.copy())  # what is made for the processes stays here
+    arguments = parse_launch(launch_command(hardware, "r.yaml", node, "10.0.0.7"), monkeypatch)
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # keep changes out of this process
     prepare_multi_gpu_env(arguments)
     script = ["--training_script", "train.py", "--training_script_args", []]
     config = config_from_args(_filter_args(arguments, get_args_parser(), script))[0]
@@ -101,7 +101,7 @@ def test_every_node_meets_at_the_first_one(node: int, monkeypatch: pytest.Monkey
     assert config.rdzv_configs["rank"] == node
 
 
-def test_without_the_number_of_processes_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_multi_node_config_requires_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     command = "accelerate launch --config_file accelerate_configs/multi_node.yaml moco_accel/train.py --recipe r.yaml"
     with pytest.raises(ValueError, match="manually pass in `--num_processes`"):
-        launched(command, monkeypatch)
+        parse_launch(command, monkeypatch)

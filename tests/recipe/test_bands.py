@@ -1,4 +1,4 @@
-"""Bands by name: one spelling each, chosen by name, never by count."""
+"""Band names: canonical spelling, selection by name, true colour."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from moco_accel.recipe.bands import SENTINEL2, canonical_band, canonical_bands, 
         ("VV", "vv"),
     ],
 )
-def test_one_spelling_for_each(name: str, canonical: str) -> None:
+def test_canonical_spelling(name: str, canonical: str) -> None:
     assert canonical_band(name) == canonical
     assert canonical_band(canonical) == canonical
 
 
-def test_two_names_of_one_band_are_refused() -> None:
+def test_duplicate_bands_are_refused() -> None:
     assert canonical_bands(["B01", "b8a"]) == ["B1", "B8A"]
     with pytest.raises(UserError, match=r"bands B01, B2, B1: B01 and another are both B1; name it once"):
         canonical_bands(["B01", "B2", "B1"])
 
 
-def test_bands_are_chosen_by_name_in_the_order_asked_for() -> None:
+def test_bands_are_selected_by_name_in_the_requested_order() -> None:
     stored = ["B02", "B03", "B04", "B8A"]
     assert select_bands(["b4", "B3", "B8a"], stored, "data.bands", "tiles") == [2, 1, 3]
     with pytest.raises(UserError) as caught:
@@ -42,7 +42,7 @@ def test_bands_are_chosen_by_name_in_the_order_asked_for() -> None:
     assert str(caught.value) == "data.bands=[B4, B8] but 'tiles' has [B2, B3, B4, B8A]: B8 is not there"
 
 
-def test_true_colour_where_names_tell() -> None:
+def test_true_colour_from_names() -> None:
     assert picture_bands(SENTINEL2, 13, "sentinel2") == (3, 2, 1)
     assert picture_bands(["B1", "B2", "B3", "B4", "B5", "B7"], 6, "landsat7") == (2, 1, 0)
     assert picture_bands(["B1", "B2", "B3", "B4", "B5", "B7"], 6, "landsat8") == (3, 2, 1)

@@ -1,4 +1,4 @@
-"""The recipe: both ways through YAML, the arithmetic, and errors a person can act on."""
+"""The recipe: YAML round trip, overrides, derived values, rules and their messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.recipes import small_recipe
 
 from moco_accel.common.errors import UserError
 from moco_accel.recipe.load import load_recipe, save_recipe
-from moco_accel.recipe.overrides import set_fields, set_word
+from moco_accel.recipe.overrides import apply_overrides, override_argument
 from moco_accel.recipe.rules import scaled_lr
 
 PAPER = """
@@ -33,7 +33,7 @@ def paper(tmp_path: Path) -> Path:
     return path
 
 
-def test_yaml_both_ways(paper: Path, tmp_path: Path) -> None:
+def test_yaml_round_trip(paper: Path, tmp_path: Path) -> None:
     recipe = load_recipe(paper)
     save_recipe(recipe, tmp_path / "copy.yaml", comment="two\nlines")
     assert load_recipe(tmp_path / "copy.yaml") == recipe
@@ -41,12 +41,12 @@ def test_yaml_both_ways(paper: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", ".0001", "0.0001", "+1e-4", "1.0e-4"])
-def test_numbers_mean_what_a_person_means(paper: Path, text: str) -> None:
+def test_number_formats(paper: Path, text: str) -> None:
     recipe = load_recipe(paper, [f"optimizer.base_lr={text}", "optimizer.lr=16e-4"])
     assert recipe.optimizer.base_lr == 1e-4
 
 
-def test_words_stay_words(paper: Path) -> None:
+def test_yes_and_no_stay_text(paper: Path) -> None:
     assert load_recipe(paper, ["memory.mixed_precision=no"]).memory.mixed_precision == "no"
     assert load_recipe(paper, ["hardware.gpu=on"]).hardware.gpu == "on"
     assert load_recipe(paper, ["memory.activation_checkpointing=true"]).memory.activation_checkpointing is True
@@ -56,14 +56,14 @@ PATHS = ["a [b] c", "[tiles]", "C: x", "*.parquet", "a #b", "'t' b", "{a}", "3",
 
 
 @pytest.mark.parametrize("text", PATHS)
-def test_text_is_taken_as_it_is(paper: Path, text: str) -> None:
+def test_text_fields_take_values_literally(paper: Path, text: str) -> None:
     recipe = load_recipe(paper, [f"data.source={text}", f"hardware.gpu={text}", f"evaluation.label_column= {text} "])
     assert (recipe.data.source, recipe.hardware.gpu, recipe.evaluation.label_column) == (text, text, text)
 
 
-def test_null_and_quotes_keep_their_meaning_in_text(paper: Path) -> None:
-    said = ["data.source=' a '", 'hardware.gpu="null"', "evaluation.train_source=null", "data.image_column="]
-    recipe = load_recipe(paper, said)
+def test_null_and_quotes_in_text_fields(paper: Path) -> None:
+    overrides = ["data.source=' a '", 'hardware.gpu="null"', "evaluation.train_source=null", "data.image_column="]
+    recipe = load_recipe(paper, overrides)
     assert (recipe.data.source, recipe.hardware.gpu) == (" a ", "null")
     assert (recipe.evaluation.train_source, recipe.data.image_column) == (None, None)
 
@@ -83,28 +83,28 @@ def test_null_and_quotes_keep_their_meaning_in_text(paper: Path) -> None:
         ("memory.mixed_precision", "no"),
     ],
 )
-def test_a_word_pasted_in_a_shell_sets_its_value(name: str, value: Any) -> None:
-    (word,) = shlex.split(set_word(name, value))
+def test_override_argument_round_trip_through_a_shell(name: str, value: Any) -> None:
+    (argument,) = shlex.split(override_argument(name, value))
     section, _, field = name.partition(".")
-    assert set_fields({}, [word]) == {section: {field: value}}
+    assert apply_overrides({}, [argument]) == {section: {field: value}}
 
 
-def test_words_are_as_plain_as_can_be() -> None:
-    assert set_word("data.source", "data/tiles") == "data.source=data/tiles"
-    assert set_word("data.source", "a [b] c") == "'data.source=a [b] c'"
-    assert set_word("encoder.bands", 4) == "encoder.bands=4"
-    assert set_word("data.bands", ["B4", "B3"]) == "'data.bands=[B4, B3]'"
+def test_override_argument_quotes_only_if_needed() -> None:
+    assert override_argument("data.source", "data/tiles") == "data.source=data/tiles"
+    assert override_argument("data.source", "a [b] c") == "'data.source=a [b] c'"
+    assert override_argument("encoder.bands", 4) == "encoder.bands=4"
+    assert override_argument("data.bands", ["B4", "B3"]) == "'data.bands=[B4, B3]'"
 
 
 def test_recipes_are_utf8_whatever_the_locale(paper: Path, tmp_path: Path) -> None:
     saved = tmp_path / "saved.yaml"
     program = (
-        "import sys; from moco_accel.recipe import load_recipe, save_recipe; recipe, saved = sys.argv[1:]; "
+        "import sys; from moco_accel.recipe.load import load_recipe, save_recipe; recipe, saved = sys.argv[1:]; "
         "save_recipe(load_recipe(recipe, ['data.source=T\\u00fcr \\u6771']), saved, 'T\\u00fcr \\udcfc'); "
         "assert load_recipe(saved).data.source == 'T\\u00fcr \\u6771'"
     )
-    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    subprocess.run([sys.executable, "-c", program, str(paper), str(saved)], env=os.environ | plain, check=True)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", program, str(paper), str(saved)], env=os.environ | locale, check=True)
     text = saved.read_text(encoding="utf-8")
     assert "source: Tür 東, " in text
     assert text.startswith("# Tür \\udcfc\n")
@@ -132,10 +132,10 @@ def test_batch_arithmetic(paper: Path) -> None:
             "image_size=100 is not a multiple of vit_small_patch16's patch of 16; nearest: 96, 112",
         ),
         ("encoder.name=vit_huge", "encoder.name='vit_huge' is not known; one of: vit_tiny_patch8"),
-        ("data.bands=[B4, B3]", "data.bands=['B4', 'B3'] has 2 names; encoder.bands=3 wants 3"),
+        ("data.bands=[B4, B3]", "data.bands=['B4', 'B3'] has 2 names; encoder.bands=3 needs 3"),
         ("data.bands=[B4, B3, B4]", "names a band twice"),
-        ("data.low=[0, 0, 0]", "data.high=null: data.scaling='uint8' wants low and high"),
-        ("data.scaling=range", "data.low=null: data.scaling='range' wants low and high"),
+        ("data.low=[0, 0, 0]", "data.high=null: data.scaling='uint8' needs low and high"),
+        ("data.scaling=range", "data.low=null: data.scaling='range' needs low and high"),
         ("data.scaling=minmax", "data.scaling='minmax': input should be 'uint8', 'reflectance'"),
         ("augment.preset=seasons", "data.pair_column=image_pair works after moco-data build --pair-with"),
         ("augment.preset=strong", "augment.preset='strong': input should be 'satellite', 'paper' or 'seasons'"),
@@ -148,7 +148,7 @@ def test_batch_arithmetic(paper: Path) -> None:
         ("optimizer.name=sgd", "optimizer.name='sgd' is not known; one of: adamw, adamw_8bit, lars"),
         ("schedule.warmup_epochs=400", "schedule.warmup_epochs=400 is longer than schedule.epochs=300"),
         ("moco.queue_size=5000", "keys enqueued per optimizer step; nearest: 4096, 8192"),
-        ("data.mean=[0.5]", "data.mean=[0.5] has 1 numbers; encoder.bands=3 wants 3"),
+        ("data.mean=[0.5]", "data.mean=[0.5] has 1 numbers; encoder.bands=3 needs 3"),
         ("data.std=[0, 1, 1]", "must be above 0 in every band"),
         ("augment.blur_probability=[1]", "[1.0, 0.1] works"),
         ("epochs=3", "--set 'epochs=3' is not section.field=value; e.g. --set schedule.epochs=100"),
@@ -159,7 +159,7 @@ def test_batch_arithmetic(paper: Path) -> None:
         ("data.source=null", "data.source=None: input should be a valid string; data/tiles works"),
     ],
 )
-def test_mistakes_are_named_in_one_line(paper: Path, override: str, message: str) -> None:
+def test_mistakes_are_reported_in_one_line(paper: Path, override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe(paper, [override])
     assert message in str(caught.value)
@@ -167,19 +167,19 @@ def test_mistakes_are_named_in_one_line(paper: Path, override: str, message: str
 
 
 @pytest.mark.parametrize("text", ["", "3", "[a]", "{", "encoder: 3", "a: &a [*a]", "!!python/object:os.system {}"])
-def test_what_is_no_recipe(tmp_path: Path, text: str) -> None:
+def test_files_that_are_not_recipes_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(UserError):
         load_recipe(path)
 
 
-def test_missing_file_names_those_there(paper: Path) -> None:
+def test_missing_file_lists_the_existing_ones(paper: Path) -> None:
     with pytest.raises(UserError, match=r"does not exist; there are: .*paper\.yaml"):
         load_recipe(paper.with_name("nope.yaml"))
 
 
-def test_a_missing_section_is_named(tmp_path: Path) -> None:
+def test_missing_section_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("encoder: {name: resnet50}")
     with pytest.raises(UserError, match="batch is missing"):
         load_recipe(tmp_path / "x.yaml")
@@ -190,11 +190,11 @@ def test_shipped_recipes_load(path: Path) -> None:
     assert load_recipe(path).encoder.name
 
 
-def test_small_recipe_is_whole() -> None:
+def test_small_recipe_is_valid() -> None:
     assert small_recipe().keys_per_query == 8
 
 
-def test_low_and_high_must_fit_the_scaling_they_stand_beside(paper: Path) -> None:
+def test_low_and_high_must_match_the_scaling(paper: Path) -> None:
     reflectance = ["data.scaling=reflectance", "data.low=[0, 0, 0]"]
     assert load_recipe(paper, [*reflectance, "data.high=[1e4, 1e4, 1e4]"]).stored_range[1] == [1e4] * 3
     with pytest.raises(UserError, match=r"not what data.scaling='reflectance' means \(0 and 10000\); data.scaling=r"):
@@ -203,7 +203,7 @@ def test_low_and_high_must_fit_the_scaling_they_stand_beside(paper: Path) -> Non
         load_recipe(paper, ["data.scaling=range", "data.low=[0, 0, 5]", "data.high=[1, 1, 5]"])
 
 
-def test_presets_stand_unless_a_field_says_otherwise(paper: Path, tmp_path: Path) -> None:
+def test_fields_override_presets(paper: Path, tmp_path: Path) -> None:
     augment = load_recipe(paper, ["augment.preset=paper", "augment.hue=0.02"]).augment
     assert (augment.brightness, augment.vertical_flip_probability, augment.noise_std, augment.hue) == (0.4, 0, 0, 0.02)
     assert load_recipe(paper).augment.brightness == 0.2

@@ -8,14 +8,14 @@ from support.builds import build
 from support.geo_files import FIXTURES, UTM, facts_of, noise, rows_of, save_raster
 
 from moco_accel.common.errors import UserError
-from moco_accel.imagery.labels import Classes
-from moco_accel.imagery.options import Options
-from moco_accel.imagery.plan import Plan
+from moco_accel.imagery.labels import LabelClasses
+from moco_accel.imagery.options import BuildOptions
+from moco_accel.imagery.plan import BuildPlan
 from moco_accel.recipe.bands import RGB
 from moco_accel.recipe.data_sections import Data
+from moco_accel.scenes.find_scenes import Scene
 from moco_accel.scenes.grids import Grid
 from moco_accel.scenes.layouts import Layout
-from moco_accel.scenes.scenes import Scene
 from moco_accel.tiles.tiles import open_tiles
 
 
@@ -25,7 +25,7 @@ def band(sensor, name):
 
 
 def naive_bilinear(coarse, own, fine, height, width):
-    """Values of `coarse` at the centres of the fine grid's pixels, by the definition."""
+    """Interpolate `coarse` at the centres of the fine grid's pixels, by definition."""
     found = np.empty((height, width))
     for row in range(height):
         for col in range(width):
@@ -43,7 +43,7 @@ def naive_bilinear(coarse, own, fine, height, width):
 
 
 def test_all_bands_of_a_sentinel2_scene(tmp_path):
-    """Files of 10, 20 and 60 m whose extents differ by a pixel; one bears .jp2 and is a TIFF."""
+    """Files of 10, 20 and 60 m whose extents differ by a pixel; one named .jp2 is a TIFF."""
     shutil.copytree(FIXTURES / "sentinel2", tmp_path / "src")
     (tmp_path / "src/s2_B02.tif").rename(tmp_path / "src/s2_B02.jp2")
     built = build(tmp_path / "src", tmp_path / "out", tile_size=64)
@@ -79,9 +79,13 @@ def test_bands_are_chosen_by_name_and_order(tmp_path):
         build(FIXTURES / "sentinel2", tmp_path / "none", bands=("B4", "B13"))
 
 
-def test_panchromatic_band_only_when_asked_for(tmp_path):
+def test_panchromatic_band_is_read_only_if_selected(tmp_path):
     built = build(FIXTURES / "landsat8", tmp_path / "out", tile_size=32)
-    assert (built.facts.sensor, built.facts.bands[6:], built.num_tiles) == ("landsat8", ["B7", "B9", "B10", "B11"], 4)
+    assert (built.metadata.sensor, built.metadata.bands[6:], built.num_tiles) == (
+        "landsat8",
+        ["B7", "B9", "B10", "B11"],
+        4,
+    )
     assert built.notes[0].startswith("B8 is panchromatic and was left out")
     fine = build(FIXTURES / "landsat8", tmp_path / "fine", tile_size=64, bands=("B8", "B4"))
     assert (fine.num_tiles, fine.notes[0][:18]) == (1, "B4 were resampled ")
@@ -93,13 +97,13 @@ def test_panchromatic_band_only_when_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "count"), [("uint8", 4), ("uint16", 3), ("int16", 1), ("float32", 2)])
-def test_other_bands_and_dtypes_are_stored_as_they_are(tmp_path, dtype, count):
+def test_other_bands_and_dtypes_are_stored_unchanged(tmp_path, dtype, count):
     names = [f"layer {number}" for number in range(count)]
     pixels = save_raster(
         tmp_path / "a.tif", noise(count, 50, 70, dtype), names=names, tiled=True, blockxsize=16, blockysize=16
     )
     built = build(tmp_path / "a.tif", tmp_path / "out", tile_size=32, stride=20)
-    assert (built.facts.bands, built.facts.dtype, built.num_tiles) == (names, dtype, 2)
+    assert (built.metadata.bands, built.metadata.dtype, built.num_tiles) == (names, dtype, 2)
     for row in rows_of(tmp_path / "out"):
         assert row["image"].dtype == dtype
         assert np.array_equal(row["image"], pixels[:, :32, row["col"] : row["col"] + 32])
@@ -115,26 +119,26 @@ def test_bands_without_names_must_be_named(tmp_path):
     with pytest.raises(UserError, match="has 4 bands, --band-names=red,green names 2"):
         build(tmp_path / "src", tmp_path / "out", band_names=("red", "green"))
     built = build(tmp_path / "src", tmp_path / "out", band_names=("R", "G", "B", "NIR"))
-    assert built.facts.bands == ["red", "green", "blue", "nir"]
+    assert built.metadata.bands == ["red", "green", "blue", "nir"]
 
 
 def test_scenes_with_other_bands_than_most_are_left_out(tmp_path):
-    """The first scene by name is a small preview; it must not decide."""
+    """The first scene by name is a small preview, which must not decide."""
     save_raster(tmp_path / "src/a_preview.tif", noise(3, 32, 32, "uint8"))
     for name in ("b", "c"):
         save_raster(tmp_path / f"src/{name}.tif", noise(2, 64, 64), names=["B4", "B8"])
     save_raster(tmp_path / "src/d.tif", noise(2, 64, 64), names=["B8", "B4"])
     built = build(tmp_path / "src", tmp_path / "out", tile_size=32)
-    assert (built.facts.bands, built.num_tiles) == (["B4", "B8"], 8)
+    assert (built.metadata.bands, built.num_tiles) == (["B4", "B8"], 8)
     assert [reason for _, reason in built.left_out] == [
-        "has bands [red, green, blue] uint8, most tiles [B4, B8] uint16; build them apart",
-        "has bands [B8, B4] uint16, most tiles [B4, B8] uint16; build them apart",
+        "has bands [red, green, blue] uint8, most tiles [B4, B8] uint16; build them separately",
+        "has bands [B8, B4] uint16, most tiles [B4, B8] uint16; build them separately",
     ]
     again = build(tmp_path / "src", tmp_path / "both", tile_size=32, bands=("B4", "B8"))
     assert again.num_tiles == 12
 
 
-def test_files_that_only_bear_band_names_are_scenes_of_their_own(tmp_path):
+def test_multi_band_files_named_like_bands_are_separate_scenes(tmp_path):
     one = save_raster(tmp_path / "src/plot_B1.tif", noise(3, 32, 32, "uint8", seed=1))
     two = save_raster(tmp_path / "src/plot_B2.tif", noise(3, 32, 32, "uint8", seed=2))
     build(tmp_path / "src", tmp_path / "out")
@@ -159,19 +163,19 @@ def test_jpeg2000_and_strips_and_large_strides_read_the_same_pixels(tmp_path):
             assert np.array_equal(row["image"], window)
 
 
-def test_scenes_that_differ_in_what_their_numbers_mean_are_told_of(tmp_path):
+def test_scenes_with_different_units_are_reported(tmp_path):
     for name in ("S2A_N0209_x", "S2A_N0400_x", "LC08_x"):
         save_raster(tmp_path / f"{name}/a.tif", noise(1, 32, 32), names=["B4"])
     built = build(tmp_path, tmp_path / "out")
-    assert built.facts.sensor is None
+    assert built.metadata.sensor is None
     assert built.notes[:2] == [
-        "landsat8 and sentinel2 name these bands alike, but their numbers differ",
-        "Sentinel-2 scenes from before and after baseline 04.00 mix; their numbers differ by 1,000",
+        "landsat8 and sentinel2 use the same names for these bands, but their values differ",
+        "Sentinel-2 scenes from before and after baseline 04.00 are mixed; their values differ by 1,000",
     ]
 
 
-def test_trainers_read_what_was_built(tmp_path):
-    """The tile, its bands' order and statistics come back through the recipe's own reader."""
+def test_training_reads_built_tiles(tmp_path):
+    """Training reads the tiles, the order of bands and the statistics that a build wrote."""
     build(FIXTURES / "sentinel2", tmp_path / "out", tile_size=64)
     tiles = open_tiles(str(tmp_path / "out"), Data(scaling="percentiles", bands=["B8", "B4", "B1"]), 3)
     stored = rows_of(tmp_path / "out")
@@ -181,7 +185,7 @@ def test_trainers_read_what_was_built(tmp_path):
     assert tiles.statistics.mean == pytest.approx(every[:, [7, 3, 0]].mean(axis=(0, 2, 3)))
 
 
-def test_damage_within_a_scene_costs_only_the_tiles_it_touches(tmp_path):
+def test_damage_within_a_scene_skips_only_its_tiles(tmp_path):
     path = tmp_path / "a.tif"
     save_raster(path, noise(2, 64, 64), names=["x", "y"], tiled=True, blockxsize=16, blockysize=16, compress="deflate")
     raw = bytearray(path.read_bytes())
@@ -194,7 +198,7 @@ def test_damage_within_a_scene_costs_only_the_tiles_it_touches(tmp_path):
     assert built.num_tiles == 3
 
 
-def test_bands_that_do_not_lie_together_are_left_out(tmp_path):
+def test_bands_on_different_grids_are_left_out(tmp_path):
     save_raster(tmp_path / "far/x_B1.tif", noise(1, 32, 32))
     save_raster(tmp_path / "far/x_B2.tif", noise(1, 32, 32), origin=(10_000, 0))
     save_raster(tmp_path / "zones/x_B1.tif", noise(1, 32, 32))
@@ -206,14 +210,14 @@ def test_bands_that_do_not_lie_together_are_left_out(tmp_path):
             build(tmp_path / folder, tmp_path / "out")
 
 
-def test_what_a_worker_cuts_at_once_is_bounded_in_bytes_whatever_comes_first():
-    """A small picture first, then large ones, then many small ones."""
+def test_a_work_unit_is_bounded_in_bytes():
+    """One small picture, then large ones, then many small ones."""
     sides = [8, *[2048] * 20, *[8] * 2000]
     layouts = [
-        Layout(Scene(f"{i}.png", (Path(f"{i}.png"),)), RGB, "uint8", Grid(side, side), picked=(0, 1, 2))
+        Layout(Scene(f"{i}.png", (Path(f"{i}.png"),)), RGB, "uint8", Grid(side, side), selected=(0, 1, 2))
         for i, side in enumerate(sides)
     ]
-    plan = Plan(Path(), Options(tile_size=512), layouts, [], Classes(), [], [])
+    plan = BuildPlan(Path(), BuildOptions(tile_size=512), layouts, [], LabelClasses(), [], [])
     units = list(plan.units())
     sizes = [sum(len(job) * min(512, job.layout.grid.width) ** 2 * 3 for job in unit) for unit in units]
     assert max(sizes) <= 32 << 20

@@ -1,13 +1,13 @@
-"""Parquet behind an address, and hub ids."""
+"""Parquet behind a URL, and hub ids."""
 
 import numpy as np
-from support.source_files import message, tiles_of
+from support.source_files import error_message, tiles_of
 
 from moco_accel.recipe.data_sections import Data
 from moco_accel.tiles.tiles import open_tiles
 
 
-def test_parquet_behind_an_address(many_row_groups, capfd, monkeypatch):
+def test_parquet_behind_a_url(many_row_groups, capfd, monkeypatch):
     import fsspec
 
     folder, arrays = many_row_groups
@@ -17,10 +17,9 @@ def test_parquet_behind_an_address(many_row_groups, capfd, monkeypatch):
     tiles = tiles_of("memory://tiles/*.parquet", streaming=True)
     for index in (299, 0, 150):
         assert np.array_equal(tiles[index].numpy(), arrays[index])
-    said = capfd.readouterr().err
-    assert said == (
-        "memory://tiles/*.parquet is fetched anew, all of it, in every epoch and by every loader worker of every "
-        "process (data.num_workers=2); a copy on this machine is not\n"
+    assert capfd.readouterr().err == (
+        "every loader worker of every process (data.num_workers=2) downloads all of memory://tiles/*.parquet in every "
+        "epoch; a local copy avoids this\n"
     )
     monkeypatch.setenv("RANK", "1")
     tiles_of("memory://tiles/*.parquet", streaming=True)
@@ -28,20 +27,22 @@ def test_parquet_behind_an_address(many_row_groups, capfd, monkeypatch):
     assert capfd.readouterr().err == ""
     first = tiles_of(f"file://{min(folder.glob('*.parquet'))}", streaming=True)
     assert np.array_equal(first[1].numpy(), arrays[1])
-    assert message("memory://tiles/*.parquet").endswith("data.streaming=true works, or a copy of it here")
-    assert "finds no .parquet files" in message("memory://nowhere/*.parquet", streaming=True)
-    assert "cannot be listed" in message("nosuch://tiles/*.parquet", streaming=True)
+    assert error_message("memory://tiles/*.parquet").endswith("data.streaming=true works, or a local copy")
+    assert "matches no .parquet files" in error_message("memory://nowhere/*.parquet", streaming=True)
+    assert "cannot be listed" in error_message("nosuch://tiles/*.parquet", streaming=True)
 
 
-def test_a_hub_id_without_a_network_is_one_line(tmp_path, monkeypatch):
+def test_hub_id_without_a_network_is_a_one_line_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     for streaming in (False, True):
-        said = message("blanchon/EuroSAT_MSI", streaming=streaming)
-        assert said.startswith("data.source='blanchon/EuroSAT_MSI' is no path here, and the hub can't be asked for it")
-        assert said.endswith(
+        message = error_message("blanchon/EuroSAT_MSI", streaming=streaming)
+        assert message.startswith(
+            "data.source='blanchon/EuroSAT_MSI' is no local path, and the hub cannot be reached or lacks it"
+        )
+        assert message.endswith(
             "YOUR_IMAGES blanchon/EuroSAT_MSI makes tiles there, HF_HUB_OFFLINE=1 uses an earlier download"
         )

@@ -1,4 +1,4 @@
-"""Parquet shards read in place, row group by row group."""
+"""Parquet shards that are read in place by row group."""
 
 import gc
 import pickle
@@ -11,38 +11,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.source_files import array_shards, draw, message, npy, tiles_of, write_tar
+from support.source_files import error_message, random_array, tiles_of, write_array_shards, write_tar
+from support.tile_files import npy
 from torch.utils.data import DataLoader
 
 from moco_accel.images.decoding import DamagedTile
 from moco_accel.recipe.data_sections import Data
-from moco_accel.sources.base import Reading
+from moco_accel.sources.base import ReadPattern
 from moco_accel.sources.shard_writer import write_shards
-from moco_accel.tiles.order import epoch_order
+from moco_accel.tiles.sampler import epoch_order
 from moco_accel.tiles.tiles import open_tiles
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-def test_streamed_tiles_are_the_same_in_any_order(many_row_groups):
+def test_streamed_tiles_equal_cached_tiles_in_any_order(many_row_groups):
     folder, arrays = many_row_groups
-    kept, streamed = tiles_of(folder), tiles_of(folder, streaming=True)
-    assert len(kept.shard_sizes) > 2
-    assert kept.shard_sizes == streamed.shard_sizes
+    cached, streamed = tiles_of(folder), tiles_of(folder, streaming=True)
+    assert len(cached.shard_sizes) > 2
+    assert cached.shard_sizes == streamed.shard_sizes
     for index in np.random.default_rng(0).permutation(300):
-        assert torch.equal(streamed[index], kept[index])
+        assert torch.equal(streamed[index], cached[index])
         assert np.array_equal(streamed[index].numpy(), arrays[index])
-    assert streamed.column("name") == kept.column("name")
+    assert streamed.column("name") == cached.column("name")
 
 
-def test_streaming_holds_no_more_than_its_buffer(tmp_path):
-    arrays = draw((1024, 3, 64, 64), "uint8")  # 12 MiB in row groups of 64, of 0.8 MiB each
+def test_streaming_stays_within_its_buffer(tmp_path):
+    arrays = random_array((1024, 3, 64, 64), "uint8")  # 12 MiB in row groups of 64, of 0.8 MiB each
     features = datasets.Features({"image": datasets.Array3D((3, 64, 64), "uint8")})
     write_shards([{"image": a} for a in arrays], features, tmp_path / "t")
-    gc.collect()  # what earlier tests left would be freed inside, and counted as less than nothing
+    gc.collect()  # memory of earlier tests, freed later, would be subtracted
     before, most = pa.total_allocated_bytes(), 0
     tiles = tiles_of(tmp_path / "t", streaming=True, shuffle_buffer_mib=3)
     for index in np.random.default_rng(0).permutation(1024)[:80]:
@@ -57,13 +53,13 @@ def test_several_workers_read_the_same_files(many_row_groups, tmp_path):
     write_tar(tmp_path / "t.tar", [(f"{i}.npy", npy(a)) for i, a in enumerate(arrays)])
     for source in (folder, f"file://{folder}/*.parquet", tmp_path / "t.tar"):
         tiles = tiles_of(source, streaming=True)
-        tiles[0]  # opened before the workers fork
+        tiles[0]  # opens files before the workers fork
         order = np.random.default_rng(1).permutation(300).tolist()
         loader = DataLoader(tiles, batch_size=10, sampler=order, num_workers=2)
         assert np.array_equal(torch.cat(list(loader)).numpy(), arrays[order])
 
 
-def test_a_row_group_that_is_damaged_within(many_row_groups):
+def test_damaged_row_group(many_row_groups):
     folder, arrays = many_row_groups
     path = sorted(folder.glob("*.parquet"))[1]
     column = pq.read_metadata(path).row_group(0).column(0)
@@ -78,7 +74,7 @@ def test_a_row_group_that_is_damaged_within(many_row_groups):
         assert np.array_equal(tiles[index].numpy(), arrays[index])
 
 
-def test_shards_of_other_columns_are_refused(many_row_groups):
+def test_shards_with_different_columns_are_refused(many_row_groups):
     folder, _ = many_row_groups
     write_shards(
         [{"image": np.zeros((9, 9, 3), np.uint8)}],
@@ -87,26 +83,26 @@ def test_shards_of_other_columns_are_refused(many_row_groups):
     )
     next((folder / "x").glob("*.parquet")).rename(folder / "other.parquet")
     for streaming in (False, True):
-        assert "its shards do not go together (" in message(folder, streaming=streaming)
+        assert "its shards have different columns" in error_message(folder, streaming=streaming)
 
 
-def test_only_streamed_shards_are_read_in_units(tmp_path):
-    arrays = draw((200, 3, 64, 64), "uint8")
-    array_shards(arrays, tmp_path / "t")
-    assert tiles_of(tmp_path / "t").reading == Reading()
-    reading = tiles_of(tmp_path / "t", streaming=True, shuffle_buffer_mib=2).reading
-    assert reading.units == [64, 64, 64, 8]
-    # three quarters of 2 MiB less a unit, in tiles of 12,288 bytes and 4 for each of 1 + 3 + 3 * 64 lists
-    assert reading.window == (1.5 * 1024**2 - 64 * 13_072) // 13_072 == 56
-    assert tiles_of(tmp_path / "t", streaming=True, shuffle_buffer_mib=9).reading.window == 200
-    assert open_tiles(str(tmp_path / "t"), Data(streaming=True), None).reading == Reading()
+def test_only_streamed_shards_have_read_units(tmp_path):
+    arrays = random_array((200, 3, 64, 64), "uint8")
+    write_array_shards(arrays, tmp_path / "t")
+    assert tiles_of(tmp_path / "t").read_pattern == ReadPattern()
+    pattern = tiles_of(tmp_path / "t", streaming=True, shuffle_buffer_mib=2).read_pattern
+    assert pattern.units == [64, 64, 64, 8]
+    # three quarters of 2 MiB minus a unit, divided by 12,288 bytes a tile and 4 for each of 1 + 3 + 3 * 64 lists
+    assert pattern.window == (1.5 * 1024**2 - 64 * 13_072) // 13_072 == 56
+    assert tiles_of(tmp_path / "t", streaming=True, shuffle_buffer_mib=9).read_pattern.window == 200
+    assert open_tiles(str(tmp_path / "t"), Data(streaming=True), None).read_pattern == ReadPattern()
 
 
-def grouped(path, rows, tile, kind):
-    """A parquet file of row groups of `rows` tiles each."""
+def write_row_groups(path, rows, tile, kind):
+    """Write a parquet file whose row groups have `rows` tiles."""
     if kind == "encoded":
-        feature, values = datasets.Value("binary"), [npy(array) for array in draw((sum(rows), *tile), "uint8")]
-    else:  # of which parquet keeps next to nothing
+        feature, values = datasets.Value("binary"), [npy(array) for array in random_array((sum(rows), *tile), "uint8")]
+    else:  # parquet compresses constant tiles to almost nothing
         feature = datasets.Array3D(tile, "uint8")
         values = [np.full(tile, index % 251, np.uint8) for index in range(sum(rows))]
     table = datasets.Dataset.from_dict({"image": values}, features=datasets.Features({"image": feature})).data.table
@@ -122,10 +118,10 @@ CASES |= {f"{share:.2f}": [round(share * 85)] * round(4 / share) for share in (0
 
 @pytest.mark.parametrize("kind", ["encoded", "array"])
 @pytest.mark.parametrize("rows", CASES.values(), ids=CASES)
-def test_each_row_group_is_read_once_an_epoch(tmp_path, monkeypatch, rows, kind):
-    """Row groups of 5 to 70 % of the buffer of 1 MiB, of which 85 tiles of 12 KiB are the whole."""
+def test_each_row_group_is_read_once_per_epoch(tmp_path, monkeypatch, rows, kind):
+    """Row groups take 5 to 70 % of the buffer of 1 MiB, which holds 85 tiles of 12 KiB."""
     path = tmp_path / "t.parquet"
-    grouped(path, rows, (3, 64, 64), kind)
+    write_row_groups(path, rows, (3, 64, 64), kind)
     tiles = tiles_of(path, streaming=True, shuffle_buffer_mib=1)
     reads, held = Counter(), []
     read_row_group = pq.ParquetFile.read_row_group
@@ -137,28 +133,27 @@ def test_each_row_group_is_read_once_an_epoch(tmp_path, monkeypatch, rows, kind)
         return table
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
-    tiles = pickle.loads(pickle.dumps(tiles))  # as a loader worker has it
+    tiles = pickle.loads(pickle.dumps(tiles))  # as in a loader worker
     gc.collect()
     before = pa.total_allocated_bytes()
     for epoch in (0, 1):
         reads.clear()
-        order = epoch_order(0, epoch, len(tiles), tiles.reading).tolist()
+        order = epoch_order(0, epoch, len(tiles), tiles.read_pattern).tolist()
         for index in order:
             tiles[index]
         assert max(reads.values()) == 1, reads
-        assert epoch or len(reads) == len(rows)  # what an epoch ends with, the next one may begin with
-    # arrays take what was foreseen; of encoded tiles pyarrow reserves up to half as much again, and leaves it unused
+        assert epoch or len(reads) == len(rows)  # the next epoch may reuse the last row groups
+    # arrays take the estimated bytes; for encoded tiles pyarrow reserves up to half as much again
     assert max(held) <= (1.01 if kind == "array" else 1.7) * 2**20  # worst measured: 1.0001, 1.49
 
 
 @pytest.mark.parametrize(("side", "size"), [(100, 1.9), (128, 3.1)])
-def test_the_buffer_advised_works(tmp_path, side, size):
-    array_shards(draw((64, 3, side, side), "uint8"), tmp_path)
-    said = message(tmp_path, streaming=True, shuffle_buffer_mib=1)
-    wanted = int(re.search(r"data.shuffle_buffer_mib=(\d+) works", said)[1])
-    assert said == (
+def test_recommended_buffer_works(tmp_path, side, size):
+    write_array_shards(random_array((64, 3, side, side), "uint8"), tmp_path)
+    message = error_message(tmp_path, streaming=True, shuffle_buffer_mib=1)
+    wanted = int(re.search(r"data.shuffle_buffer_mib=(\d+) works", message)[1])
+    assert message == (
         f"data.shuffle_buffer_mib=1 is less than a row group of '{tmp_path}', of {size} MiB; "
         f"data.shuffle_buffer_mib={wanted} works, or data.streaming=false"
     )
-    reading = tiles_of(tmp_path, streaming=True, shuffle_buffer_mib=wanted).reading
-    assert reading.window >= 64
+    assert tiles_of(tmp_path, streaming=True, shuffle_buffer_mib=wanted).read_pattern.window >= 64

@@ -1,16 +1,17 @@
-"""Parquet that people already have, each as a small set of exactly its schema, read without conversion."""
+"""Public parquet datasets, each as a small copy with its exact schema, read without conversion."""
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.source_files import LEVEL_2A, SENTINEL2, draw, enlarged, message, picture, tiff, tiles_of
+from support.source_files import LEVEL_2A, encode_image, error_message, random_array, resize_layer, tiff, tiles_of
+from support.tile_files import SENTINEL2
 
 from moco_accel.images.decoding import DamagedTile
 from moco_accel.sources.shard_writer import write_shards
 
-# Major-TOM Core: one GeoTIFF of one band in each of its columns, at 10, 20 and 60 m; row groups of a single row
+# Major-TOM Core: a column of single-band GeoTIFFs per band, at 10, 20 and 60 m; row groups of a single row
 
 STORED_NAMES = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
 SIDES = {"B01": 8, "B02": 48, "B03": 48, "B04": 48, "B08": 48, "B09": 8}  # others: 24
@@ -20,9 +21,11 @@ SIDES = {"B01": 8, "B02": 48, "B03": 48, "B04": 48, "B08": 48, "B09": 8}  # othe
 def major_tom(tmp_path):
     rows, layers = [], []
     for index in range(4):
-        bands = {name: draw((SIDES.get(name, 24),) * 2, seed=100 * index + n) for n, name in enumerate(STORED_NAMES)}
+        bands = {
+            name: random_array((SIDES.get(name, 24),) * 2, seed=100 * index + n) for n, name in enumerate(STORED_NAMES)
+        }
         row = {name: tiff(layer[None]) for name, layer in bands.items()}
-        thumbnail = picture(draw((16, 16, 3), "uint8", index))
+        thumbnail = encode_image(random_array((16, 16, 3), "uint8", index))
         row |= {
             "product_id": f"S2B_MSIL2A_{index}",
             "grid_cell": f"{index}U_10R",
@@ -53,31 +56,31 @@ def test_major_tom_core(major_tom, streaming):
         tile = tiles[index].numpy()
         assert (tile.dtype, tile.shape) == (np.uint16, (4, 48, 48))
         assert np.array_equal(tile[0], expected["B04"])
-        assert np.array_equal(tile[1], enlarged(expected["B8A"], 48))
-        assert np.array_equal(tile[2], enlarged(expected["B01"], 48))
+        assert np.array_equal(tile[1], resize_layer(expected["B8A"], 48))
+        assert np.array_equal(tile[2], resize_layer(expected["B01"], 48))
         assert np.array_equal(tile[3], expected["B02"])
     smaller = tiles_of(folder, 2, bands=["B05", "B09"], scaling="reflectance", streaming=streaming)
-    assert smaller[0].shape == (2, 24, 24)  # the largest among the chosen
+    assert smaller[0].shape == (2, 24, 24)  # the largest of the selected bands
     whole = tiles_of(folder, 12, bands=LEVEL_2A, scaling="reflectance", streaming=streaming)
     assert whole[1].shape == (12, 48, 48)
     assert whole.column("grid_cell")[2] == "2U_10R"
     assert tiles_of(folder, image_column="thumbnail", streaming=streaming)[0].shape == (3, 16, 16)
 
 
-def test_major_tom_core_asks_which_bands(major_tom):
+def test_major_tom_core_needs_bands(major_tom):
     folder, _ = major_tom
     listed = ", ".join(LEVEL_2A)
-    assert message(folder, 12) == (
+    assert error_message(folder, 12) == (
         f"data.bands=null, and '{folder}' has a column for each band; data.bands=[{listed}] or some of these work, or "
         "data.image_column=thumbnail"
     )
-    assert message(folder, 2, bands=["B4", "B10"]) == (
+    assert error_message(folder, 2, bands=["B4", "B10"]) == (
         f"data.bands=[B4, B10] but '{folder}' has [{listed}]: B10 is not there"
     )
-    assert message(folder, 1, bands=["B4"]).startswith("data.scaling=uint8, but the tiles in")
+    assert error_message(folder, 1, bands=["B4"]).startswith("data.scaling=uint8, but the tiles in")
 
 
-def test_major_tom_core_with_a_band_damaged(major_tom):
+def test_major_tom_core_with_a_damaged_band(major_tom):
     folder, _ = major_tom
     path = folder / "part_00001.parquet"
     table = pq.read_table(path)
@@ -101,11 +104,11 @@ def test_eurosat_msi(tmp_path, streaming):
             "filename": datasets.Value("string"),
         }
     )
-    arrays = draw((6, 64, 64, 13))
+    arrays = random_array((6, 64, 64, 13))
     rows = [{"image": a, "label": i % 3, "filename": f"{i}.tif"} for i, a in enumerate(arrays)]
     write_shards(rows, features, tmp_path / "t")
-    assert message(tmp_path / "t", 13, scaling="reflectance").endswith(
-        f"in their order, and data.bands chooses among them: data.stored_bands=[{', '.join(SENTINEL2)}] if they are "
+    assert error_message(tmp_path / "t", 13, scaling="reflectance").endswith(
+        f"in their order, and data.bands selects among them: data.stored_bands=[{', '.join(SENTINEL2)}] if they are "
         f"Sentinel-2's"
     )
     red = tiles_of(tmp_path / "t", 1, stored_bands=SENTINEL2, bands=["B4"], scaling="reflectance", streaming=streaming)
@@ -118,14 +121,14 @@ def test_eurosat_msi(tmp_path, streaming):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_parquet_of_images_with_or_without_the_features(tmp_path, streaming):
-    arrays = draw((3, 20, 20, 3), "uint8")
-    images = [{"bytes": picture(a), "path": f"{i}.png"} for i, a in enumerate(arrays)]
+    arrays = random_array((3, 20, 20, 3), "uint8")
+    images = [{"bytes": encode_image(a), "path": f"{i}.png"} for i, a in enumerate(arrays)]
     plain = pa.table({"image": images, "label": [0, 1, 0], "raw": [b"mask", b"words", b""]})
-    pq.write_table(plain, tmp_path / "plain.parquet")  # bytes that are no imagery don't make a second candidate
+    pq.write_table(plain, tmp_path / "plain.parquet")  # bytes that are no image are no second candidate
     features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=["a", "b"])})
     rows = [{"img": image, "fine_label": i % 2} for i, image in enumerate(images)]
     write_shards(rows, features, tmp_path / "hub")
-    binary = pa.table({"jpg": [picture(a) for a in arrays]}, pa.schema({"jpg": pa.binary()}))
+    binary = pa.table({"jpg": [encode_image(a) for a in arrays]}, pa.schema({"jpg": pa.binary()}))
     pq.write_table(binary, tmp_path / "binary.parquet")
     for source, column in (("plain.parquet", "image"), ("hub", "img"), ("binary.parquet", "jpg")):
         tiles = tiles_of(tmp_path / source, streaming=streaming)
@@ -133,19 +136,19 @@ def test_parquet_of_images_with_or_without_the_features(tmp_path, streaming):
         for index in range(3):
             assert np.array_equal(tiles[index].numpy(), arrays[index].transpose(2, 0, 1))
     pq.write_table(pa.table({"label": [1]}), tmp_path / "none.parquet")
-    assert "has no column of imagery (label); columns of Image, bytes or Array3D of" in message(
+    assert "has no image column (label); columns of Image, bytes or Array3D of" in error_message(
         tmp_path / "none.parquet", streaming=streaming
     )
 
 
-def test_datasets_alone_fails_where_we_read(tmp_path):
-    """`Image(decode=True)` opens with Pillow, which knows no TIFF of 12 bands (datasets #5791)."""
-    array = draw((12, 16, 16))
+def test_datasets_alone_cannot_read_these_tiles(tmp_path):
+    """`Image(decode=True)` uses Pillow, which cannot read a TIFF of 12 bands (datasets #5791)."""
+    array = random_array((12, 16, 16))
     row = {"image": {"bytes": tiff(array), "path": None}}
     write_shards([row], datasets.Features({"image": datasets.Image()}), tmp_path)
-    theirs = datasets.Dataset.from_parquet(str(tmp_path / "*.parquet"))
+    dataset = datasets.Dataset.from_parquet(str(tmp_path / "*.parquet"))
     with pytest.raises(OSError, match="cannot identify image file"):
-        theirs[0]
+        dataset[0]
     for streaming in (False, True):
         tiles = tiles_of(tmp_path, 12, bands=LEVEL_2A, scaling="reflectance", streaming=streaming)
         assert np.array_equal(tiles[0].numpy(), array)

@@ -1,3 +1,5 @@
+"""Parquet shards: sizes, names, features, and errors while writing."""
+
 import errno
 
 import datasets
@@ -22,24 +24,23 @@ def images_in(folder):
     return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).column("image").to_pylist()]
 
 
-def test_shards_are_cut_by_size_and_named_once_whole(tmp_path):
+def test_shards_are_split_by_size_and_named_once_complete(tmp_path):
     assert write_shards(iter(rows(150)), FEATURES, tmp_path / "t", max_shard_bytes=30_000) == 150
     assert [p.name for p in sorted((tmp_path / "t").iterdir())] == [
         f"tiles-0000{n}-of-00003.parquet" for n in range(3)
-    ]  # chunks of 64 rows of 192 bytes and their offsets: one chunk to a shard
+    ]  # chunks of 64 rows of 192 bytes plus offsets: one chunk per shard
     assert np.array_equal(images_in(tmp_path / "t"), [row["image"] for row in rows(150)])
     assert write_shards([], FEATURES, tmp_path / "none") == 0
 
 
-def test_hugging_face_restores_the_features(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+def test_hugging_face_restores_the_features(tmp_path):
     write_shards(rows(3), FEATURES, tmp_path / "t")
     loaded = datasets.Dataset.from_parquet(str(tmp_path / "t" / "*.parquet"))
     assert loaded.features == FEATURES
     assert loaded.with_format("numpy")[2]["image"].shape == (8, 8, 3)
 
 
-def test_an_error_while_writing_leaves_the_old_shards_alone(tmp_path):
+def test_an_error_while_writing_keeps_the_old_shards(tmp_path):
     old = rows(2, seed=3)
     write_shards(old, FEATURES, tmp_path / "t")
 
@@ -56,7 +57,7 @@ def test_an_error_while_writing_leaves_the_old_shards_alone(tmp_path):
 
 
 def test_a_full_disk_leaves_no_shard(tmp_path):
-    """A limit on the size of files stands for it."""
+    """A limit on file sizes simulates it."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
@@ -69,7 +70,7 @@ def test_a_full_disk_leaves_no_shard(tmp_path):
     assert list((tmp_path / "t").iterdir()) == []
 
 
-def test_shards_are_never_mixed_with_others(tmp_path):
+def test_folder_with_other_shards_is_refused(tmp_path):
     write_shards(rows(1), FEATURES, tmp_path)
     with pytest.raises(UserError, match="holds shards already"):
         write_shards(rows(1), FEATURES, tmp_path)

@@ -1,4 +1,4 @@
-"""Tar shards in the webdataset convention, read at random."""
+"""Tar shards in the webdataset convention, read in random order."""
 
 import json
 import pickle
@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.source_files import LEVEL_2A, draw, message, npy, picture, tiff, tiles_of, write_tar
+from support.source_files import LEVEL_2A, encode_image, error_message, random_array, tiff, tiles_of, write_tar
+from support.tile_files import npy
 
 from moco_accel.images.decoding import DamagedTile
 
 
-def test_tar_shards_of_twelve_bands(tmp_path):
-    arrays = draw((5, 12, 16, 16))
+def test_twelve_bands(tmp_path):
+    arrays = random_array((5, 12, 16, 16))
     for shard, part in enumerate(np.split(np.arange(5), [3])):
         members = [(f"images/patch_{index}.tif", tiff(arrays[index])) for index in part]
         write_tar(tmp_path / "t" / f"shard-{shard:06d}.tar", [("images/readme.md", b"words"), *members])
@@ -36,10 +37,12 @@ def test_tar_shards_of_twelve_bands(tmp_path):
         ("json", [json.dumps({"label": n, "lon": 1.5}).encode() for n in (1, 0, 1)], ([1, 0, 1], ["0", "1"])),
     ],
 )
-def test_tar_shards_with_labels(tmp_path, suffix, raws, labels):
-    arrays = draw((3, 12, 12, 3), "uint8")
-    kinds = [("0.png", picture(arrays[0])), ("0.jpeg", picture(arrays[1], "jpeg")), ("0.npy", npy(arrays[2]))]
-    members = [m for i, raw in enumerate(raws) for m in ((f"a{i}.png", picture(arrays[i])), (f"a{i}.{suffix}", raw))]
+def test_labels(tmp_path, suffix, raws, labels):
+    arrays = random_array((3, 12, 12, 3), "uint8")
+    kinds = [("0.png", encode_image(arrays[0])), ("0.jpeg", encode_image(arrays[1], "jpeg")), ("0.npy", npy(arrays[2]))]
+    members = [
+        m for i, raw in enumerate(raws) for m in ((f"a{i}.png", encode_image(arrays[i])), (f"a{i}.{suffix}", raw))
+    ]
     write_tar(tmp_path / "t.tar", members)
     tiles = tiles_of(tmp_path / "t.tar")
     assert tiles.labels("label") == labels
@@ -49,8 +52,8 @@ def test_tar_shards_with_labels(tmp_path, suffix, raws, labels):
         assert tiles_of(tmp_path / "one")[0].shape == (3, 12, 12)
 
 
-def test_a_band_in_each_member(tmp_path):
-    arrays = draw((2, 2, 16, 16))
+def test_one_member_per_band(tmp_path):
+    arrays = random_array((2, 2, 16, 16))
     members = [(f"{i}.B0{b + 3}.tif", tiff(arrays[i, b : b + 1])) for i in range(2) for b in range(2)]
     write_tar(tmp_path / "t.tar", [*members, ("2.B04.tif", members[0][1])])
     tiles = tiles_of(tmp_path / "t.tar", 2, bands=["B4", "B3"], scaling="reflectance")
@@ -59,30 +62,30 @@ def test_a_band_in_each_member(tmp_path):
         tiles[2]
 
 
-def test_tar_shards_that_cannot_be_read(tmp_path):
-    raw = picture(draw((12, 12, 3), "uint8"))
+def test_unreadable_tar_shards(tmp_path):
+    raw = encode_image(random_array((12, 12, 3), "uint8"))
     with tarfile.open(tmp_path / "t.tar.gz", "w:gz"):
         pass
-    assert message(tmp_path / "t.tar.gz") == message(tmp_path / "*.tar.gz")
-    assert message(tmp_path / "t.tar.gz").endswith(f"gunzip {tmp_path}/t.tar.gz makes a .tar that can")
+    assert error_message(tmp_path / "t.tar.gz") == error_message(tmp_path / "*.tar.gz")
+    assert error_message(tmp_path / "t.tar.gz").endswith(f"gunzip {tmp_path}/t.tar.gz makes a .tar that works")
     (tmp_path / "hidden").mkdir()
     (tmp_path / "t.tar.gz").rename(tmp_path / "hidden" / "t.tar")
-    assert "is not a whole, uncompressed tar (gunzip < " in message(tmp_path / "hidden")
+    assert "is not a complete, uncompressed tar (gunzip < " in error_message(tmp_path / "hidden")
     write_tar(tmp_path / "cut" / "t.tar", [("0.png", raw), ("1.png", raw)])
     whole = (tmp_path / "cut" / "t.tar").read_bytes()
     (tmp_path / "cut" / "t.tar").write_bytes(whole[: 512 + 512 * (-(-len(raw) // 512)) + 512 + 100])
-    assert "is not a whole, uncompressed tar (unexpected end of data)" in message(tmp_path / "cut")
+    assert "is not a complete, uncompressed tar (unexpected end of data)" in error_message(tmp_path / "cut")
     write_tar(tmp_path / "two" / "t.tar", [("0.image.png", raw), ("0.mask.png", raw)])
-    assert message(tmp_path / "two").endswith(
-        "has several columns of imagery (image.png, mask.png); data.image_column=image.png works"
+    assert error_message(tmp_path / "two").endswith(
+        "has several image columns (image.png, mask.png); data.image_column=image.png works"
     )
     assert tiles_of(tmp_path / "two", image_column="mask.png").image_column == "mask.png"
     write_tar(tmp_path / "words" / "t.tar", [("0.txt", b"a")])
-    assert "holds tar shards without images" in message(tmp_path / "words")
+    assert "holds tar shards without images" in error_message(tmp_path / "words")
 
 
-def test_more_shards_than_files_that_may_be_open(tmp_path):
-    raw = picture(draw((12, 12, 3), "uint8"))
+def test_more_shards_than_open_files_are_allowed(tmp_path):
+    raw = encode_image(random_array((12, 12, 3), "uint8"))
     for shard in range(40):
         write_tar(tmp_path / "t" / f"{shard:02}.tar", [("0.png", raw)])
     tiles = tiles_of(tmp_path / "t")
@@ -96,8 +99,8 @@ def test_more_shards_than_files_that_may_be_open(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_a_shard_that_is_gone_is_damage(tmp_path):
-    write_tar(tmp_path / "t.tar", [("0.png", picture(draw((12, 12, 3), "uint8")))])
+def test_deleted_shard_is_a_damaged_tile(tmp_path):
+    write_tar(tmp_path / "t.tar", [("0.png", encode_image(random_array((12, 12, 3), "uint8")))])
     tiles = tiles_of(tmp_path / "t.tar")
     (tmp_path / "t.tar").unlink()
     with pytest.raises(DamagedTile, match=r"^cannot be read \(No such file or directory\): 0 in .*t.tar$"):

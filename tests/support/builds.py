@@ -1,17 +1,21 @@
-"""moco-data build in this process."""
+"""Run `moco-data build` in this process."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from moco_accel.imagery.build import build_tiles
 from moco_accel.imagery.cli import app
-from moco_accel.imagery.options import Options
+from moco_accel.imagery.options import BuildOptions
+
+OPTIONS = {"tile_size": 100, "max_shard_mb": 1, "labels_from_folders": True}
 
 
-def save(path, height, width, bands=3, seed=0, **kwargs):
+def save_picture(path, height, width, bands=3, seed=0, **kwargs):
+    """Save random pixels of 8 bits; return them [height, width, bands], or [height, width] for one band."""
     shape = (height, width, bands) if bands > 1 else (height, width)
     array = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,23 +24,23 @@ def save(path, height, width, bands=3, seed=0, **kwargs):
 
 
 def build(source, out, workers=1, overwrite=False, on_progress=None, **options):
-    return build_tiles(source, out, Options(**options), workers, overwrite, on_progress)
+    return build_tiles(source, out, BuildOptions(**options), workers, overwrite, on_progress)
 
 
-def cli(*arguments):
+def run_moco_data(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-OPTIONS = {"tile_size": 100, "max_shard_mb": 1, "labels_from_folders": True}
-
-
-def contents(out):
+def file_contents(out):
     return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
 
 
-def stop_at(tiles):
-    def hear(stage, done, total, kept):
+def interrupt_build(source, out, tiles, overwrite=False, **options):
+    """Run a build that is interrupted once `tiles` tiles are kept."""
+
+    def interrupt(stage, done, total, kept):
         if stage == "windows" and kept >= tiles:
             raise KeyboardInterrupt
 
-    return hear
+    with pytest.raises(KeyboardInterrupt):
+        build(source, out, overwrite=overwrite, on_progress=interrupt, **options)

@@ -1,4 +1,4 @@
-"""Small rasters to build tiles from, and the tiles read back without our own readers."""
+"""Write small rasters to build tiles from, and read built tiles without our own readers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ UTM = "EPSG:32618"
 
 
 def save_raster(path: Path, pixels: Any, crs: str | None = UTM, origin=(0.0, 0.0), metres=10.0, **more: Any) -> Any:
-    """Write [bands, height, width] as a GeoTIFF whose upper left corner lies at `origin`; returns the pixels."""
+    """Write [bands, height, width] as a GeoTIFF whose upper left corner lies at `origin`; return the pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = more.pop("names", None)
     mask = more.pop("mask", None)
+    colour_table = more.pop("colour_table", None)
     bands, height, width = pixels.shape
     where = {"crs": crs, "transform": Affine(metres, 0, origin[0], 0, -metres, origin[1])} if crs else {}
     with warnings.catch_warnings():
@@ -33,6 +34,8 @@ def save_raster(path: Path, pixels: Any, crs: str | None = UTM, origin=(0.0, 0.0
             file.write(pixels)
             for number, name in enumerate(names or (), start=1):
                 file.set_band_description(number, name)
+            if colour_table is not None:
+                file.write_colormap(1, colour_table)
             if mask is not None:
                 file.write_mask(mask)
     return pixels
@@ -44,7 +47,7 @@ def noise(bands: int, height: int, width: int, dtype: str = "uint16", seed: int 
 
 
 def rows_of(out: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """Every row of the shards in `out`, in order; imagery decoded to [bands, height, width]."""
+    """Return every row of the shards in `out`, in order, with imagery decoded to [bands, height, width]."""
     rows = [
         row for path in sorted(out.glob("tiles-*.parquet")) for row in pq.read_table(path, columns=columns).to_pylist()
     ]

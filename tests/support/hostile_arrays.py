@@ -1,4 +1,4 @@
-"""Hostile .npy: shapes, types and headers that lie, pickles. And every format cut and spoilt."""
+"""Make hostile .npy: false shapes, types and headers, pickles; and truncated or corrupted files of every format."""
 
 # ruff: noqa: E501 - tables of bytes
 from __future__ import annotations
@@ -61,24 +61,24 @@ WHOLE: Kinds = {
 }  # fmt: skip
 
 
-def spoilt() -> Kinds:
-    """Every format cut at 20 places, and with bytes changed, 20 times."""
+def corrupted() -> Kinds:
+    """Every format truncated at 20 places, and with changed bytes 20 times."""
     kinds: Kinds = {}
     for name, make in WHOLE.items():
         for part in range(20):
-            kinds[f"{name} cut at {part}/20"] = partial(cut, make, part)
-            kinds[f"{name} spoilt {part}"] = partial(spoil, make, part)
+            kinds[f"{name} truncated at {part}/20"] = partial(truncate, make, part)
+            kinds[f"{name} corrupted {part}"] = partial(corrupt, make, part)
     for seed in range(40):
         kinds[f"noise {seed}"] = partial(noise, seed)
     return kinds
 
 
-def cut(make: Any, part: int) -> bytes:
+def truncate(make: Any, part: int) -> bytes:
     raw = make()
     return bytes(raw[: len(raw) * part // 20])
 
 
-def spoil(make: Any, seed: int) -> bytes:
+def corrupt(make: Any, seed: int) -> bytes:
     raw, draw = bytearray(make()), random.Random(seed)
     for _ in range(draw.choice((1, 4, 30))):
         raw[draw.randrange(8, min(len(raw), draw.choice((60, 300, len(raw)))))] = draw.randrange(256)

@@ -1,4 +1,4 @@
-"""Parquet footers with other numbers in them."""
+"""Replace numbers in parquet footers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 
 
 def varint(number: int, length: int = 0) -> bytes:
-    """Thrift's zigzag; longer than it must be where `length` says so."""
+    """Encode a number as a zigzag varint of thrift, padded to `length` bytes."""
     rest, out = number << 1, bytearray()
     while rest > 127 or len(out) + 1 < length:
         out.append(rest & 127 | 128)
@@ -14,15 +14,16 @@ def varint(number: int, length: int = 0) -> bytes:
     return bytes([*out, rest])
 
 
-def lie(old: int, new: int, raw: bytes) -> bytes:
-    """Another number in a parquet footer, wherever it stands."""
+def replace_number(old: int, new: int, raw: bytes) -> bytes:
+    """Replace a number in a parquet footer, wherever it occurs."""
     size = struct.unpack("<I", raw[-8:-4])[0]
     start, before = len(raw) - 8 - size, varint(old)
     return raw[:start] + raw[start:-8].replace(before, varint(new, len(before))[: len(before)]) + raw[-8:]
 
 
-def small_groups(raw: bytes) -> bytes:
+def shrink_groups(raw: bytes) -> bytes:
+    """Declare 1,000 bytes for each size of about 600 MiB."""
     size = 2 * (300 << 20)
     for number in (size + delta for delta in range(-200, 200)):
-        raw = lie(number, 1000, raw)
+        raw = replace_number(number, 1000, raw)
     return raw

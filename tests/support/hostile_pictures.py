@@ -1,4 +1,4 @@
-"""Hostile JPEG, PNG and JPEG 2000: bombs, lies about size, endless scans. Each name gives its bytes when called."""
+"""Make hostile JPEG, PNG and JPEG 2000: bombs, false sizes, endless scans."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def png(width: int, height: int, bits: int = 8, colour: int = 2, more: bytes = b
 
 
 def flat_png(side: int, bits: int = 8, interlaced: bool = False) -> bytes:
-    """All black, whole, and a thousandth of its pixels' bytes."""
+    """A valid black PNG, a thousandth as large as its pixels."""
     packer = zlib.compressobj(9)
     row = bytes(1 + side * 3 * bits // 8)
     rows = [packer.compress(row) for _ in range(side)] if not interlaced else [packer.compress(bytes(side * side * 4))]
@@ -81,7 +81,7 @@ def jpeg_of_size(height: int, width: int, progressive: bool = False) -> bytes:
 
 
 def many_scans(count: int, side: int) -> bytes:
-    """Progressive: `count` more passes over the same `side` x `side` pixels."""
+    """A progressive JPEG with `count` more passes over the same `side` x `side` pixels."""
     raw = pillow(SMOOTH, "JPEG", progressive=True)
     raw = re.sub(
         rb"(\xff\xc2\x00\x11\x08)....", lambda m: m[1] + struct.pack(">HH", side, side), raw, count=1, flags=re.S
@@ -98,7 +98,7 @@ def cmyk_jpeg(side: int) -> bytes:
 
 
 def segments(marker: int, count: int, size: int = 65_533) -> bytes:
-    """A JPEG behind `count` segments, as of EXIF or ICC."""
+    """A JPEG behind `count` segments of EXIF, ICC or another kind."""
     raw = pillow(SMOOTH, "JPEG")
     body = {0xE1: b"Exif\0\0", 0xE2: b"ICC_PROFILE\0\1\1"}.get(marker, b"")
     body += bytes(size - len(body))
@@ -112,7 +112,7 @@ def restarts(interval: int) -> bytes:
 
 
 def frame(marker: int) -> bytes:
-    """The same bytes said to be coded in another of JPEG's ways: arithmetic, lossless, hierarchical."""
+    """The same bytes declared as another JPEG process: arithmetic, lossless, hierarchical."""
     return pillow(SMOOTH, "JPEG").replace(b"\xff\xc0", bytes([0xFF, marker]), 1)
 
 
@@ -144,6 +144,7 @@ def box(kind: bytes, data: bytes) -> bytes:
 
 
 def pictures() -> Kinds:
+    """Return functions that make each file, by name."""
     kinds: Kinds = {}
     for height in SIZES:
         for width in (16, 1 << 31, height):

@@ -1,4 +1,4 @@
-"""Hostile TIFF and .npy: bombs in strips, loops of directories, tags without end."""
+"""Make hostile TIFF: bombs in strips, loops of directories, endless tags."""
 
 # ruff: noqa: E501 - tables of bytes
 from __future__ import annotations
@@ -23,7 +23,7 @@ Tags = dict[int, tuple[int, int, Any]]
 def tiff(
     changes: Tags | None = None, data: bytes = bytes(768), next_ifd: int = 0, big: bool = False, side: int = 16
 ) -> bytes:
-    """16 x 16 RGB in a strip, with tags changed: {tag: (type, count, value or place)}; the place None is `data`'s."""
+    """16 x 16 RGB in a strip, with changed tags: {tag: (type, count, value or offset)}; None is the offset of `data`."""
     tags: dict[int, Any] = {
         WIDTH: (LONG, 1, side), HEIGHT: (LONG, 1, side), BITS: (SHORT, 1, 8), COMPRESSION: (SHORT, 1, 1),
         PHOTOMETRIC: (SHORT, 1, 2), OFFSETS: (LONG, 1, None), SAMPLES: (SHORT, 1, 3), ROWS: (LONG, 1, side),
@@ -40,7 +40,7 @@ def tiff(
 
 
 def strip_of(compression: int, side: int = 16) -> bytes:
-    """A strip that unpacks to a gigabyte where a few hundred bytes are wanted."""
+    """A strip that unpacks to a gigabyte instead of a few hundred bytes."""
     if compression in (8, 32_946):
         data = b"".join(
             [(p := zlib.compressobj(9)).compress(bytes(1 << 24))]
@@ -63,7 +63,7 @@ def strip_of(compression: int, side: int = 16) -> bytes:
 
 
 def many_tags(count: int, size: int) -> bytes:
-    """`count` tags, all of whose values lie in the same `size` bytes."""
+    """`count` tags whose values share the same `size` bytes."""
     raw = tiff({65_000 - n: (UNDEFINED, size, 8) for n in range(count)})
     return raw + bytes(max(0, size + 8 - len(raw)))
 
@@ -82,7 +82,7 @@ def xml_tag(text: bytes) -> bytes:
 
 
 def sparse(side: int, bands: int, block: int, dtype: str = "uint16", **options: Any) -> bytes:
-    """Says that it has pixels and holds none."""
+    """A TIFF that declares pixels and holds none."""
     from rasterio import Affine
     from rasterio.io import MemoryFile
 

@@ -1,4 +1,4 @@
-"""Hostile parquet and arrow shards: columns and footers that lie, bombs, bytes changed. Each name writes one source."""
+"""Hostile parquet and Arrow shards, by name: wrong schemas and footers, decompression bombs, corrupted bytes."""
 
 # ruff: noqa: E501, E731 - tables of bytes
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from support.hostile_footers import lie, small_groups
+from support.hostile_footers import replace_number, shrink_groups
 from support.hostile_pictures import SMOOTH, pillow
 
 Sources = dict[str, Callable[[Path], Path]]
-GOOD = pillow(SMOOTH, "JPEG")
+GOOD_JPEG = pillow(SMOOTH, "JPEG")
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 ROWS = 12
 
@@ -27,53 +27,53 @@ def metadata(features: Any) -> dict[bytes, bytes]:
 
 
 def image_table(features: Any = None, **columns: Any) -> pa.Table:
-    """Twelve good tiles, and more columns; `features` are what the schema says of them."""
-    image = pa.array([{"bytes": GOOD, "path": None}] * ROWS, IMAGE)
+    """Return twelve good tiles and further columns; the schema declares `features`, or nothing for "none"."""
+    image = pa.array([{"bytes": GOOD_JPEG, "path": None}] * ROWS, IMAGE)
     table = pa.table({"image": image, **columns})
-    said = {"image": {"_type": "Image"}} if features is None else features
-    return table.replace_schema_metadata(metadata(said) if said != "none" else {})
+    declared = {"image": {"_type": "Image"}} if features is None else features
+    return table.replace_schema_metadata(metadata(declared) if declared != "none" else {})
 
 
-def lying_table(column: pa.Array, feature: Any) -> pa.Table:
-    """A column `image` that is said to be `feature`."""
+def mistyped_table(column: pa.Array, feature: Any) -> pa.Table:
+    """Return a column `image` that the schema declares as `feature`."""
     return pa.table({"image": column}).replace_schema_metadata(metadata({"image": feature}))
 
 
-def parquet(folder: Path, table: pa.Table, **options: Any) -> Path:
+def write_parquet(folder: Path, table: pa.Table, **options: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / "part.parquet", **{"row_group_size": 4, **options})
     return folder
 
 
-def arrow(folder: Path, table: pa.Table, **options: Any) -> Path:
+def write_arrow(folder: Path, table: pa.Table, **options: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with pa.ipc.new_stream(folder / "part.arrow", table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
         writer.write_table(table)
     return folder
 
 
-def changed(folder: Path, write: Callable[[Path], Path], change: Callable[[bytes], bytes]) -> Path:
-    """What `write` writes, each file's bytes changed."""
+def write_modified(folder: Path, write: Callable[[Path], Path], change: Callable[[bytes], bytes]) -> Path:
+    """Call `write`, then change the bytes of each file."""
     source = write(folder)
     for file in source.iterdir() if source.is_dir() else [source]:
         file.write_bytes(change(file.read_bytes()))
     return source
 
 
-def cut(share: float, raw: bytes) -> bytes:
+def truncate(share: float, raw: bytes) -> bytes:
     return raw[: int(len(raw) * share)]
 
 
-def spoil(seed: int, raw: bytes) -> bytes:
-    spoilt, draw = bytearray(raw), random.Random(seed)
-    low = 0 if seed % 3 else max(0, len(raw) - 1500)  # a third of them where a footer is
+def corrupt(seed: int, raw: bytes) -> bytes:
+    corrupted, draw = bytearray(raw), random.Random(seed)
+    low = 0 if seed % 3 else max(0, len(raw) - 1500)  # for a third of the seeds, in the footer
     for _ in range(draw.choice((1, 5, 40))):
-        spoilt[draw.randrange(low, len(raw))] = draw.randrange(256)
-    return bytes(spoilt)
+        corrupted[draw.randrange(low, len(raw))] = draw.randrange(256)
+    return bytes(corrupted)
 
 
 BOMB = pa.array([bytes(300 << 20)] * 2, pa.binary())
-LIES: dict[str, tuple[Callable[[], pa.Array], Any]] = {
+MISTYPED_COLUMNS: dict[str, tuple[Callable[[], pa.Array], Any]] = {
     "numbers as images": (lambda: pa.array(range(ROWS)), {"_type": "Image"}),
     "text as images": (lambda: pa.array(["x"] * ROWS), {"_type": "Image"}),
     "lists as images": (lambda: pa.array([[1, 2]] * ROWS), {"_type": "Image"}),
@@ -84,7 +84,7 @@ LIES: dict[str, tuple[Callable[[], pa.Array], Any]] = {
     "structs of nulls": (lambda: pa.array([{"x": None}] * ROWS), {"_type": "Image"}),
     "nulls": (lambda: pa.nulls(ROWS), {"_type": "Image"}),
     "no bytes, no path": (lambda: pa.array([{"bytes": None, "path": None}] * ROWS, IMAGE), {"_type": "Image"}),
-    "bytes that are no image": (lambda: pa.array([{"bytes": b"junk", "path": None}] * ROWS, IMAGE), {"_type": "Image"}),
+    "junk as images": (lambda: pa.array([{"bytes": b"junk", "path": None}] * ROWS, IMAGE), {"_type": "Image"}),
     "flat list as Array3D": (
         lambda: pa.array([[1, 2, 3]] * ROWS),
         {"_type": "Array3D", "shape": [3, 8, 8], "dtype": "uint8"},
@@ -111,16 +111,16 @@ LIES: dict[str, tuple[Callable[[], pa.Array], Any]] = {
         {"_type": "Array3D", "shape": [3, 8, 8], "dtype": "object"},
     ),
     "numbers as labels": (
-        lambda: pa.array([{"bytes": GOOD, "path": None}] * ROWS, IMAGE),
+        lambda: pa.array([{"bytes": GOOD_JPEG, "path": None}] * ROWS, IMAGE),
         {"_type": "ClassLabel", "names": ["a"]},
     ),
-    "an unknown type": (lambda: pa.array([GOOD] * ROWS), {"_type": "Pickle"}),
-    "a type of Python": (lambda: pa.array([GOOD] * ROWS), {"_type": "__class__"}),
-    "a list of features": (lambda: pa.array([GOOD] * ROWS), ["_type"]),
-    "a number of a feature": (lambda: pa.array([GOOD] * ROWS), 3),
-    "video": (lambda: pa.array([GOOD] * ROWS), {"_type": "Video"}),
-    "pdf": (lambda: pa.array([GOOD] * ROWS), {"_type": "Pdf"}),
-    "audio": (lambda: pa.array([GOOD] * ROWS), {"_type": "Audio"}),
+    "an unknown type": (lambda: pa.array([GOOD_JPEG] * ROWS), {"_type": "Pickle"}),
+    "a type of Python": (lambda: pa.array([GOOD_JPEG] * ROWS), {"_type": "__class__"}),
+    "a list of features": (lambda: pa.array([GOOD_JPEG] * ROWS), ["_type"]),
+    "a number of a feature": (lambda: pa.array([GOOD_JPEG] * ROWS), 3),
+    "video": (lambda: pa.array([GOOD_JPEG] * ROWS), {"_type": "Video"}),
+    "pdf": (lambda: pa.array([GOOD_JPEG] * ROWS), {"_type": "Pdf"}),
+    "audio": (lambda: pa.array([GOOD_JPEG] * ROWS), {"_type": "Audio"}),
     "invalid text as images": (lambda: pa.array([b"\xff\xfe"] * ROWS).view(pa.string()), {"_type": "Image"}),
 }
 PATHS = ["/dev/zero", "/dev/stdin", "/proc/self/mem", "/etc/shadow", "/", "a\0b", "x" * 9000, "http://127.0.0.1:9/x.png",
@@ -129,89 +129,105 @@ SCHEMAS: dict[str, Any] = {
     "no JSON": {b"huggingface": b"{"}, "deep": {b"huggingface": b"[" * 100_000}, "a list": {b"huggingface": b"[]"},
     "null": {b"huggingface": b"null"}, "no features": {b"huggingface": b'{"info": {}}'}, "info is 3": {b"huggingface": b'{"info": 3}'},
     "vast": {b"huggingface": b'{"x": "' + b"y" * (20 << 20) + b'"}'}, "no text": {b"huggingface": b"\xff\xfe"},
-    "a column too many": metadata({"image": {"_type": "Image"}, "ghost": {"_type": "Image"}}),
+    "an extra column": metadata({"image": {"_type": "Image"}, "ghost": {"_type": "Image"}}),
     "other columns": metadata({"ghost\n\x1b[31m": {"_type": "Image"}}),
-    "facts no JSON": {b"moco_accel": b"{"}, "facts deep": {b"moco_accel": b"[" * 100_000}, "facts null": {b"moco_accel": b"null"},
-    "facts of numbers": {b"moco_accel": b'{"bands": 3, "dtype": 4}'}, "facts wrong": {b"moco_accel": b'{"bands": ["a"], "dtype": "uint8"}'},
-    "facts of lists": {b"moco_accel": b'{"bands": [["a"]], "dtype": "uint8"}'}, "facts too many": {b"moco_accel": b'{"bands": [], "dtype": "", "x": 1}'},
-    "facts break lines": {b"moco_accel": b'{"bands": ["a\\nb", "c", "d"], "dtype": "uint8"}'},
-    "facts of text": {b"moco_accel": b'{"bands": ["a", "b", "c"], "dtype": "uint8", "nodata": "x"}'},
+    "description no JSON": {b"moco_accel": b"{"}, "description deep": {b"moco_accel": b"[" * 100_000}, "description null": {b"moco_accel": b"null"},
+    "description of numbers": {b"moco_accel": b'{"bands": 3, "dtype": 4}'}, "description wrong": {b"moco_accel": b'{"bands": ["a"], "dtype": "uint8"}'},
+    "description of lists": {b"moco_accel": b'{"bands": [["a"]], "dtype": "uint8"}'}, "description with unknown field": {b"moco_accel": b'{"bands": [], "dtype": "", "x": 1}'},
+    "description with line breaks": {b"moco_accel": b'{"bands": ["a\\nb", "c", "d"], "dtype": "uint8"}'},
+    "description of text": {b"moco_accel": b'{"bands": ["a", "b", "c"], "dtype": "uint8", "nodata": "x"}'},
 }  # fmt: skip
 
 
-def shards() -> Sources:
+WRITERS = {"parquet": write_parquet, "arrow": write_arrow}
+
+
+def hostile_shards() -> Sources:
+    return _wrong_schemas() | _corrupted() | _bombs() | _odd_tables()
+
+
+def _wrong_schemas() -> Sources:
     sources: Sources = {}
-    for name, (make, feature) in LIES.items():
-        for kind in (parquet, arrow):
-            sources[f"{kind.__name__} {name}"] = lambda folder, make=make, feature=feature, kind=kind: kind(
-                folder, lying_table(make(), feature)
+    for name, (make, feature) in MISTYPED_COLUMNS.items():
+        for kind, write in WRITERS.items():
+            sources[f"{kind} {name}"] = lambda folder, make=make, feature=feature, write=write: write(
+                folder, mistyped_table(make(), feature)
             )
     for path in PATHS:
-        column = pa.array([{"bytes": GOOD, "path": None}, {"bytes": None, "path": path}] * 6, IMAGE)
-        sources[f"parquet path {path[:20]!r}"] = lambda folder, column=column: parquet(
-            folder, lying_table(column, {"_type": "Image"})
+        column = pa.array([{"bytes": GOOD_JPEG, "path": None}, {"bytes": None, "path": path}] * 6, IMAGE)
+        sources[f"parquet path {path[:20]!r}"] = lambda folder, column=column: write_parquet(
+            folder, mistyped_table(column, {"_type": "Image"})
         )
-    for name, said in SCHEMAS.items():
-        for kind in (parquet, arrow):
-            sources[f"{kind.__name__} schema {name}"] = lambda folder, said=said, kind=kind: kind(
-                folder, image_table().replace_schema_metadata(said)
+    for name, schema in SCHEMAS.items():
+        for kind, write in WRITERS.items():
+            sources[f"{kind} schema {name}"] = lambda folder, schema=schema, write=write: write(
+                folder, image_table().replace_schema_metadata(schema)
             )
-    for kind in (parquet, arrow):
+    return sources
+
+
+def _corrupted() -> Sources:
+    sources: Sources = {}
+    for kind, write in WRITERS.items():
         good = partial(
-            lambda folder, kind: kind(folder, image_table(x=pa.array(["text"] * ROWS), features="none")), kind=kind
+            lambda folder, write: write(folder, image_table(x=pa.array(["text"] * ROWS), features="none")), write=write
         )
+        modified = partial(write_modified, write=good)
         for part in range(20):
-            sources[f"{kind.__name__} cut {part}"] = partial(changed, write=good, change=partial(cut, part / 20))
+            sources[f"{kind} truncated at {part}/20"] = partial(modified, change=partial(truncate, part / 20))
         for seed in range(60):
-            sources[f"{kind.__name__} spoilt {seed}"] = partial(changed, write=good, change=partial(spoil, seed))
-        sources[f"{kind.__name__} of nothing"] = partial(changed, write=good, change=lambda raw: b"")
-        sources[f"{kind.__name__} of zeros"] = partial(changed, write=good, change=lambda raw: bytes(99_999))
-    checked = lambda folder: parquet(
+            sources[f"{kind} corrupted {seed}"] = partial(modified, change=partial(corrupt, seed))
+        sources[f"{kind} of nothing"] = partial(modified, change=lambda raw: b"")
+        sources[f"{kind} of zeros"] = partial(modified, change=lambda raw: bytes(99_999))
+    checked = lambda folder: write_parquet(
         folder, image_table(), write_page_checksum=True, compression="none", use_dictionary=False
     )
     sources["parquet page changed"] = partial(
-        changed, write=checked, change=lambda raw: raw.replace(GOOD[40:60], bytes(20), 3)
+        write_modified, write=checked, change=lambda raw: raw.replace(GOOD_JPEG[40:60], bytes(20), 3)
     )
-    for codec in ("zstd", "gzip", "snappy", "brotli", "lz4"):
-        bomb = partial(
-            lambda folder, codec: parquet(folder, pa.table({"image": BOMB}), compression=codec, use_dictionary=False),
-            codec=codec,
-        )
-        sources[f"parquet {codec} bomb"] = bomb
-        sources[f"parquet {codec} bomb that lies"] = partial(changed, write=bomb, change=small_groups)
+    good = lambda folder: write_parquet(folder, image_table())
     for old, new, name in ((4, 400, "rows"), (ROWS, 1 << 30, "all rows"), (4, 1 << 5, "group rows")):
-        good = lambda folder: parquet(folder, image_table())
-        sources[f"parquet {name} that lie"] = partial(changed, write=good, change=partial(lie, old, new))
-    for codec in ("zstd", "lz4"):
-        sources[f"arrow {codec} bomb"] = partial(
-            lambda folder, codec: arrow(folder, pa.table({"image": BOMB}), compression=codec), codec=codec
+        sources[f"parquet wrong number of {name}"] = partial(
+            write_modified, write=good, change=partial(replace_number, old, new)
         )
-    sources["parquet dictionary bomb"] = dictionary_bomb
-    sources["parquet bomb of nulls"] = lambda folder: parquet(
-        folder, pa.table({"image": pa.nulls(5_000_000, pa.binary())}), row_group_size=1 << 30
-    )
-    sources["parquet of one name"] = lambda folder: parquet(
-        folder, pa.Table.from_arrays([pa.array([GOOD])] * 2, ["image", "image"])
-    )
-    sources["parquet of 3,000 columns"] = lambda folder: parquet(
-        folder, pa.table({f"c{n}": pa.array([b"x"]) for n in range(3000)})
-    )
-    sources["parquet deeply nested"] = lambda folder: parquet(
-        folder, pa.table({"image": pa.array([GOOD]), "x": nested(60)})
-    )
-    sources["parquet of 5,000 groups"] = lambda folder: parquet(
-        folder, pa.table({"image": pa.array([GOOD] + [b""] * 4999)}), row_group_size=1
-    )
-    sources["parquet dictionary"] = lambda folder: parquet(
-        folder, pa.table({"image": pa.array([GOOD] * ROWS).dictionary_encode()})
-    )
-    sources["arrow dictionary"] = lambda folder: arrow(
-        folder, pa.table({"image": pa.array([GOOD] * ROWS).dictionary_encode()})
-    )
     sources["arrow wrong offsets"] = partial(
-        changed, write=lambda f: arrow(f, pa.table({"image": pa.array([GOOD] * ROWS)})), change=wrong_offsets
+        write_modified,
+        write=lambda folder: write_arrow(folder, pa.table({"image": pa.array([GOOD_JPEG] * ROWS)})),
+        change=wrong_offsets,
     )
     return sources
+
+
+def _bombs() -> Sources:
+    sources: Sources = {}
+    table = pa.table({"image": BOMB})
+    for codec in ("zstd", "gzip", "snappy", "brotli", "lz4"):
+        bomb = partial(write_parquet, table=table, compression=codec, use_dictionary=False)
+        sources[f"parquet {codec} bomb"] = bomb
+        sources[f"parquet {codec} bomb with a wrong footer"] = partial(write_modified, write=bomb, change=shrink_groups)
+    for codec in ("zstd", "lz4"):
+        sources[f"arrow {codec} bomb"] = partial(write_arrow, table=table, compression=codec)
+    sources["parquet dictionary bomb"] = write_dictionary_bomb
+    sources["parquet bomb of nulls"] = lambda folder: write_parquet(
+        folder, pa.table({"image": pa.nulls(5_000_000, pa.binary())}), row_group_size=1 << 30
+    )
+    return sources
+
+
+def _odd_tables() -> Sources:
+    one = pa.array([GOOD_JPEG])
+    dictionary = pa.table({"image": pa.array([GOOD_JPEG] * ROWS).dictionary_encode()})
+    same_names = pa.Table.from_arrays([one, one], ["image", "image"])
+    columns = pa.table({f"c{n}": pa.array([b"x"]) for n in range(3000)})
+    groups = pa.table({"image": pa.array([GOOD_JPEG] + [b""] * 4999)})
+    return {
+        "parquet of one name": partial(write_parquet, table=same_names),
+        "parquet of 3,000 columns": partial(write_parquet, table=columns),
+        "parquet deeply nested": partial(write_parquet, table=pa.table({"image": one, "x": nested(60)})),
+        "parquet of 5,000 groups": partial(write_parquet, table=groups, row_group_size=1),
+        "parquet dictionary": partial(write_parquet, table=dictionary),
+        "arrow dictionary": partial(write_arrow, table=dictionary),
+    }
 
 
 def nested(levels: int) -> pa.Array:
@@ -221,15 +237,15 @@ def nested(levels: int) -> pa.Array:
     return pa.array([value])
 
 
-def dictionary_bomb(folder: Path) -> Path:
-    """Ten megabytes of zeros, 4,000 times: 40 GB in some kilobytes."""
+def write_dictionary_bomb(folder: Path) -> Path:
+    """Repeat ten megabytes of zeros 4,000 times: 40 GB in some kilobytes."""
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 4000, pa.int32()), pa.array([bytes(10 << 20)], pa.binary()))
-    return parquet(
+    return write_parquet(
         folder, pa.table({"image": column}), compression="zstd", dictionary_pagesize_limit=1 << 30, row_group_size=4000
     )
 
 
 def wrong_offsets(raw: bytes) -> bytes:
-    """The third of a column's offsets points gigabytes away."""
-    length = len(GOOD)
+    """Move the third offset of a column by gigabytes."""
+    length = len(GOOD_JPEG)
     return raw.replace(struct.pack("<iii", 0, length, 2 * length), struct.pack("<iii", 0, length, 1 << 30))

@@ -1,6 +1,6 @@
-"""Hostile tiles and sources, each read in a process of its own kind, so that a crash, a hang or lost memory is seen.
+"""Read hostile tiles and sources in a child process, to detect crashes, hangs and leaked memory.
 
-The child says a line of JSON before and after each kind; who dies or hangs in between is known by name.
+The child prints a line of JSON before and after each kind, so that the kind it dies or hangs at is known.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.hostile_arrays import arrays, spoilt
-from support.hostile_folders import loose, tars_and_folders
+from support.hostile_arrays import arrays, corrupted
+from support.hostile_folders import hostile_tars_and_folders, write_image_folder
 from support.hostile_pictures import Kinds, pictures
 from support.hostile_rasters import tiffs
-from support.hostile_shards import GOOD, Sources, shards
+from support.hostile_shards import GOOD_JPEG, Sources, hostile_shards
 
 HANG_SECONDS = 60
 REPEATS = 3
@@ -31,7 +31,7 @@ _ROWS = 100
 
 @dataclass(frozen=True)
 class Result:
-    """`seconds` are the processor's. `outcome` begins with `read`, `damaged` or `refused`; else it is a bug."""
+    """`seconds` are CPU time. `outcome` begins with `read`, `damaged` or `refused`; anything else is a bug."""
 
     name: str
     seconds: float
@@ -40,11 +40,11 @@ class Result:
 
 
 def all_tiles() -> Kinds:
-    return pictures() | arrays() | tiffs() | spoilt()
+    return pictures() | arrays() | tiffs() | corrupted()
 
 
 def all_sources() -> Sources:
-    return shards() | tars_and_folders()
+    return hostile_shards() | hostile_tars_and_folders()
 
 
 def read_tile(raw: bytes) -> str:
@@ -97,7 +97,7 @@ def peak_mib() -> int:
 
 def measured(name: str, work: Callable[[], str]) -> Result:
     print(json.dumps({"start": name}), flush=True)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, begun = resident_mib(), time.process_time()
     try:
         outcome = work()
@@ -107,7 +107,7 @@ def measured(name: str, work: Callable[[], str]) -> Result:
 
 
 def child(names: list[str], what: str) -> None:
-    """Measure each; then the quick ones again and again, which must cost no memory that stays."""
+    """Measure each kind; then repeat the quick ones, which must not leak memory."""
     import datasets
     import torch
 
@@ -115,9 +115,9 @@ def child(names: list[str], what: str) -> None:
     folder = Path(tempfile.mkdtemp())
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     works = tile_works() if what == "tiles" else source_works(folder)
-    read_tile(GOOD)
-    read_source(loose(folder / "first", lambda _: None), False)
-    import rasterio  # noqa: F401 - what it takes is no tile's
+    read_tile(GOOD_JPEG)
+    read_source(write_image_folder(folder / "first", lambda _: None), False)
+    import rasterio  # noqa: F401 - its memory must not count for a tile
 
     quick = []
     for name in names:
@@ -157,7 +157,7 @@ def source_works(folder: Path) -> Callable[[str], Callable[[], str]]:
 
 
 def run_kinds(names: list[str], what: str) -> tuple[list[Result], list[list[int]]]:
-    """What came of each kind, and the memory that each child held after each repeat."""
+    """Return the result of each kind, and the resident MiB of each child after each repeat."""
     results: list[Result] = []
     resident: list[list[int]] = []
     while left := names[len(results) :]:
@@ -167,7 +167,7 @@ def run_kinds(names: list[str], what: str) -> tuple[list[Result], list[list[int]
         assert process.stdin is not None
         process.stdin.write(json.dumps(left).encode())
         process.stdin.close()
-        current = hear(process, results, resident)
+        current = read_results(process, results, resident)
         process.wait()
         process.stdout.close()  # type: ignore[union-attr]
         if current is None and process.returncode == 0:
@@ -176,8 +176,8 @@ def run_kinds(names: list[str], what: str) -> tuple[list[Result], list[list[int]
     return results, resident
 
 
-def hear(process: subprocess.Popen[bytes], results: list[Result], resident: list[list[int]]) -> str | None:
-    """Take in a child's lines until its end; the kind it was at, if it did not get to the end of that."""
+def read_results(process: subprocess.Popen[bytes], results: list[Result], resident: list[list[int]]) -> str | None:
+    """Collect a child's lines until it ends; return the kind that it did not finish, if any."""
     assert process.stdout is not None
     current = None
     buffered = b""
@@ -189,14 +189,14 @@ def hear(process: subprocess.Popen[bytes], results: list[Result], resident: list
         if not piece:
             return current
         *lines, buffered = (buffered + piece).split(b"\n")
-        for said in map(json.loads, lines):
-            if "start" in said:
-                current = said["start"]
-            elif "resident_mib" in said:
-                resident.append(said["resident_mib"])
+        for message in map(json.loads, lines):
+            if "start" in message:
+                current = message["start"]
+            elif "resident_mib" in message:
+                resident.append(message["resident_mib"])
             else:
                 current = None
-                results.append(Result(**said))
+                results.append(Result(**message))
 
 
 if __name__ == "__main__":

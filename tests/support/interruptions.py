@@ -1,4 +1,4 @@
-"""Runs that stop where a test wants them to."""
+"""Stop a run before a given step."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from moco_accel.processes.signals import StopRequest
 
 
 class StopBefore(StopRequest):
-    """Told to stop before a step, as by a signal."""
+    """A stop request that comes before a step."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
         self._steps = step
 
     @property
-    def wanted(self) -> bool:
+    def is_requested(self) -> bool:
         self._steps -= 1
         return self._steps < 0

@@ -1,7 +1,7 @@
-"""Where a trainer may be killed: every file operation, half-written piece, tensor read and torch operation is a place.
+"""Kill a trainer at a chosen place: a file operation, a half-written file, a tensor read or a torch operation.
 
-Laid in a rank before it runs the trainer's own entry. The trap counts the places of its phase and at the n-th sends
-SIGKILL, which nothing can catch and after which nothing is tidied.
+A trap is installed in a rank before it runs the trainer's entry point. It counts the places of a phase and sends
+SIGKILL at the n-th.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.sca
 
 
 class Trap:
-    """Kills at place `nth` (from 0), or else at the end, of the `turn`-th (from 0) time that `phase` comes.
+    """Kills at place `nth`, or at the phase's end, of the `turn`-th occurrence of `phase`; both count from 0.
 
-    Phases: build (a new run, before its first step), load (a resumed one), step, save (files are written), rename (to
-    `latest`), rotate (old ones are removed); before the first checkpoint is there they are "start build" and so on.
+    Phases: build (a new run, before its first step), load (a resumed run), step, save (write files), rename (up to
+    `latest`), rotate (remove old checkpoints). Before the first checkpoint exists, a phase is called `start build` etc.
     """
 
     def __init__(
@@ -36,32 +36,32 @@ class Trap:
         self.kill_in, self.turn, self.nth, self.own_pid = phase, turn, nth, os.getpid()
         self.before_first, self.step, self.places = not (run / "latest").exists(), -1, 0
         self.turns: Counter[str] = Counter()
-        self.most: Counter[str] = Counter()
+        self.max_places: Counter[str] = Counter()
         self.enter("build" if self.before_first else "load")
 
     def enter(self, phase: str) -> None:
-        """The phase before ends."""
-        if self.turns and self._is_here():
-            self._spring("the end")
+        """Enter a phase, which ends the previous one."""
+        if self.turns and self._is_armed():
+            self._kill("the end")
         self.phase, self.places = phase, 0
         self.turns[self._full_name()] += 1
 
     def __call__(self, place: str) -> None:
-        if not self.phase or os.getpid() != self.own_pid:  # loader workers inherit all of this
+        if not self.phase or os.getpid() != self.own_pid:  # loader workers inherit the trap
             return
         self.places += 1
-        self.most[self._full_name()] = max(self.places, self.most[self._full_name()])
-        if self._is_here() and self.places > self.nth:
-            self._spring(place)
+        self.max_places[self._full_name()] = max(self.places, self.max_places[self._full_name()])
+        if self._is_armed() and self.places > self.nth:
+            self._kill(place)
 
     def _full_name(self) -> str:
         return f"start {self.phase}" if self.before_first else self.phase
 
-    def _is_here(self) -> bool:
+    def _is_armed(self) -> bool:
         name = self._full_name()
         return bool(self.phase) and name == self.kill_in and self.turns[name] == self.turn + 1
 
-    def _spring(self, place: str) -> None:
+    def _kill(self, place: str) -> None:
         note = {"phase": self.kill_in, "place": place, "rank": self.rank, "victims": self.victims, "step": self.step}
         note["number"] = self.places
         self.kill_in = ""
@@ -77,7 +77,7 @@ class Trap:
 
 
 def _other_rank() -> int:
-    """Of two: the launcher's other child."""
+    """Return the launcher's other child, of two."""
     children = Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children")
     while len(pids := children.read_text().split()) < 2:
         time.sleep(0.001)
@@ -85,25 +85,29 @@ def _other_rank() -> int:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """In one write, which a kill leaves whole or, at a page's end, as half a line."""
+    """Append a row in one write, which a kill can only truncate at a page's end."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(handle, (json.dumps(row) + "\n").encode())
     os.close(handle)
 
 
-def lay(trap: Trap) -> None:
-    """Put places and phases into the trainer. Raises where one is gone: a trap that lies nowhere proves nothing."""
+def install(trap: Trap) -> None:
+    """Patch places and phases into the trainer. Raises AttributeError if a patched function no longer exists."""
     from moco_accel.checkpoints import checkpoint, manifest, saver
     from moco_accel.training import loop
 
     _watch_files(trap)
     for module in (checkpoint, manifest):
-        _replace(module, "write_hashed", lambda write: lambda path, chunks: write(path, _in_halves(trap, path, chunks)))
+        _replace(
+            module,
+            "write_with_checksum",
+            lambda write: lambda path, chunks: write(path, _in_halves(trap, path, chunks)),
+        )
     _replace(checkpoint, "read_tensors", lambda read: lambda *args: _each(trap, read(*args)))
-    _replace(saver.Saver, "restore", lambda restore: _in_phase(trap, restore, trap.phase, begins=False))
-    _replace(saver.Saver, "_write", lambda write: _in_phase(trap, write, "save"))
-    _replace(saver, "remove_old", lambda remove: _in_phase(trap, remove, "rotate"))
-    _replace(saver.Saver, "save", lambda save: _saving(trap, save))
+    _replace(saver.CheckpointSaver, "restore", lambda restore: _in_phase(trap, restore, trap.phase, enters=False))
+    _replace(saver.CheckpointSaver, "_write", lambda write: _in_phase(trap, write, "save"))
+    _replace(saver, "remove_old_checkpoints", lambda remove: _in_phase(trap, remove, "rotate"))
+    _replace(saver.CheckpointSaver, "save", lambda save: _saving(trap, save))
     _replace(loop, "train_step", lambda step: _stepping(trap, step))
 
 
@@ -111,10 +115,10 @@ def _replace(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
     setattr(owner, name, wrap(getattr(owner, name)))
 
 
-def _in_phase(trap: Trap, function: Callable[..., Any], phase: str, begins: bool = True) -> Callable[..., Any]:
+def _in_phase(trap: Trap, function: Callable[..., Any], phase: str, enters: bool = True) -> Callable[..., Any]:
     @wraps(function)
     def inside(*args: Any, **kwargs: Any) -> Any:
-        if begins:
+        if enters:
             trap.enter(phase)
         trap(f"before {function.__name__}")
         result = function(*args, **kwargs)
@@ -133,7 +137,7 @@ def _saving(trap: Trap, save: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stepping(trap: Trap, step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step whose every operation, of forward, backward, collectives and optimizer, is a place."""
+    """Make every torch operation of a step a place: forward, backward, collectives and optimizer."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Places(TorchDispatchMode):
@@ -153,10 +157,10 @@ def _stepping(trap: Trap, step: Callable[..., Any]) -> Callable[..., Any]:
 
 def _in_halves(trap: Trap, path: Path, chunks: Iterable[Any]) -> Iterator[memoryview]:
     for chunk in chunks:
-        whole = memoryview(chunk)
-        yield whole[: len(whole) // 2]
+        view = memoryview(chunk)
+        yield view[: len(view) // 2]
         trap(f"half a piece of {path.name}")
-        yield whole[len(whole) // 2 :]
+        yield view[len(view) // 2 :]
 
 
 def _each(trap: Trap, items: Iterable[Any]) -> Iterator[Any]:
@@ -166,20 +170,20 @@ def _each(trap: Trap, items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _watch_files(trap: Trap) -> None:
-    """Every call of the kind in the run's folder, before it is done; a checkpoint's own renaming begins a phase."""
+    """Make every file operation in the run's folder a place. Renaming a checkpoint starts the phase `rename`."""
     folder = f"{trap.run}/"
 
-    def hear(event: str, args: tuple[Any, ...]) -> None:
+    def audit(event: str, args: tuple[Any, ...]) -> None:
         if event not in FILE_EVENTS or not trap.phase or not args or not isinstance(args[0], str | bytes | Path):
             return
         path = os.fsdecode(args[0])
-        if path.startswith("/") and not path.startswith(folder):  # removing a tree says names alone
+        if path.startswith("/") and not path.startswith(folder):  # rmtree reports bare names
             return
         trap(f"{event} {Path(path).name}")
         if event == "os.rename" and trap.phase == "save" and path.endswith(".partial") and "/checkpoints/" in path:
             trap.enter("rename")
 
-    sys.addaudithook(hear)
+    sys.addaudithook(audit)
     sync = os.fsync
 
     def fsync(handle: int) -> None:
@@ -191,18 +195,18 @@ def _watch_files(trap: Trap) -> None:
 
 
 def log_tiles(trap: Trap, file: Path) -> None:
-    """A row for each step that is handed out: its places in order, and a checksum of both views' augmented pixels."""
+    """Log a row for each step of the loader: its tiles in order, and a checksum of both views' augmented pixels."""
     from moco_accel.training import loader, loop
 
-    asked: deque[Any] = deque()
-    draw, view_steps = loader.MicroBatchPlaces.__iter__, loop.step_views
+    drawn: deque[Any] = deque()
+    iterate, view_steps = loader.MicroBatchSampler.__iter__, loop.step_views
 
-    def places(self: Any) -> Iterator[Any]:
-        for micro_batch in draw(self):
-            asked.append(micro_batch)
+    def logged_iterator(self: Any) -> Iterator[Any]:
+        for micro_batch in iterate(self):
+            drawn.append(micro_batch)
             yield micro_batch
 
-    def views(tiles: Any, recipe: Any, device: Any, rank: int, first_step: int, damage: Any) -> Iterator[Any]:
+    def logged_steps(tiles: Any, recipe: Any, device: Any, rank: int, first_step: int, damage: Any) -> Iterator[Any]:
         steps = view_steps(tiles, recipe, device, rank, first_step, damage)
         for step, pair in enumerate(steps, start=first_step):
             digest = hashlib.sha256()
@@ -210,9 +214,9 @@ def log_tiles(trap: Trap, file: Path) -> None:
                 for micro_batch in view:
                     digest.update(micro_batch.numpy().tobytes())
             trap.step = step
-            drawn = [asked.popleft() for _ in range(len(pair[0]))]
-            append(file, {"step": step, "rank": rank, "places": drawn, "pixels": digest.hexdigest()})
+            places = [drawn.popleft() for _ in range(len(pair[0]))]
+            append(file, {"step": step, "rank": rank, "places": places, "pixels": digest.hexdigest()})
             yield pair
 
-    loader.MicroBatchPlaces.__iter__ = places  # type: ignore[method-assign]
-    loop.step_views = views
+    loader.MicroBatchSampler.__iter__ = logged_iterator  # type: ignore[method-assign]
+    loop.step_views = logged_steps

@@ -1,12 +1,11 @@
-"""Launches trainers that are to be killed: a warm process that forks, for each launch, a launcher and its ranks.
+"""Launch trainers that are killed: a process with all imports done forks a launcher and its ranks for each launch.
 
-A fresh interpreter takes five seconds of CPU to import torch; a fork of one that has imported everything, and done
-nothing else, takes none. It is the same to the trainer: no thread runs here when it is forked (checked), nothing has
-been drawn, opened or built, and a rank then runs train.py's own entry on its command line, seeds what it draws from,
-joins its process group, opens tiles, forks loader workers, and ends or is killed as any process is. What is left of a
-launch by whoever died is handed to this process (it is their subreaper), which so knows when the last one is gone.
+A fork saves the five seconds of CPU time that importing torch takes, and makes no difference to the trainer: this
+process has one thread (checked) and has neither drawn random numbers nor opened files, and each rank runs train.py's
+entry point on its own command line. This process is the subreaper of every launch, so it knows when the last process
+of a launch is gone.
 
-stdin: a launch as JSON on each line (see `Launch`); stdout: what became of it.
+stdin: one `Launch` per line, as JSON. stdout: its result, as JSON.
 """
 
 from __future__ import annotations
@@ -25,16 +24,24 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PR_SET_CHILD_SUBREAPER = 36
-GRACE_SECONDS = 30.0  # torchrun's
+GRACE_SECONDS = 30.0  # as torchrun
 LIMIT_SECONDS = 120.0
 TINY = (48, 2, 3)  # width, blocks, heads
 
 
 @dataclass(frozen=True)
 class Launch:
-    """`arguments` of train.py; `kill`: see `kill_traps.Trap`, and the `rank` it is laid in; `after`: seconds to a kill.
+    """One launch.
 
-    `count`: no kill, but write down the most places that each phase has had.
+    Attributes:
+        arguments: Arguments of train.py.
+        run: The run's folder.
+        notes: Folder for logs and records.
+        number: Number of this launch of the run.
+        processes: Number of ranks.
+        kill: Arguments of `kill_traps.Trap`, and the `rank` that gets the trap; None: no trap.
+        after: Seconds until all processes are killed; None: not by time.
+        count: Do not kill; record the number of places of each phase.
     """
 
     arguments: list[str]
@@ -48,18 +55,18 @@ class Launch:
 
 
 def warm_up() -> None:
-    """All that a trainer imports, the lazy ones too."""
+    """Import everything that a trainer imports, including lazy imports."""
     import datasets  # noqa: F401
-    import kill_traps  # noqa: F401
-    import moco_accel.loop  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import transformers.models.vit.modeling_vit  # noqa: F401
+    from support import kill_traps  # noqa: F401
     from transformers import ViTConfig, ViTModel  # noqa: F401
     from transformers.initialization import no_init_weights  # noqa: F401
 
     from moco_accel.networks import encoders
+    from moco_accel.training import run  # noqa: F401
 
-    encoders._VIT_SIZES["tiny"] = TINY  # two blocks of twelve, a quarter as wide
+    encoders._VIT_SIZES["tiny"] = TINY  # 2 blocks instead of 12, a quarter of the width
 
 
 def serve() -> None:
@@ -67,16 +74,16 @@ def serve() -> None:
     warm_up()
     print(json.dumps({"threads": len(list(Path("/proc/self/task").iterdir()))}), flush=True)
     for line in sys.stdin:
-        print(json.dumps(launch(Launch(**json.loads(line)))), flush=True)
+        print(json.dumps(run_launch(Launch(**json.loads(line)))), flush=True)
 
 
-def launch(wanted: Launch) -> dict[str, Any]:
-    """Run it in a session of its own until the last of its processes is gone."""
+def run_launch(launch: Launch) -> dict[str, Any]:
+    """Run a launch in its own session until its last process is gone; return its exit code and times."""
     started = time.time()
     launcher = os.fork()
     if launcher == 0:
         os.setsid()
-        be_launcher(wanted)
+        run_launcher(launch)
     code = None
     killed_at = 0.0
     while time.time() < started + LIMIT_SECONDS:
@@ -88,7 +95,7 @@ def launch(wanted: Launch) -> dict[str, Any]:
             code = os.waitstatus_to_exitcode(status)
         if pid == 0:
             time.sleep(0.005)
-        if wanted.after is not None and not killed_at and code is None and time.time() > started + wanted.after:
+        if launch.after is not None and not killed_at and code is None and time.time() > started + launch.after:
             killed_at = time.time()
             os.killpg(launcher, signal.SIGKILL)
     left = [path.name for path in Path("/proc").iterdir() if path.name.isdigit() and _session(path) == launcher]
@@ -104,50 +111,50 @@ def _session(process: Path) -> int:
         return -1
 
 
-def be_launcher(wanted: Launch) -> NoReturn:
-    """As torchrun is: waits for its ranks, and when one fails ends the others, gently at first."""
-    with socket.socket() as some:
-        some.bind(("127.0.0.1", 0))
-        port = some.getsockname()[1]
+def run_launcher(launch: Launch) -> NoReturn:
+    """Wait for the ranks. If one fails, send the others SIGTERM, then SIGKILL, as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     ranks = set()
-    for rank in range(wanted.processes):
+    for rank in range(launch.processes):
         pid = os.fork()
         if pid == 0:
-            be_rank(wanted, rank, port)
+            run_rank(launch, rank, port)
         ranks.add(pid)
-    failed, kill_from = False, float("inf")
+    failed, kill_at = False, float("inf")
     while ranks:
         pid, status = os.waitpid(-1, os.WNOHANG)
         ranks.discard(pid)
         if pid and status and not failed:
-            failed, kill_from = True, time.monotonic() + GRACE_SECONDS
+            failed, kill_at = True, time.monotonic() + GRACE_SECONDS
             for other in ranks:
                 os.kill(other, signal.SIGTERM)
-        if time.monotonic() > kill_from:
+        if time.monotonic() > kill_at:
             for other in ranks:
                 os.kill(other, signal.SIGKILL)
         time.sleep(0.005)
     os._exit(int(failed))
 
 
-def be_rank(wanted: Launch, rank: int, port: int) -> NoReturn:
-    """Run train.py's entry as `python moco_accel/train.py` would, to the end of the process."""
-    import kill_traps
+def run_rank(launch: Launch, rank: int, port: int) -> NoReturn:
+    """Run train.py's entry point as `python moco_accel/train.py` would, then end the process."""
+    from support import kill_traps
 
-    notes, run = Path(wanted.notes), Path(wanted.run)
-    log = os.open(notes / f"log.{wanted.number}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    notes, run = Path(launch.notes), Path(launch.run)
+    log = os.open(notes / f"log.{launch.number}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for handle, target in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
         os.dup2(handle, target)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(wanted.processes)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(launch.processes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     os.environ["TORCHELASTIC_RUN_ID"] = "killed"
-    sys.argv = ["moco_accel/train.py", *wanted.arguments]
-    kill = {"phase": "", **(wanted.kill or {})}
-    mine = kill.pop("rank", 0) == rank
-    trap = kill_traps.Trap(run, notes, rank, **(kill if mine else {}))
-    kill_traps.log_tiles(trap, notes / f"tiles.{wanted.number}.{rank}.jsonl")
-    if (mine and kill["phase"]) or wanted.count:
-        kill_traps.lay(trap)
+    sys.argv = ["moco_accel/train.py", *launch.arguments]
+    kill = {"phase": "", **(launch.kill or {})}
+    is_trapped = kill.pop("rank", 0) == rank
+    trap = kill_traps.Trap(run, notes, rank, **(kill if is_trapped else {}))
+    kill_traps.log_tiles(trap, notes / f"tiles.{launch.number}.{rank}.jsonl")
+    if (is_trapped and kill["phase"]) or launch.count:
+        kill_traps.install(trap)
     code: Any = 1
     try:
         from moco_accel.common.console import run_command
@@ -158,8 +165,8 @@ def be_rank(wanted: Launch, rank: int, port: int) -> NoReturn:
         code = end.code or 0
     except BaseException:
         traceback.print_exc()
-    if wanted.count:
-        (notes / f"counts.{wanted.number}.{rank}.json").write_text(json.dumps(trap.most))
+    if launch.count:
+        (notes / f"counts.{launch.number}.{rank}.json").write_text(json.dumps(trap.max_places))
     atexit._run_exitfuncs()
     sys.stderr.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""Runs of two gloo processes that are killed, resumed, and held against an undisturbed one, byte for byte."""
+"""Kill runs of two gloo processes, resume them, and compare them with an undisturbed run, byte for byte."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from support.killed_process import TINY, Launch
 from support.recipes import small_recipe
 from support.run_differences import differences, logs, rows_of
 
-from moco_accel.checkpoints.checkpoint import check_checkpoint
-from moco_accel.checkpoints.run_folder import newest_whole
+from moco_accel.checkpoints.checkpoint import verify_checkpoint
+from moco_accel.checkpoints.run_folder import newest_intact
 from moco_accel.networks import encoders
 from moco_accel.recipe.load import save_recipe
 
@@ -31,7 +31,8 @@ VICTIMS = ("all",) * 6 + ("own", "own", "other", "own and launcher")
 TILES, DAMAGED, BATCH, EPOCHS, SAVE_EVERY = 100, (3, 41, 97), 8, 2, 2
 EPOCH_STEPS = TILES // BATCH
 STEPS = EPOCH_STEPS * EPOCHS
-_PLACES = {"build": 8, "load": 275, "step": 900, "save": 300, "rename": 16, "rotate": 11}  # measured, roughly
+# approximate number of places of each phase, measured with Launch.count
+_PLACES = {"build": 8, "load": 275, "step": 900, "save": 300, "rename": 16, "rotate": 11}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "adamw, queue": {"moco": {"queue_size": 16}},
     "8-bit, bf16": {
@@ -49,7 +50,14 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 @dataclass
 class Outcome:
-    """What became of a case. `differences` from the undisturbed run, one each; none where all is equal."""
+    """The result of a case.
+
+    Attributes:
+        kills: For each launch but the last, the phase `asked` for, whether a kill `landed`, and where.
+        resumed_from: Step of the newest checkpoint after each kill.
+        differences: Differences from the undisturbed run; empty if both are equal.
+        seconds: Duration of all launches.
+    """
 
     seed: int
     variant: str
@@ -64,25 +72,29 @@ class Outcome:
 
 
 class KilledRuns:
-    """Starts trainers through `killed_process.py`; use it as a context."""
+    """Context manager that launches trainers through `killed_process.py`."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._whole = folder, dict[str, Path]()
+        self._folder, self._undisturbed = folder, dict[str, Path]()
         _write_tiles(folder / "tiles")
 
     def __enter__(self) -> KilledRuns:
         self._tiny = encoders._VIT_SIZES["tiny"]
-        encoders._VIT_SIZES["tiny"] = TINY  # checkpoints are checked here, too
-        own = {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(self._folder / "cache"), "PYTHONPATH": str(ROOT)}
-        own["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # arrow's allocator would start one at its import
+        encoders._VIT_SIZES["tiny"] = TINY  # this process verifies checkpoints, too
+        changes = {
+            "OMP_NUM_THREADS": "1",
+            "HF_DATASETS_CACHE": str(self._folder / "cache"),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        }
+        changes["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # otherwise arrow starts a thread when imported
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("killed_process.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | own,
+            env=os.environ | changes,
         )
-        assert self._answer() == {"threads": 1}, "a fork takes over none but the main thread"
+        assert self._read_result() == {"threads": 1}, "a fork keeps only the main thread"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,30 +104,30 @@ class KilledRuns:
             pipe.close()
         self._process.wait(30)
 
-    def _answer(self) -> dict[str, Any]:
+    def _read_result(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         return dict(json.loads(self._process.stdout.readline()))
 
-    def launch(self, variant: str, run: Path, **how: Any) -> dict[str, Any]:
-        """The same command each time, but for --resume from the second time on."""
+    def launch(self, variant: str, run: Path, **options: Any) -> dict[str, Any]:
+        """Launch the same command each time, with --resume from the second time on."""
         notes = run.with_suffix(".notes")
         notes.mkdir(parents=True, exist_ok=True)
         number = len(list(notes.glob("log.*.0")))
         arguments = ["--recipe", str(self._recipe(variant)), "--output-dir", str(run), *["--resume"][: number > 0]]
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(Launch(arguments, str(run), str(notes), number, **how))) + "\n")
+        self._process.stdin.write(json.dumps(asdict(Launch(arguments, str(run), str(notes), number, **options))) + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        return self._read_result()
 
-    def whole(self, variant: str) -> Path:
-        """The undisturbed run, made once."""
-        if variant not in self._whole:
-            run = self._folder / f"whole {variant}"
-            said = self.launch(variant, run)
-            assert said["code"] == 0, (said, logs(run))
+    def undisturbed(self, variant: str) -> Path:
+        """Return the undisturbed run, which is trained once."""
+        if variant not in self._undisturbed:
+            run = self._folder / f"undisturbed {variant}"
+            result = self.launch(variant, run)
+            assert result["code"] == 0, (result, logs(run))
             assert {row["tile"] for row in rows_of(run / "damaged_tiles.jsonl")} == set(DAMAGED)
-            self._whole[variant] = run
-        return self._whole[variant]
+            self._undisturbed[variant] = run
+        return self._undisturbed[variant]
 
     def _recipe(self, variant: str) -> Path:
         sections = {name: dict(fields) for name, fields in VARIANTS[variant].items()}
@@ -133,46 +145,46 @@ class KilledRuns:
         return file
 
     def run(self, seed: int, phases: list[str], variant: str) -> Outcome:
-        """Kill in each of these phases in turn, each in a resumed run but the first; then resume to the end."""
+        """Launch and kill once per phase, resuming each time; then resume to the end and compare."""
         run, draw, outcome = self._folder / f"killed {seed}", random.Random(seed), Outcome(seed, variant)
         newest = 0
         for phase in phases:
-            how = draw_kill(draw, phase, newest, len(phases) > 2, (run / "latest").exists())
-            said = self.launch(variant, run, **how)
+            options = draw_kill(draw, phase, newest, len(phases) > 2, (run / "latest").exists())
+            result = self.launch(variant, run, **options)
             kills = rows_of(run.with_suffix(".notes") / "killed.jsonl")
             landed = kills[-1] if len(kills) > sum("place" in kill for kill in outcome.kills) else {}
-            killed_at = landed.get("time") or said.get("killed_at")
-            gone_after = said["ended"] - killed_at if killed_at and "ended" in said else None
+            killed_at = landed.get("time") or result.get("killed_at")
+            gone_after = result["ended"] - killed_at if killed_at and "ended" in result else None
             landed |= {"asked": phase, "landed": bool(killed_at), "gone_after": gone_after}
             outcome.kills.append(landed)
-            outcome.seconds += said["seconds"]
-            before, newest = newest, self._check_left(run, said, outcome)
+            outcome.seconds += result["seconds"]
+            before, newest = newest, self._check_after_kill(run, result, outcome)
             if newest < before:
-                outcome.differences.append(f"the newest whole checkpoint was {before} and is {newest} after {landed}")
+                outcome.differences.append(f"the newest intact checkpoint was {before} and is {newest} after {landed}")
             outcome.resumed_from.append(newest)
-        said = self.launch(variant, run)
-        outcome.seconds += said["seconds"]
-        if said["code"] != 0:
-            outcome.differences.append(f"the last launch ended with {said}: {logs(run)}")
+        result = self.launch(variant, run)
+        outcome.seconds += result["seconds"]
+        if result["code"] != 0:
+            outcome.differences.append(f"the last launch ended with {result}: {logs(run)}")
         else:
-            outcome.differences += differences(run, self.whole(variant), STEPS)
+            outcome.differences += differences(run, self.undisturbed(variant), STEPS)
         return outcome
 
-    def _check_left(self, run: Path, said: dict[str, Any], outcome: Outcome) -> int:
-        """After a kill: no process, and never fewer than one whole checkpoint, to which `latest` points."""
-        if said.get("left"):
-            outcome.differences.append(f"{said['left']} processes were left: {logs(run)}")
-        passed_over: list[str] = []
-        found = newest_whole(run, passed_over.append)
-        if any("damaged" in line for line in passed_over):
-            outcome.differences.append(f"a kill left damage: {passed_over}")
+    def _check_after_kill(self, run: Path, result: dict[str, Any], outcome: Outcome) -> int:
+        """Check that no process is left and that `latest` names an intact checkpoint; return the newest one's step."""
+        if result.get("left"):
+            outcome.differences.append(f"{result['left']} processes were left: {logs(run)}")
+        messages: list[str] = []
+        found = newest_intact(run, messages.append)
+        if any("damaged" in line for line in messages):
+            outcome.differences.append(f"a kill left damage: {messages}")
         if (run / "latest").exists():
-            check_checkpoint(run / "checkpoints" / (run / "latest").read_text().strip())
+            verify_checkpoint(run / "checkpoints" / (run / "latest").read_text().strip())
         return found.state.step if found else 0
 
 
-def draw_kill(draw: random.Random, phase: str, done: int, soon: bool, has_latest: bool) -> dict[str, Any]:
-    """Where to kill: `soon`, so that many fit into a run, or anywhere in what is left of it."""
+def draw_kill(draw: random.Random, phase: str, done: int, early: bool, has_latest: bool) -> dict[str, Any]:
+    """Draw where to kill: `early`, so that several kills fit into a run, or anywhere in the rest of the run."""
     if phase == "anywhere":
         return {"after": draw.uniform(0.2, 3.0)}
     if not has_latest and phase in ("start", "load"):
@@ -181,23 +193,23 @@ def draw_kill(draw: random.Random, phase: str, done: int, soon: bool, has_latest
         phase = "load"
     left = max(1, (STEPS - done) // SAVE_EVERY - 1)
     part = phase.removeprefix("start ")
-    once = part in ("build", "load") or phase in ("start save", "start rename")
-    turn = 0 if once else draw.randrange(left)
-    if phase == "start step":  # a checkpoint may come after the first
+    occurs_once = part in ("build", "load") or phase in ("start save", "start rename")
+    turn = 0 if occurs_once else draw.randrange(left)
+    if phase == "start step":  # a later step may have a checkpoint before it
         turn = 0
-    turn = min(turn, 1) if soon else turn
+    turn = min(turn, 1) if early else turn
     if phase == "rotate" and done <= SAVE_EVERY:
-        turn = max(turn, 1)  # at first there is nothing to remove
+        turn = max(turn, 1)  # the first time, nothing is removed
     rank = draw.randrange(2) if part in ("load", "step") else 0
-    # most places are a tensor's; those before and after all tensors are drawn as often
-    few, most = min(12, _PLACES[part]), _PLACES[part]
-    nth = draw.choice((draw.randrange(most), draw.randrange(few), most - 1 - draw.randrange(few)))
+    # most places belong to tensors; the few before and after them are drawn as often
+    few, count = min(12, _PLACES[part]), _PLACES[part]
+    nth = draw.choice((draw.randrange(count), draw.randrange(few), count - 1 - draw.randrange(few)))
     kill = {"phase": phase, "turn": turn, "nth": nth, "rank": rank, "victims": draw.choice(VICTIMS)}
     return {"kill": kill}
 
 
 def draw_case(seed: int) -> tuple[list[str], str]:
-    """Phases in which to kill, seven or more in turn for every fifth seed; and which kind of run."""
+    """Draw the phases in which to kill, seven for every fifth seed, and the variant of the run."""
     draw = random.Random(f"case {seed}")
     main = PHASES[seed % len(PHASES)]
     if seed % 5 == 0:
@@ -208,7 +220,7 @@ def draw_case(seed: int) -> tuple[list[str], str]:
 
 
 def _write_tiles(folder: Path) -> None:
-    """Random RGB tiles of 20 x 20 pixels as PNG, three of them cut off in the midst."""
+    """Write random RGB tiles of 20 x 20 pixels as PNG, three of them truncated."""
     folder.mkdir(parents=True)
     draw, rows = np.random.default_rng(0), []
     for number in range(TILES):

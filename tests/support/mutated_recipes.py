@@ -1,4 +1,4 @@
-"""Recipes as nobody should write them: shipped ones with fields, types, keys and bytes changed; and what must hold."""
+"""Mutate shipped recipes (fields, types, keys, bytes), and check the invariants of every recipe that loads."""
 
 # ruff: noqa: E501 - tables
 from __future__ import annotations
@@ -17,22 +17,22 @@ from hypothesis import strategies as st
 
 from moco_accel.common.errors import UserError
 from moco_accel.recipe.load import load_recipe, save_recipe
-from moco_accel.recipe.overrides import set_fields, set_word
+from moco_accel.recipe.overrides import apply_overrides, override_argument
 from moco_accel.recipe.rules import check_rules
 from moco_accel.recipe.schema import Recipe
-from moco_accel.tiles.damage import allowed_damaged
-from moco_accel.tiles.order import MicroBatchPlaces
+from moco_accel.tiles.damaged_tiles import max_damaged_tiles
+from moco_accel.tiles.sampler import MicroBatchSampler
 from moco_accel.training.optimizers import lr_at, momentum_coefficient_at
-from moco_accel.views.augment import make_crop
-from moco_accel.views.parameters import heaviest_photometry
+from moco_accel.views.crops import make_crop
+from moco_accel.views.parameters import worst_case_photometry
 
-MOST_SECONDS = 2.0
-LONGEST_MESSAGE = 3000  # characters
+MAX_SECONDS = 2.0
+MAX_MESSAGE_CHARACTERS = 3000
 
 SHIPPED = [path.read_bytes() for path in sorted(Path("recipes").glob("*.yaml"))]
-PLAIN = [yaml.safe_load(raw.replace(b"e-", b".0e-")) for raw in SHIPPED]
-WHOLE = load_recipe(sorted(Path("recipes").glob("*.yaml"))[0])
-FIELDS = [(section, field) for section, fields in WHOLE if fields for field, _ in fields]
+PARSED = [yaml.safe_load(raw.replace(b"e-", b".0e-")) for raw in SHIPPED]
+LOADED = load_recipe(sorted(Path("recipes").glob("*.yaml"))[0])
+FIELDS = [(section, field) for section, fields in LOADED if fields for field, _ in fields]
 
 ODD_TEXT = st.text(max_size=30) | st.sampled_from(
     ["", " ", "\0", "a\nb", "\ufeff", "\ud800", "\u2028", "../" * 40, "~", "null", "x" * 5000, "1e5", "0x10", "010", "yes",
@@ -62,8 +62,8 @@ FRAGMENTS = st.sampled_from(
 
 @st.composite
 def changed_fields(draw: st.DrawFn) -> bytes:
-    """A recipe's YAML with up to four fields or sections changed, added or taken away."""
-    fields: Any = copy.deepcopy(draw(st.sampled_from(PLAIN)))
+    """Draw a recipe's YAML with up to four fields or sections changed, added or removed."""
+    fields: Any = copy.deepcopy(draw(st.sampled_from(PARSED)))
     for _ in range(draw(st.integers(1, 4))):
         section, field = draw(st.sampled_from(FIELDS))
         inside = fields.setdefault(section, {})
@@ -84,7 +84,7 @@ def changed_fields(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def changed_bytes(draw: st.DrawFn) -> bytes:
-    """A recipe's text with pieces put in, taken out, or doubled."""
+    """Draw a recipe's text with pieces inserted, removed or doubled."""
     raw = draw(st.sampled_from(SHIPPED))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(raw)))
@@ -101,53 +101,53 @@ OVERRIDES = st.builds(
 )
 
 
-def outcome(path: Path, overrides: list[str] | None = None) -> str:
-    """`loaded` or `refused`; raises on anything else: a traceback, a second line, or more than two seconds of computing."""
-    begun = time.process_time()
+def load_or_refuse(path: Path, overrides: list[str] | None = None) -> str:
+    """Return `loaded` or `refused`; fail on any other error, a second line, or more than MAX_SECONDS of CPU time."""
+    start = time.process_time()
     try:
         recipe = load_recipe(path, overrides)
     except UserError as error:
         message = str(error)
         assert len(message.splitlines()) == 1, message
-        assert len(message) < LONGEST_MESSAGE, message
+        assert len(message) < MAX_MESSAGE_CHARACTERS, message
         result = "refused"
     else:
-        check_whole(recipe, path.with_name("saved.yaml"))
+        check_invariants(recipe, path.with_name("saved.yaml"))
         result = "loaded"
-    seconds = time.process_time() - begun
-    assert seconds < MOST_SECONDS, seconds
+    seconds = time.process_time() - start
+    assert seconds < MAX_SECONDS, seconds
     return result
 
 
-def check_whole(recipe: Recipe, saved: Path) -> None:
-    """An accepted recipe is the same once saved and loaded, and all that a run reckons from it comes out finite."""
+def check_invariants(recipe: Recipe, saved: Path) -> None:
+    """Check that a recipe survives a round trip through YAML, and that all values derived from it are finite."""
     check_rules(recipe)
-    save_recipe(recipe, saved, comment="what\nwas accepted")
+    save_recipe(recipe, saved, comment="two\nlines")
     assert load_recipe(saved) == recipe
     for section, fields in recipe:
         if fields and section != "planned":
             for field, value in fields:
-                (word,) = shlex.split(set_word(f"{section}.{field}", value))
-                assert set_fields({}, [word]) == {section: {field: value}}, word
+                (argument,) = shlex.split(override_argument(f"{section}.{field}", value))
+                assert apply_overrides({}, [argument]) == {section: {field: value}}, argument
     epochs = recipe.schedule.epochs
     for epoch in (0, recipe.schedule.warmup_epochs, epochs / 2, epochs - 1e-3, epochs):
         assert 0 <= lr_at(recipe, epoch) <= recipe.optimizer.lr * (1 + 1e-9)
         assert 0 <= momentum_coefficient_at(recipe, epoch) <= 1
     assert math.isfinite(recipe.chance_loss)
-    assert 0 <= allowed_damaged(recipe, 1000) < 1000
-    heaviest_photometry(recipe)
-    check_places(recipe)
+    assert 0 <= max_damaged_tiles(recipe, 1000) < 1000
+    worst_case_photometry(recipe)
+    check_sampler(recipe)
     if recipe.data.scaling != "percentiles" and recipe.encoder.image_size <= 64:
         check_crop(recipe)
 
 
-def check_places(recipe: Recipe) -> None:
-    """The first micro-batch of the last process, where the order of an epoch is quickly drawn."""
+def check_sampler(recipe: Recipe) -> None:
+    """Draw the first micro-batch of the last rank, unless an epoch has too many tiles to order quickly."""
     tiles = recipe.batch.global_batch_size + 3
     if tiles < 100_000 and recipe.batch.micro_batch_size * recipe.batch.accumulation_steps < 100_000:
-        places = MicroBatchPlaces(recipe, tiles, recipe.hardware.num_devices - 1, 0)
-        assert len(places) == recipe.schedule.epochs * recipe.batch.accumulation_steps
-        assert len(next(islice(places, 1))) == recipe.batch.micro_batch_size
+        sampler = MicroBatchSampler(recipe, tiles, recipe.hardware.num_devices - 1, 0)
+        assert len(sampler) == recipe.schedule.epochs * recipe.batch.accumulation_steps
+        assert len(next(islice(sampler, 1))) == recipe.batch.micro_batch_size
 
 
 def check_crop(recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""Small recipes that tests train with."""
+"""A small recipe for tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moco_accel.recipe.schema import Recipe
 
 
 def small_recipe(**sections: dict[str, Any]) -> Recipe:
-    """A recipe that runs in a second: global batch 8 in micro-batches of 4, tiles of 16 pixels."""
+    """Return a recipe that trains in a second: global batch 8 in micro-batches of 4, tiles of 16 pixels."""
     fields: dict[str, dict[str, Any]] = {
         "encoder": {"name": "vit_tiny_patch8", "image_size": 16},
         "moco": {"projector_hidden_dim": 32, "output_dim": 16},

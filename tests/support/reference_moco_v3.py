@@ -1,7 +1,7 @@
-"""The paper's algorithm in the plainest words: both views at once, no micro-batches, no tricks, no processes.
+"""A naive implementation of MoCo v3: both views at once, without micro-batches and ranks.
 
-Written from arXiv 2104.02057 (algorithm 1 and the published recipes). Networks are handed over; what is done with
-them, the optimizers and the schedules are written anew here and share nothing with moco_accel.
+It follows arXiv 2104.02057 (algorithm 1 and the published recipes). It uses the networks of moco_accel, but shares
+neither loss, optimizers nor schedules with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
-    """L(q, k): row i of `k` is the positive of row i of `q`; further rows of `k` are negatives of all."""
+    """Return L(q, k): row i of `k` is the positive of row i of `q`, all other rows are negatives."""
     q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
     similarity = torch.exp(q @ k.T / temperature)
     return 2 * temperature * -torch.log(similarity.diagonal() / similarity.sum(1)).mean()
@@ -22,7 +22,7 @@ def contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
 
 @dataclass
 class Reference:
-    """MoCo v3 on given networks. `epoch` is fractional; lr and momentum coefficient follow from it."""
+    """MoCo v3 on given networks; `epoch` is fractional and determines lr and momentum coefficient."""
 
     encoder: nn.Module
     projector: nn.Module

@@ -1,4 +1,4 @@
-"""A run in this process, without a loop: steps on random views, saved as the loop saves."""
+"""A run in this process without the training loop: steps on random views, saved by `CheckpointSaver`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from support.recipes import small_recipe
 from support.steps import make_views
 
 from moco_accel.checkpoints.random_states import seed_all
-from moco_accel.checkpoints.run_folder import newest_whole
-from moco_accel.checkpoints.saver import Saver
+from moco_accel.checkpoints.run_folder import newest_intact
+from moco_accel.checkpoints.saver import CheckpointSaver
 from moco_accel.networks.moco import build_moco
-from moco_accel.processes.control_group import Agreement
+from moco_accel.processes.control_group import ControlGroup
 from moco_accel.processes.signals import StopRequest
 from moco_accel.recipe.schema import Recipe
-from moco_accel.sources.base import Reading
+from moco_accel.sources.base import ReadPattern
 from moco_accel.training.optimizers import build_optimizer, set_lr
 from moco_accel.training.step import build_accelerator, prepare, train_step
 
@@ -24,11 +24,11 @@ TILES = 40
 
 
 class SavedRun:
-    """Build it on a folder with checkpoints, and it goes on from the newest."""
+    """Trains and saves; resumes from the newest checkpoint of its folder."""
 
     def __init__(self, run: Path, recipe: Recipe | None = None, scale: float | None = None) -> None:
         AcceleratorState._reset_state()
-        self.run, self.said = run, list[str]()
+        self.run, self.logged = run, list[str]()
         self.recipe = recipe or small_recipe(moco={"queue_size": 8})
         self.accelerator = build_accelerator(self.recipe, cpu=True)
         if scale is not None:
@@ -37,13 +37,22 @@ class SavedRun:
         self.moco = build_moco(self.recipe)
         self.model, self.optimizer = prepare(self.accelerator, self.moco, build_optimizer(self.recipe, self.moco))
         micro_batch = self.recipe.batch.micro_batch_size
-        everything = (run, self.accelerator, Agreement(), self.moco, self.optimizer, micro_batch, TILES, Reading())
-        self.saver = Saver(*everything, StopRequest())
-        found = newest_whole(run, self.said.append)
-        self.step, _ = self.saver.restore(found, False, self.said.append)
+        everything = (
+            run,
+            self.accelerator,
+            ControlGroup(),
+            self.moco,
+            self.optimizer,
+            micro_batch,
+            TILES,
+            ReadPattern(),
+        )
+        self.saver = CheckpointSaver(*everything, StopRequest())
+        found = newest_intact(run, self.logged.append)
+        self.step, _ = self.saver.restore(found, False, self.logged.append)
 
     def train(self, steps: int) -> list[float]:
-        """The losses."""
+        """Return the loss of each step."""
         losses = []
         for _ in range(steps):
             first, second = (v.split(self.recipe.batch.micro_batch_size) for v in make_views(self.recipe, self.step))
@@ -59,7 +68,7 @@ class SavedRun:
         return self.run / "checkpoints" / f"step_{self.step:08d}"
 
 
-def names(run: Path) -> list[str]:
+def checkpoint_names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 

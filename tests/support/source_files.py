@@ -1,4 +1,4 @@
-"""What the tests of sources share: opening them, and files as others write them."""
+"""Open sources in tests, and write image files, tars and shards as other programs do."""
 
 import io
 import tarfile
@@ -10,6 +10,7 @@ import pytest
 import rasterio
 import torch
 from PIL import Image
+from support.tile_files import SENTINEL2
 from torch.nn.functional import interpolate
 
 from moco_accel.common.errors import UserError
@@ -17,7 +18,6 @@ from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.shard_writer import write_shards
 from moco_accel.tiles.tiles import open_tiles
 
-SENTINEL2 = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12"]
 LEVEL_2A = [band for band in SENTINEL2 if band != "B10"]
 FEATURES = datasets.Features(
     {"image": datasets.Image(), "label": datasets.ClassLabel(names=["sea", "land"]), "note": datasets.Value("string")}
@@ -29,19 +29,26 @@ def tiles_of(source, num_bands=3, **data):
     return open_tiles(str(source), Data(**data), num_bands)
 
 
-def message(source, num_bands=3, field="data.source", **data):
+def error_message(source, num_bands=3, field="data.source", **data):
+    """Return the message of the UserError that opening `source` raises."""
     with pytest.raises(UserError) as caught:
         open_tiles(str(source), Data(**data), num_bands, field)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def draw(shape, dtype="uint16", seed=0):
+def random_array(shape, dtype="uint16", seed=0):
     return np.random.default_rng(seed).integers(0, 255 if dtype == "uint8" else 9000, shape).astype(dtype)
 
 
+def random_pixels(count, size=8, bands=3, seed=0):
+    """Return uint8 [count, size, size, bands], without the last axis for one band."""
+    shape = (count, size, size, bands) if bands > 1 else (count, size, size)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
 def tiff(array, descriptions=(), **profile):
-    """GeoTIFF bytes of [bands, height, width]."""
+    """Return a GeoTIFF of [bands, height, width]."""
     profile = {"count": array.shape[0], "height": array.shape[1], "width": array.shape[2], **profile}
     with warnings.catch_warnings(), rasterio.MemoryFile() as file:
         warnings.simplefilter("ignore")
@@ -52,25 +59,23 @@ def tiff(array, descriptions=(), **profile):
         return file.read()
 
 
-def picture(array, kind="png", **options):
+def encode_image(array, kind="png", **options):
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
+def image_value(array):
+    """Return the value of an Image column."""
+    return {"bytes": encode_image(array), "path": None}
 
 
-def enlarged(layer, size):
-    return (
-        interpolate(torch.from_numpy(layer.astype(np.float32))[None, None], size, mode="bilinear")[0, 0].round().numpy()
-    )
+def resize_layer(layer, size):
+    layer = torch.from_numpy(layer.astype(np.float32))
+    return interpolate(layer[None, None], size, mode="bilinear")[0, 0].round().numpy()
 
 
-def put(path, raw):
+def write_file(path, raw):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(raw)
 
@@ -84,21 +89,11 @@ def write_tar(path, members):
             tar.addfile(info, io.BytesIO(raw))
 
 
-def pixels(count, size=8, bands=3, seed=0):
-    shape = (count, size, size, bands) if bands > 1 else (count, size, size)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def encoded(array, kind="png"):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind)
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
 def image_rows(arrays):
-    return [{"image": encoded(a), "label": i % 2, "note": f"tile {i}"} for i, a in enumerate(arrays)]
+    """Return rows for `FEATURES`."""
+    return [{"image": image_value(a), "label": i % 2, "note": f"tile {i}"} for i, a in enumerate(arrays)]
 
 
-def array_shards(arrays, folder, **kwargs):
+def write_array_shards(arrays, folder, **kwargs):
     features = datasets.Features({"image": datasets.Array3D(arrays[0].shape, str(arrays[0].dtype))})
     write_shards([{"image": a} for a in arrays], features, folder, **kwargs)

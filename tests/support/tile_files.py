@@ -1,17 +1,20 @@
-"""Shards of known tiles, and Sentinel-2 tiles of ground whose spectrum is known."""
+"""Write shards of tiles whose values are known, and draw Sentinel-2 tiles from known spectra."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import datasets
 import numpy as np
+from PIL import Image
 
 from moco_accel.sources.shard_writer import write_shards
-from moco_accel.sources.tile_facts import TileFacts
+from moco_accel.sources.tile_metadata import TileMetadata
+from moco_accel.tiles.running_statistics import RunningStatistics
 
 SENTINEL2 = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12"]
-# reflectance times 10,000 at the ground, as level 2A gives it; B10 is not in it
+# surface reflectance times 10,000 as in level 2A, which has no B10
 WATER = [250, 320, 300, 200, 150, 120, 110, 100, 90, 80, 30, 20]
 FOREST = [180, 220, 400, 250, 600, 1800, 2300, 2400, 2500, 2500, 1200, 550]
 FIELD = [500, 700, 1000, 1100, 1600, 2500, 2900, 3000, 3200, 3300, 3000, 2100]
@@ -27,8 +30,13 @@ def npy(tile):
     return buffer.getvalue()
 
 
-def write_tiles(folder, tiles, facts=None, columns=None, damaged=()):
-    """Shards of .npy tiles; `columns` are more of them, by name: (feature, values)."""
+def write_tiles(folder, tiles, metadata=None, columns=None, damaged=()):
+    """Write shards of .npy tiles.
+
+    Args:
+        columns: (feature, values) of further columns, by name.
+        damaged: Indices of tiles whose bytes are truncated.
+    """
     columns = columns or {}
     features = {"image": datasets.Value("binary")} | {name: feature for name, (feature, _) in columns.items()}
     rows = [
@@ -36,13 +44,21 @@ def write_tiles(folder, tiles, facts=None, columns=None, damaged=()):
         for index, tile in enumerate(tiles)
     ]
     write_shards(rows, datasets.Features(features), folder)
-    if facts is not None:
-        (folder / "tiles.json").write_text(facts.to_json())
+    if metadata is not None:
+        (folder / "tiles.json").write_text(metadata.to_json())
     return folder
 
 
-def scene(spectra, count, seed=0):
-    """`count` uint16 tiles of 32 pixels, of `spectra` in turn, brightness varying between tiles and within them."""
+def metadata_of(tiles, bands, **fields):
+    """Return the metadata of tiles [bands, height, width], with their statistics."""
+    running = RunningStatistics(len(bands), tiles[0].dtype)
+    for tile in tiles:
+        running.add(tile)
+    return TileMetadata(bands, str(tiles[0].dtype), statistics=running.statistics(), **fields)
+
+
+def spectral_tiles(spectra, count, seed=0):
+    """Draw uint16 tiles of 32 pixels from `spectra` in turn; brightness varies between tiles and within them."""
     rng = np.random.default_rng(seed)
     tiles = []
     for index in range(count):
@@ -52,12 +68,27 @@ def scene(spectra, count, seed=0):
     return tiles
 
 
-def write_known(folder):
-    """Ten tiles of two bands: band B8A of tile i is i everywhere; band B4 is 10, half of it 30."""
+def write_known_tiles(folder):
+    """Write ten tiles of two bands: B8A of tile i is i everywhere; one half of B4 is 10, the other 30."""
     tiles = []
     for value in range(10):
         tile = np.full((2, 16, 16), 10, np.uint16)
         tile[0] = value
         tile[1, :8] = 30
         tiles.append(tile)
-    return write_tiles(folder, tiles, TileFacts(["B8A", "B4"], "uint16", nodata=None))
+    return write_tiles(folder, tiles, TileMetadata(["B8A", "B4"], "uint16", nodata=None))
+
+
+def write_labelled(folder: Path, count: int, seed: int) -> None:
+    """Write tiles of noise in two classes that differ in the direction of stripes, not in colour."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, 2, count)
+    images = []
+    for label in labels:
+        stripes = np.kron(draw.integers(0, 2, 5), np.ones(4))[:, None] * np.ones(20)
+        pixels = 120 * (stripes if label else stripes.T)[..., None] + draw.integers(0, 130, (20, 20, 3))
+        images.append(Image.fromarray(pixels.astype(np.uint8)))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["rows", "columns"])})
+    folder.mkdir()
+    table = datasets.Dataset.from_dict({"image": images, "label": labels.tolist()}, features=features)
+    table.to_parquet(folder / "tiles.parquet")

@@ -1,12 +1,11 @@
-"""Two hosts on one machine: namespaces of their own for network, processes and hostname, and a cable between them.
+"""Two hosts on one machine: Linux namespaces for network, processes and hostname, and a virtual cable between them.
 
-Nothing has a name outside: when a host's first process ends, the kernel ends all others of it, and takes away its
-network. So hosts of tests that run at once never meet, and none outlives its test, however that ends.
+When a host's first process ends, the kernel ends its other processes and removes its network. Therefore hosts of tests
+that run at once stay apart, and none outlives its test.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
@@ -18,13 +17,14 @@ from pathlib import Path
 
 from support.trainer_processes import ENVIRONMENT, ROOT
 
+from moco_accel.processes.signals import die_with_parent
+
 PORT = 29_500
-_SIGNAL_ON_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of prctl
 _HOST = "hostname {name}; ip link set lo up; exec sleep infinity"
 
 
-def lacking() -> str:
-    """Why there can be no hosts here; empty where they can."""
+def missing_requirement() -> str:
+    """Return why hosts cannot be made here; empty if they can."""
     missing = [tool for tool in ("ip", "nsenter", "unshare", "hostname") if shutil.which(tool) is None]
     if missing:
         return f"no {', '.join(missing)} here"
@@ -35,18 +35,18 @@ def lacking() -> str:
 
 
 class Host:
-    """One of them. What runs on it names its log; logs are kept in `folder`."""
+    """A host. Each process that runs on it has a log in `folder`."""
 
     def __init__(self, name: str, address: str, folder: Path) -> None:
         self.name, self.address, self._folder = name, address, folder
         self._spaces = ["unshare", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._holder = subprocess.Popen(
-            [*self._spaces, "sh", "-c", _HOST.format(name=name)], preexec_fn=_end_with_parent
+            [*self._spaces, "sh", "-c", _HOST.format(name=name)], preexec_fn=die_with_parent
         )
         self.first = _child_of(self._holder.pid)
 
     def connect_to(self, other: Host) -> None:
-        """By a cable; the interface is called eth0 on both."""
+        """Connect by a cable; the interface is eth0 on both hosts."""
         ends = ["type", "veth", "peer", "name", "eth0", "netns", str(other.first)]
         _call(["ip", "link", "add", "eth0", "netns", str(self.first), *ends])
         for host in (self, other):
@@ -54,7 +54,7 @@ class Host:
             host.call("ip", "link", "set", "eth0", "up")
 
     def resolve(self, **names: str) -> None:
-        """Let addresses of names be known on this host; of itself it does not even know its own."""
+        """Make this host resolve names; otherwise it does not resolve even its own."""
         hosts = self._folder / f"{self.name}.hosts"
         lines = [f"{address} {name}\n" for name, address in {"localhost": "127.0.0.1", **names}.items()]
         hosts.write_text("".join(lines))
@@ -64,17 +64,17 @@ class Host:
         """Run a short command and return what it prints."""
         return _call([*self._enter(), *command])
 
-    def start(self, command: list[str], log: str = "said", **variables: str) -> subprocess.Popen[bytes]:
+    def start(self, command: list[str], log: str = "output", **variables: str) -> subprocess.Popen[bytes]:
         with self._log(log).open("w") as file:
             return subprocess.Popen(
                 [*self._enter(), *command], env=ENVIRONMENT | variables, stdout=file, stderr=file, cwd=ROOT
             )
 
-    def said(self, log: str = "said") -> str:
+    def output(self, log: str = "output") -> str:
         return self._log(log).read_text()
 
     def alive(self) -> list[str]:
-        """Command lines of all that runs on it, but for its first process."""
+        """Return the command lines of all its processes but the first."""
         inside = Path(f"/proc/{self.first}/ns/net").readlink()
         found = []
         for process in Path("/proc").iterdir():
@@ -87,11 +87,11 @@ class Host:
         return found
 
     def cut_off(self) -> None:
-        """Its cable is pulled."""
+        """Disconnect the cable."""
         self.call("ip", "link", "set", "eth0", "down")
 
-    def go_deaf(self, other: Host) -> None:
-        """The cable stays, and what it sends to `other` gets nowhere: to a network card that nobody has."""
+    def lose_packets_to(self, other: Host) -> None:
+        """Keep the cable, but send packets for `other` to a network card that does not exist."""
         self.call(
             "ip", "neigh", "replace", other.address, "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent"
         )
@@ -111,7 +111,7 @@ class Host:
 
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
-    """`north` at 10.77.0.1 and `south` at 10.77.0.2, which reach each other and nothing else."""
+    """Yield `north` at 10.77.0.1 and `south` at 10.77.0.2, which reach each other and nothing else."""
     hosts = []
     try:
         for name, address in (("north", "10.77.0.1"), ("south", "10.77.0.2")):
@@ -124,7 +124,7 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
 
 
 def wait_until_gone(hosts: tuple[Host, Host], seconds: float) -> float:
-    """How long it took until no process was left on any; at most `seconds`."""
+    """Wait at most `seconds` until all processes have ended; return how long it took."""
     begun = time.monotonic()
     while any(host.alive() for host in hosts) and time.monotonic() - begun < seconds:
         time.sleep(0.05)
@@ -138,15 +138,11 @@ def _call(command: list[str]) -> str:
 
 
 def _child_of(process: int) -> int:
-    """The process that `process` has started, once it runs what it should."""
+    """Return the child of `process`, once it runs `sleep`."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
         if children and Path(f"/proc/{children[0]}/cmdline").read_bytes().startswith(b"sleep"):
             return int(children[0])
         time.sleep(0.01)
-    raise AssertionError("no host came up")
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_SIGNAL_ON_PARENTS_DEATH, signal.SIGKILL)
+    raise AssertionError("the host did not start")

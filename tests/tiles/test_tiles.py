@@ -6,7 +6,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from support.source_files import FEATURES, IMAGE, array_shards, encoded, image_rows, message, pixels, tiles_of
+from support.source_files import (
+    FEATURES,
+    IMAGE,
+    error_message,
+    image_rows,
+    image_value,
+    random_pixels,
+    tiles_of,
+    write_array_shards,
+)
 
 from moco_accel.common.errors import UserError
 from moco_accel.images.decoding import DamagedTile
@@ -19,12 +28,12 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_tiles_come_back_bit_for_bit_in_order(tmp_path, streaming):
-    arrays = pixels(150)
+def test_tiles_are_read_bit_for_bit_in_order(tmp_path, streaming):
+    arrays = random_pixels(150)
     assert write_shards(iter(image_rows(arrays)), FEATURES, tmp_path / "t", max_shard_bytes=20_000) == 150
     tiles = tiles_of(tmp_path / "t", streaming=streaming)
     assert (len(tiles), tiles.bands, tiles.dtype) == (150, ["red", "green", "blue"], torch.uint8)
-    assert (tiles.facts, tiles.statistics, tiles.sensor, tiles.image_column) == (None, None, None, "image")
+    assert (tiles.metadata, tiles.statistics, tiles.sensor, tiles.image_column) == (None, None, None, "image")
     assert tiles.shard_sizes == [64, 64, 22]  # rows of about 270 bytes, 64 written at a time
     for index in (0, 63, 64, 149, -1):
         assert tiles[index].dtype == torch.uint8
@@ -38,56 +47,56 @@ def test_tiles_come_back_bit_for_bit_in_order(tmp_path, streaming):
         tiles[150]
 
 
-def test_one_file_and_a_glob_are_sources_too(tmp_path):
-    write_shards(image_rows(pixels(70)), FEATURES, tmp_path / "t", max_shard_bytes=1)
+def test_a_file_and_a_glob_are_sources(tmp_path):
+    write_shards(image_rows(random_pixels(70)), FEATURES, tmp_path / "t", max_shard_bytes=1)
     (tmp_path / "t" / "tiles.txt").write_text("not a shard")
     assert len(tiles_of(tmp_path / "t" / "tiles-00001-of-00002.parquet")) == 6
     assert len(tiles_of(tmp_path / "t" / "tiles*")) == 70
     assert len(tiles_of(tmp_path / "**" / "*-of-*.parquet")) == 70
 
 
-def test_a_grey_tile_among_coloured_ones_is_repeated(tmp_path):
-    grey = pixels(1, bands=1)[0]
-    write_shards([{"image": encoded(pixels(1)[0])}, {"image": encoded(grey)}], IMAGE, tmp_path / "t")
+def test_a_grey_tile_among_coloured_ones_is_expanded(tmp_path):
+    grey = random_pixels(1, bands=1)[0]
+    write_shards([{"image": image_value(random_pixels(1)[0])}, {"image": image_value(grey)}], IMAGE, tmp_path / "t")
     assert np.array_equal(tiles_of(tmp_path / "t")[1].numpy(), np.stack([grey] * 3))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_tiles_go_to_workers_without_their_pixels(tmp_path, streaming):
-    write_shards(image_rows(pixels(40, size=64)), FEATURES, tmp_path / "t")
+def test_tiles_are_pickled_without_their_pixels(tmp_path, streaming):
+    write_shards(image_rows(random_pixels(40, size=64)), FEATURES, tmp_path / "t")
     tiles = tiles_of(tmp_path / "t", streaming=streaming)
-    assert tiles[7].shape == (3, 64, 64)  # what is read already stays behind
+    assert tiles[7].shape == (3, 64, 64)  # decoded pixels are not pickled
     packed = pickle.dumps(tiles)
     assert len(packed) < 20_000 < 40 * 64 * 64 * 3
     assert torch.equal(pickle.loads(packed)[7], tiles[7])
 
 
-def test_errors_name_field_value_rule_and_a_value_that_works(tmp_path, monkeypatch):
+def test_errors_name_the_field_and_a_value_that_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    advice = "holds no tiles: no parquet, arrow or tar shards, and no images; make some: moco-data build YOUR_IMAGES"
-    assert message("x") == f"data.source='x' {advice} x"
-    assert message("x/*.parquet", field="evaluation.test_source") == (
+    advice = "has no tiles: no parquet, arrow or tar shards, and no images; build some: moco-data build YOUR_IMAGES"
+    assert error_message("x") == f"data.source='x' {advice} x"
+    assert error_message("x/*.parquet", field="evaluation.test_source") == (
         f"evaluation.test_source='x/*.parquet' {advice} data/tiles"
     )
-    write_shards(image_rows(pixels(70)), FEATURES, tmp_path / "t" / "train", max_shard_bytes=1)
-    assert message("t") == "data.source='t' holds no tiles of its own; did you mean t/train?"
-    assert message("t/train", image_column="img") == (
+    write_shards(image_rows(random_pixels(70)), FEATURES, tmp_path / "t" / "train", max_shard_bytes=1)
+    assert error_message("t") == "data.source='t' has no tiles of its own; did you mean t/train?"
+    assert error_message("t/train", image_column="img") == (
         "data.image_column='img' is not a column of 't/train' (image, label, note); data.image_column=image works"
     )
-    assert message("t/train", image_column="note").endswith(
+    assert error_message("t/train", image_column="note").endswith(
         "not Image, bytes or Array3D of uint8, uint16, int16, float32; data.image_column=image works"
     )
-    assert message("t/train", pair_column="after") == (
-        "data.pair_column='after' is no second column of imagery of 't/train' (image); data.pair_column=null works: "
+    assert error_message("t/train", pair_column="after") == (
+        "data.pair_column='after' is not a second image column of 't/train' (image); data.pair_column=null works: "
         "both views of one tile"
     )
-    assert message("t/train", 13) == (
+    assert error_message("t/train", 13) == (
         "encoder.bands=13 but the tiles in 't/train' have 3 [red, green, blue]; encoder.bands=3 works"
     )
     (tmp_path / "t/train/tiles-00001-of-00002.parquet").rename(tmp_path / "away")
-    assert message("t/train") == "data.source='t/train' holds 1 of 2 shards tiles-…; build or copy them anew"
+    assert error_message("t/train") == "data.source='t/train' holds 1 of 2 shards tiles-…; rebuild or copy them again"
     (tmp_path / "t/train/tiles-00001-of-00002.parquet").write_bytes((tmp_path / "away").read_bytes()[:500])
-    assert "tiles-00001-of-00002.parquet is not a whole parquet file" in message("t/train")
+    assert "tiles-00001-of-00002.parquet is not a complete parquet file" in error_message("t/train")
 
 
 def test_array_bands_and_label_errors(tmp_path):
@@ -95,7 +104,7 @@ def test_array_bands_and_label_errors(tmp_path):
     features["name"] = datasets.Value("string")
     rows = [{"image": np.zeros((2, 8, 9), np.uint8), "share": 0.5, "name": name} for name in ("sea", "ice", "sea")]
     write_shards(rows, features, tmp_path)
-    assert message(tmp_path, 3).endswith("have 2; encoder.bands=2 works")
+    assert error_message(tmp_path, 3).endswith("have 2; encoder.bands=2 works")
     tiles = tiles_of(tmp_path, 2)
     assert tiles.bands is None
     with pytest.raises(UserError, match="not ClassLabel or integers"):
@@ -103,35 +112,36 @@ def test_array_bands_and_label_errors(tmp_path):
     with pytest.raises(UserError, match="no column 'label'; its columns: image, share, name"):
         tiles.column("label")
     assert tiles.labels("name") == ([1, 0, 1], ["ice", "sea"])
-    array_shards(np.zeros((1, 9, 8, 9), np.uint8), tmp_path / "cube")
-    assert "has the shape [9, 8, 9]: are its bands the first or the last axis?" in message(tmp_path / "cube", 9)
+    write_array_shards(np.zeros((1, 9, 8, 9), np.uint8), tmp_path / "cube")
+    assert "has the shape [9, 8, 9]: its bands may be the first or the last axis" in error_message(tmp_path / "cube", 9)
 
 
-def damaged(tiles, index):
+def damage_reason(tiles, index):
+    """Return why a tile is damaged."""
     with pytest.raises(DamagedTile) as caught:
         tiles[index]
     assert "\n" not in str(caught.value)
-    reason, place = str(caught.value).rsplit(": ", 1)
-    assert place.endswith(".parquet")
-    assert place.startswith(f"row {index} of ")
+    reason, location = str(caught.value).rsplit(": ", 1)
+    assert location.endswith(".parquet")
+    assert location.startswith(f"row {index} of ")
     return reason
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_damaged_tiles_say_what_is_wrong(tmp_path, streaming):
-    whole = encoded(pixels(1, size=64)[0])
+def test_damaged_tiles_have_a_reason(tmp_path, streaming):
+    whole = image_value(random_pixels(1, size=64)[0])
     bad = [
         {"bytes": whole["bytes"][:-200], "path": None},
         {"bytes": b"", "path": None},
         {"bytes": None, "path": str(tmp_path / "gone.png")},
         None,
-        encoded(pixels(1, 8, 4)[0]),
-        encoded(np.zeros((8, 8), np.uint16)),
-        encoded(pixels(1, 7)[0]),
+        image_value(random_pixels(1, 8, 4)[0]),
+        image_value(np.zeros((8, 8), np.uint16)),
+        image_value(random_pixels(1, 7)[0]),
     ]
     write_shards([{"image": image} for image in [whole, *bad]], IMAGE, tmp_path / "t")
     tiles = tiles_of(tmp_path / "t", streaming=streaming)
-    reasons = [damaged(tiles, index) for index in range(1, 8)]
+    reasons = [damage_reason(tiles, index) for index in range(1, 8)]
     assert reasons[0].startswith("cannot be decoded (")
     assert reasons[1:] == [
         "is not JPEG, PNG, TIFF, JPEG 2000 or .npy (starts with b'')",
@@ -143,64 +153,64 @@ def test_damaged_tiles_say_what_is_wrong(tmp_path, streaming):
     ]
 
 
-def test_a_float_that_is_not_a_number_is_damage(tmp_path):
+def test_nan_and_infinity_are_damage(tmp_path):
     arrays = np.ones((3, 2, 9, 9), np.float32)
     arrays[1, 0, 3, 3], arrays[2, 1, 0, :2] = np.nan, -np.inf
-    array_shards(arrays, tmp_path / "t")
+    write_array_shards(arrays, tmp_path / "t")
     tiles = tiles_of(tmp_path / "t", 2, scaling="percentiles")
-    assert [damaged(tiles, i) for i in (1, 2)] == [f"holds {n} values that are NaN or infinite" for n in (1, 2)]
+    assert [damage_reason(tiles, i) for i in (1, 2)] == [f"holds {n} values that are NaN or infinite" for n in (1, 2)]
 
 
-def test_a_damaged_first_tile_is_not_what_the_others_are_measured_by(tmp_path):
-    good = pixels(2)
-    rows = [{"image": {"bytes": b"\xff\xd8\xff", "path": None}}, *({"image": encoded(a)} for a in good)]
+def test_other_tiles_need_not_match_a_damaged_first_tile(tmp_path):
+    good = random_pixels(2)
+    rows = [{"image": {"bytes": b"\xff\xd8\xff", "path": None}}, *({"image": image_value(a)} for a in good)]
     write_shards(rows, IMAGE, tmp_path / "t")
     tiles = tiles_of(tmp_path / "t")
-    assert damaged(tiles, 0).startswith("cannot be decoded")
+    assert damage_reason(tiles, 0).startswith("cannot be decoded")
     assert np.array_equal(tiles[2].numpy(), good[1].transpose(2, 0, 1))
     write_shards(rows[:1] * 30, IMAGE, tmp_path / "all")
-    said = message(tmp_path / "all")
-    start, *reasons = said.replace("make them again. ", "make them again; ").split("; ")
+    message = error_message(tmp_path / "all")
+    start, *reasons = message.replace("rebuild them. ", "rebuild them; ").split("; ")
     assert start == f"data.source='{tmp_path}/all': none of its first 20 tiles can be read"
     assert [reason.split(" cannot be decoded (")[0] for reason in reasons[1:]] == ["tile 0", "tile 1", "tile 2", "…"]
     write_shards(rows[:1] * 2, IMAGE, tmp_path / "two")
-    assert "none of its first 2 tiles" in message(tmp_path / "two")
-    assert "inspect" not in said
+    assert "none of its first 2 tiles" in error_message(tmp_path / "two")
+    assert "inspect" not in message
 
 
 def test_pairs(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "image_pair": datasets.Image()})
-    summer, winter = pixels(3, seed=1), pixels(3, seed=2)
-    rows = [{"image": encoded(a), "image_pair": encoded(b)} for a, b in zip(summer, winter, strict=True)]
+    summer, winter = random_pixels(3, seed=1), random_pixels(3, seed=2)
+    rows = [{"image": image_value(a), "image_pair": image_value(b)} for a, b in zip(summer, winter, strict=True)]
     write_shards(rows, features, tmp_path)
     tiles = tiles_of(tmp_path, pair_column="image_pair", bands=["blue", "red"], num_bands=2)
     assert np.array_equal(tiles[1].numpy(), summer[1].transpose(2, 0, 1)[[2, 0]])
     assert np.array_equal(tiles.pair(1).numpy(), winter[1].transpose(2, 0, 1)[[2, 0]])
-    alone = tiles_of(tmp_path)  # the column of pairs is no second candidate
+    alone = tiles_of(tmp_path)  # the paired column is no candidate
     assert (alone.image_column, alone[1].shape) == ("image", (3, 8, 8))
     turned = tiles_of(tmp_path, pair_column="image")
     assert np.array_equal(turned[1].numpy(), winter[1].transpose(2, 0, 1))
     assert np.array_equal(turned.pair(1).numpy(), summer[1].transpose(2, 0, 1))
     for mistyped, image_column in (("image_pari", None), ("image", "image"), ("pair", None)):
-        assert message(tmp_path, pair_column=mistyped, image_column=image_column) == (
-            f"data.pair_column='{mistyped}' is no second column of imagery of '{tmp_path}' (image, image_pair); "
+        assert error_message(tmp_path, pair_column=mistyped, image_column=image_column) == (
+            f"data.pair_column='{mistyped}' is not a second image column of '{tmp_path}' (image, image_pair); "
             f"data.pair_column=image_pair works"
         )
 
 
-def test_a_pair_of_any_name_is_no_candidate(tmp_path):
+def test_data_pair_column_is_no_candidate(tmp_path):
     features = datasets.Features({"before": datasets.Image(), "after": datasets.Image()})
-    write_shards([{"before": encoded(a), "after": encoded(a)} for a in pixels(2)], features, tmp_path)
+    write_shards([{"before": image_value(a), "after": image_value(a)} for a in random_pixels(2)], features, tmp_path)
     assert tiles_of(tmp_path, pair_column="after").image_column == "before"
-    assert "data.pair_column='aftr' is no second column of imagery" in message(tmp_path, pair_column="aftr")
-    assert message(tmp_path) == (
-        f"data.image_column=null, and '{tmp_path}' has several columns of imagery (before, after); "
+    assert "data.pair_column='aftr' is not a second image column" in error_message(tmp_path, pair_column="aftr")
+    assert error_message(tmp_path) == (
+        f"data.image_column=null, and '{tmp_path}' has several image columns (before, after); "
         f"data.image_column=before works"
     )
 
 
-def test_labels_of_tiles_without_one(tmp_path):
-    """None and -1, as public sets mark the unlabelled, are no class; neither do they name any."""
+def test_unlabelled_tiles(tmp_path):
+    """None and -1, which public datasets use for unlabelled tiles, are no class."""
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -211,8 +221,8 @@ def test_labels_of_tiles_without_one(tmp_path):
     )
     values = [(2, 1), (None, -1), (-1, None), (0, 0)]
     rows = [
-        {"image": encoded(array), "number": number, "name": name, "none": None}
-        for array, (number, name) in zip(pixels(4), values, strict=True)
+        {"image": image_value(array), "number": number, "name": name, "none": None}
+        for array, (number, name) in zip(random_pixels(4), values, strict=True)
     ]
     write_shards(rows, features, tmp_path)
     tiles = tiles_of(tmp_path, streaming=True)
@@ -222,18 +232,18 @@ def test_labels_of_tiles_without_one(tmp_path):
     assert tiles.labels("none") == ([None] * 4, [])
 
 
-def test_numbers_that_are_ids_are_no_classes(tmp_path):
-    """A name for every number up to 10^9 would fill the memory."""
+def test_ids_are_no_classes(tmp_path):
+    """Names for all numbers up to 10^9 would exhaust memory."""
     features = datasets.Features(
         {"image": datasets.Image(), "id": datasets.Value("int64"), "file": datasets.Value("string")}
     )
-    image = encoded(pixels(1)[0])
+    image = image_value(random_pixels(1)[0])
     rows = [{"image": image, "id": index, "file": f"{index}.tif"} for index in range(10_001)]
     rows[0]["id"] = 10**9
     write_shards(rows, features, tmp_path / "many")
     tiles = tiles_of(tmp_path / "many", streaming=True)
     for column, count in (("id", "1,000,000,001"), ("file", "10,001")):
-        with pytest.raises(UserError, match=f"would have {count} classes; a column of at most 10,000 is a label"):
+        with pytest.raises(UserError, match=f"has {count} classes; a column with at most 10,000 works"):
             tiles.labels(column)
     write_shards(rows[1:10_000] + rows[1:2], features, tmp_path / "most")
     most = tiles_of(tmp_path / "most", streaming=True)

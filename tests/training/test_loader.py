@@ -1,4 +1,4 @@
-"""Views of a step: the same on any number of loader workers and processes, from any kind of source, damaged or not."""
+"""Views of a step do not depend on loader workers, ranks, source or damaged tiles."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.loader_tiles import CPU, all_views, flat_tiles, png, untouched, values, write_tiles
+from support.loader_tiles import CPU, all_views, flat_tiles, flat_values, plain_recipe, png, write_tiles
 from support.recipes import small_recipe
 
-from moco_accel.tiles.damage import DAMAGE_FILE, DamageLog
-from moco_accel.training.loader import TwoViews, open_training_tiles, step_views
+from moco_accel.tiles.damaged_tiles import DAMAGED_TILES_FILE, DamageLog
+from moco_accel.training.loader import TwoViewDataset, open_training_tiles, step_views
 
 
 def test_views_do_not_depend_on_workers(tiles_folder: Path, tmp_path: Path) -> None:
@@ -26,25 +26,27 @@ def test_views_do_not_depend_on_workers(tiles_folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_few_uneven_shards_feed_all_workers_and_processes(tmp_path: Path, streaming: bool) -> None:
-    """Three files for two processes of three workers (datasets #8669): each tile once an epoch, and nobody waits."""
+def test_few_uneven_shards_feed_all_workers_and_ranks(tmp_path: Path, streaming: bool) -> None:
+    """Three files for two ranks of three workers (datasets #8669): each tile comes once per epoch."""
     source = write_tiles(tmp_path / "tiles", flat_tiles(40), rows_in_shard=17)
     data = {"source": source, "num_workers": 3, "streaming": streaming}
-    two = untouched(data=data, hardware={"num_devices": 2}, batch={"micro_batch_size": 2, "accumulation_steps": 2})
-    shares = [all_views(two, tmp_path / "run", rank) for rank in (0, 1)]
-    assert [len(share) for share in shares] == [10, 10]  # steps, of two epochs
-    seen = [[values(share[steps]) for share in shares] for steps in (slice(0, 5), slice(5, 10))]
+    recipe = plain_recipe(
+        data=data, hardware={"num_devices": 2}, batch={"micro_batch_size": 2, "accumulation_steps": 2}
+    )
+    shares = [all_views(recipe, tmp_path / "run", rank) for rank in (0, 1)]
+    assert [len(share) for share in shares] == [10, 10]  # steps of two epochs
+    seen = [[flat_values(share[steps]) for share in shares] for steps in (slice(0, 5), slice(5, 10))]
     for first, second in seen:
         assert sorted(first + second) == list(range(40))
-    alone = all_views(untouched(data=data | {"num_workers": 1}), tmp_path / "run")
-    together = torch.cat([share.flatten(2, 3) for share in shares], 2)
-    assert torch.equal(together, alone.flatten(2, 3))
+    single = all_views(plain_recipe(data=data | {"num_workers": 1}), tmp_path / "run")
+    joined = torch.cat([share.flatten(2, 3) for share in shares], 2)
+    assert torch.equal(joined, single.flatten(2, 3))
 
 
-def test_a_stream_reads_the_same_tiles_in_an_order_of_its_own(tmp_path: Path) -> None:
+def test_streaming_reads_the_same_tiles_in_another_order(tmp_path: Path) -> None:
     source = write_tiles(tmp_path / "tiles", flat_tiles(40), rows_in_shard=17)
-    streamed = values(all_views(untouched(data={"source": source, "streaming": True}), tmp_path / "run"))
-    prepared = values(all_views(untouched(data={"source": source}), tmp_path / "run"))
+    streamed = flat_values(all_views(plain_recipe(data={"source": source, "streaming": True}), tmp_path / "run"))
+    prepared = flat_values(all_views(plain_recipe(data={"source": source}), tmp_path / "run"))
     assert sorted(streamed[:40]) == sorted(prepared[:40]) == list(range(40))
     assert streamed != prepared
 
@@ -56,20 +58,20 @@ def test_damaged_tiles_are_replaced_counted_and_listed(
     tiles = flat_tiles(40)
     tiles[7], tiles[8] = tiles[7][:60], png(np.zeros((4, 4, 3), np.uint8))
     source = write_tiles(tmp_path / "tiles", tiles)
-    recipe = untouched(data={"source": source, "num_workers": workers, "max_damaged_share": 0.05})
-    seen = values(all_views(recipe, tmp_path / "run"))
+    recipe = plain_recipe(data={"source": source, "num_workers": workers, "max_damaged_share": 0.05})
+    seen = flat_values(all_views(recipe, tmp_path / "run"))
     assert sorted(seen[:40]) == sorted([*range(7), 9, 9, *range(9, 40)])
-    rows = [json.loads(row) for row in (tmp_path / "run" / DAMAGE_FILE).read_text().splitlines()]
+    rows = [json.loads(row) for row in (tmp_path / "run" / DAMAGED_TILES_FILE).read_text().splitlines()]
     assert sorted(row["tile"] for row in rows) == [7, 8]
     assert "wrong size" in next(row["reason"] for row in rows if row["tile"] == 8)
-    assert capsys.readouterr().err.count("the next good one takes its place") == 1
+    assert capsys.readouterr().err.count("the next readable tile replaces it") == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_damaged_tiles_end_the_views(tmp_path: Path, workers: int) -> None:
     tiles = flat_tiles(40)
     tiles[20:] = [b"not an image"] * 20
-    recipe = untouched(data={"source": write_tiles(tmp_path / "tiles", tiles), "num_workers": workers})
+    recipe = plain_recipe(data={"source": write_tiles(tmp_path / "tiles", tiles), "num_workers": workers})
     opened = open_training_tiles(recipe)
     log = DamageLog(recipe, len(opened), tmp_path / "run", resumed=False, first=True)
     steps = list(step_views(opened, recipe, CPU, 0, 0, log))
@@ -79,24 +81,24 @@ def test_too_many_damaged_tiles_end_the_views(tmp_path: Path, workers: int) -> N
     assert "data.max_damaged_share=0.01 allows 0 damaged tiles of 40" in log.explain()
 
 
-def test_pairs_of_one_place_are_the_two_views(tmp_path: Path) -> None:
+def test_paired_seasons_are_the_two_views(tmp_path: Path) -> None:
     source = write_tiles(tmp_path / "tiles", flat_tiles(40), flat_tiles(40, first=100))
-    recipe = untouched(data={"source": source, "image_column": "image", "pair_column": "image_pair"})
+    recipe = plain_recipe(data={"source": source, "image_column": "image", "pair_column": "image_pair"})
     views = all_views(recipe, tmp_path / "run")
-    first, second = values(views), values(views.flip(1))
+    first, second = flat_values(views), flat_values(views.flip(1))
     assert all(abs(a - b) == 100 for a, b in zip(first, second, strict=True))
     swapped = sum(a > b for a, b in zip(first, second, strict=True)) / len(first)
     assert 0.3 < swapped < 0.7  # 80 draws
     assert views.shape[1] == 2
 
 
-def test_a_place_keeps_its_own_parameters_when_another_tile_stands_in(tmp_path: Path) -> None:
+def test_replacement_of_a_damaged_tile_has_its_own_crops(tmp_path: Path) -> None:
     noise = [png(np.random.default_rng(n).integers(0, 256, (16, 16, 3), dtype=np.uint8)) for n in range(40)]
     noise[3] = b"broken"
     recipe = small_recipe(data={"source": write_tiles(tmp_path / "tiles", noise), "max_damaged_share": 0.1})
-    views = TwoViews(open_training_tiles(recipe), recipe)
-    stand_in, own = views[(0, 3)], views[(0, 4)]
-    assert stand_in.damaged[0][0] == 3
-    assert stand_in.crops is not None
+    dataset = TwoViewDataset(open_training_tiles(recipe), recipe)
+    replacement, own = dataset[(0, 3)], dataset[(0, 4)]
+    assert replacement.damaged[0][0] == 3
+    assert replacement.crops is not None
     assert own.crops is not None
-    assert not torch.equal(stand_in.crops[0].pixels, own.crops[0].pixels)
+    assert not torch.equal(replacement.crops[0].pixels, own.crops[0].pixels)

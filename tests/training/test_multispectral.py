@@ -1,4 +1,4 @@
-"""Thirteen bands of Sentinel-2, end to end: scene files → shards → a run → its views in a picture → features judged."""
+"""Thirteen bands of Sentinel-2 end to end: scene files, shards, a run, a preview, an evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moco_accel.processes.signals import StopRequest
 from moco_accel.recipe.bands import SENTINEL2
 from moco_accel.recipe.load import load_recipe, save_recipe
 from moco_accel.recipe.schema import Encoder
-from moco_accel.training.loop import run_training
+from moco_accel.training.run import run_training
 
 SCENE = Path(__file__).parents[1] / "fixtures" / "sentinel2"
 
@@ -32,7 +32,7 @@ def cli(app, *arguments: object) -> None:  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """64 tiles of 32 pixels, in two folders for want of labels."""
+    """Build 64 tiles of 32 pixels; two folders serve as labels."""
     folder = tmp_path_factory.mktemp("shards")
     source = folder / "scenes"
     for name in ("north", "south"):
@@ -64,19 +64,19 @@ def test_train_preview_and_evaluate(shards: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "views.png") as picture:
         colours = picture.getcolors(1 << 24)
     assert colours is not None
-    assert len(colours) > 1000  # tiles, not paper and ink
+    assert len(colours) > 1000  # more than those of text
 
     cli(eval_app, run)
     figures = json.loads((run / "summary.json").read_text())
-    # both folders hold the same tiles: whatever is voted for one of two twins is right for one of them
+    # both classes hold the same tiles, so each vote is right for one of two identical tiles
     assert figures["knn_top1"] == figures["knn_top1_random_init"] == 0.5
     assert (run / "neighbours.png").stat().st_size > 10_000
     saved, encoder, _ = load_encoder(run)
-    assert saved.data == resolved.data  # what an exported encoder has to be fed with
+    assert saved.data == resolved.data  # how an exported encoder must prepare its input
     assert patch_projection(encoder).weight.shape == (192, 13, 16, 16)
 
 
-def test_a_run_of_other_bands_is_refused_by_name(shards: Path, tmp_path: Path) -> None:
+def test_missing_bands_are_refused_by_name(shards: Path, tmp_path: Path) -> None:
     fields = small_recipe(
         encoder={"image_size": 32, "bands": 3},
         data={"source": str(shards), "scaling": "percentiles", "bands": ["B4", "B3", "B16"]},
@@ -89,8 +89,8 @@ def test_a_run_of_other_bands_is_refused_by_name(shards: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("name", "fans"), [("vit_tiny_patch16", 16 * 16), ("resnet18", None)])
-def test_the_first_layer_is_initialised_for_its_bands(name: str, fans: int | None) -> None:
-    """A ViT as in MoCo v3: uniform up to sqrt(6 / (bands · patch² + width)); a ResNet as in torchvision, by fan-out."""
+def test_first_layer_is_initialised_for_its_bands(name: str, fans: int | None) -> None:
+    """ViT: uniform within sqrt(6 / (bands · patch² + width)), as MoCo v3; ResNet: by fan-out, as torchvision."""
     torch.manual_seed(0)
     weight = patch_projection(build_encoder(Encoder(name=name, bands=13, image_size=32))).weight.detach()
     assert weight.shape[1] == 13

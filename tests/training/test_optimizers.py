@@ -1,4 +1,4 @@
-"""Optimizers by hand, schedules against hand-computed tables."""
+"""Optimizers and schedules against hand-computed values."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def paper_recipe(**moco: object) -> object:
         (40, 2.4e-3),
         (170, 1.2e-3),
         (105, 2.4e-3 * 0.8535533906),
-        # the last of 244 steps of the last epoch (a million tiles): ½ · lr · (π / (260 · 244))² / 2
+        # the last of 244 steps of the last epoch (1,000,000 tiles): ½ · lr · (π / (260 · 244))² / 2
         (299 + 243 / 244, 1.4713e-12),
         (300, 0.0),
     ],
 )
-def test_lr(epoch: float, lr: float) -> None:
+def test_lr_equals_hand_computed_values(epoch: float, lr: float) -> None:
     assert lr_at(paper_recipe(), epoch) == pytest.approx(lr, rel=1e-4 if epoch > 299 else 1e-9, abs=1e-18)
 
 
-def test_lr_of_a_warmup_shorter_than_an_epoch() -> None:
+def test_warmup_may_be_shorter_than_an_epoch() -> None:
     recipe = small_recipe(schedule={"epochs": 1, "warmup_epochs": 0.5})
     assert lr_at(recipe, 0.25) == pytest.approx(recipe.optimizer.lr / 2)
     assert lr_at(recipe, 0.75) == pytest.approx(recipe.optimizer.lr / 2)
@@ -45,26 +45,26 @@ def test_lr_of_a_warmup_shorter_than_an_epoch() -> None:
 
 
 @pytest.mark.parametrize(("epoch", "coefficient"), [(0, 0.99), (150, 0.995), (75, 0.9914644661), (300, 1.0)])
-def test_momentum_coefficient(epoch: float, coefficient: float) -> None:
+def test_momentum_coefficient_equals_hand_computed_values(epoch: float, coefficient: float) -> None:
     cosine = paper_recipe(momentum_schedule="cosine")
     assert momentum_coefficient_at(cosine, epoch) == pytest.approx(coefficient, rel=1e-9)
     assert momentum_coefficient_at(paper_recipe(), epoch) == 0.99
 
 
-def test_lars_by_hand() -> None:
+def test_lars_equals_hand_computed_values() -> None:
     matrix, bias = nn.Parameter(torch.tensor([[3.0, 4.0]])), nn.Parameter(torch.tensor([1.0]))
     optimizer = LARS([matrix, bias], lr=0.1, weight_decay=0.5)
     matrix.grad, bias.grad = torch.tensor([[-1.5, 1.0]]), torch.tensor([2.0])
     optimizer.step()
-    # g + wd p = (0, 3), scaled by .001 · 5 / 3 = (0, .005); the bias has neither decay nor scaling
+    # g + wd p = (0, 3), scaled by .001 · 5 / 3 = (0, .005); the bias gets neither
     torch.testing.assert_close(matrix.data, torch.tensor([[3.0, 4.0 - 0.1 * 0.005]]))
     torch.testing.assert_close(bias.data, torch.tensor([0.8]))
     optimizer.step()
-    # the velocity keeps 0.9 of itself
+    # 0.9 of the velocity stays
     torch.testing.assert_close(bias.data, torch.tensor([0.8 - 0.1 * (0.9 * 2 + 2)]))
 
 
-def test_lars_leaves_a_zero_parameter_its_plain_gradient() -> None:
+def test_lars_uses_the_plain_gradient_for_a_zero_parameter() -> None:
     zero = nn.Parameter(torch.zeros(1, 2))
     optimizer = LARS([zero], lr=1.0, weight_decay=0.5)
     zero.grad = torch.ones(1, 2)
@@ -73,7 +73,7 @@ def test_lars_leaves_a_zero_parameter_its_plain_gradient() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "lars"])
-def test_every_trainable_parameter_moves_and_no_other(name: str) -> None:
+def test_only_trainable_parameters_are_updated(name: str) -> None:
     recipe = small_recipe(optimizer={"name": name})
     moco = build_moco(recipe)
     optimizer = build_optimizer(recipe, moco)
@@ -86,7 +86,7 @@ def test_every_trainable_parameter_moves_and_no_other(name: str) -> None:
         assert torch.equal(parameter, old) != parameter.requires_grad
 
 
-def test_adamw_8bit_keeps_two_bytes_a_parameter_and_follows_adamw() -> None:
+def test_adamw_8bit_stores_two_bytes_per_parameter_and_follows_adamw() -> None:
     recipe = small_recipe(optimizer={"name": "adamw_8bit"})
     torch.manual_seed(0)
     start = torch.randn(64, 64)

@@ -1,4 +1,4 @@
-"""Our step against the paper's algorithm, plainly rewritten, over consecutive steps in float64."""
+"""The step equals a naive implementation of the paper's algorithm, over consecutive steps in float64."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parity_recipe(encoder: str, optimizer: str, frozen: bool, momentum_schedule:
     )
 
 
-def reference_of(recipe: Recipe) -> Reference:
+def build_reference(recipe: Recipe) -> Reference:
     torch.manual_seed(0)
     moco = build_moco(recipe)
     return Reference(
@@ -43,7 +43,7 @@ def reference_of(recipe: Recipe) -> Reference:
 
 
 def worst_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """Largest ‖ours − theirs‖ / ‖theirs‖ over the tensors, none counted as smaller than 1e-3 of all together.
+    """Return the largest ‖ours − theirs‖ / ‖theirs‖ of a tensor; norms below 1e-3 of the total count as that.
 
     The gradient of a key bias is 0 in exact arithmetic, and rounding noise has no relative accuracy.
     """
@@ -56,19 +56,19 @@ def worst_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "free"])
 @pytest.mark.parametrize("optimizer", ["adamw", "lars"])
 @pytest.mark.parametrize(("encoder", "micro"), [("vit_tiny_patch8", 2), ("resnet10", 8)])
-def test_equals_the_paper_at_every_step(
+def test_every_step_equals_the_paper(
     encoder: str, micro: int, optimizer: str, frozen: bool, momentum_schedule: str
 ) -> None:
     recipe = parity_recipe(encoder, optimizer, frozen, momentum_schedule, micro)
-    reference = reference_of(recipe)
+    reference = build_reference(recipe)
     torch.manual_seed(0)
     accelerator = build_accelerator(recipe, cpu=True)
     moco = build_moco(recipe)
     model, prepared = prepare(accelerator, moco, build_optimizer(recipe, moco))
     worst: dict[str, float] = {}
 
-    def hold(what: str, value: float) -> None:
-        worst[what] = max(worst.get(what, 0.0), value)
+    def record(name: str, value: float) -> None:
+        worst[name] = max(worst.get(name, 0.0), value)
 
     for step in range(STEPS):
         epoch = step * EPOCHS / STEPS
@@ -79,18 +79,18 @@ def test_equals_the_paper_at_every_step(
         expected = reference.step(x1, x2, epoch)
         set_lr(prepared, lr)
         result = train_step(accelerator, model, prepared, (x1.split(micro), x2.split(micro)), recipe, coefficient)
-        hold("loss", abs(result.loss.item() / expected - 1))
+        record("loss", abs(result.loss.item() / expected - 1))
         for name in ("encoder", "projector", "predictor", "momentum_encoder", "momentum_projector"):
-            compare(getattr(moco, name), getattr(reference, name), hold)
+            compare(getattr(moco, name), getattr(reference, name), record)
     assert max(worst.values()) <= 1e-10, worst  # worst measured: parameter 4e-12, gradient 4e-14, loss 3e-15
 
 
-def compare(ours: nn.Module, theirs: nn.Module, hold: Callable[[str, float], None]) -> None:
+def compare(ours: nn.Module, theirs: nn.Module, record: Callable[[str, float], None]) -> None:
     pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
-    hold("parameter", worst_difference([p.detach() for p, _ in pairs], [q.detach() for _, q in pairs]))
+    record("parameter", worst_difference([p.detach() for p, _ in pairs], [q.detach() for _, q in pairs]))
     assert all((p.grad is None) == (q.grad is None) for p, q in pairs)
     graded = [(p.grad, q.grad) for p, q in pairs if p.grad is not None and q.grad is not None]
     if graded:
-        hold("gradient", worst_difference([g for g, _ in graded], [h for _, h in graded]))
+        record("gradient", worst_difference([g for g, _ in graded], [h for _, h in graded]))
     if any(True for _ in ours.buffers()):
-        hold("buffer", worst_difference(list(ours.buffers()), list(theirs.buffers())))
+        record("buffer", worst_difference(list(ours.buffers()), list(theirs.buffers())))

@@ -1,4 +1,4 @@
-"""Mixed precision: loss scaling, skipped steps, and bf16's loss curve beside fp32's."""
+"""Mixed precision: loss scaling, skipped steps, and loss curves in bf16 and fp32."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from moco_accel.networks.moco import MoCo, build_moco
 from moco_accel.recipe.schema import Recipe
 from moco_accel.training.optimizers import build_optimizer, lr_at, set_lr
 from moco_accel.training.step import StepResult, build_accelerator, prepare, train_step
-from moco_accel.views.augment import AugmentedView, CropBatch, heaviest_photometry
+from moco_accel.views.augment import AugmentedView
+from moco_accel.views.crops import CropBatch
+from moco_accel.views.parameters import worst_case_photometry
 from planner.trace.autocast_rules import cuda_autocast_rules
 
-_OVERFLOWING = 2.0**127  # times a loss of 8 (at temperature 1) is past float32's largest number
+_OVERFLOWING = 2.0**127  # times a loss of 8 (at temperature 1) exceeds the range of float32
 _HOT = {"temperature": 1.0}
 
 
 class Trainer:
-    """A recipe's step on the CPU, with a gradient scaler if asked for one (Accelerate refuses fp16 itself there)."""
+    """Steps on the CPU, with a gradient scaler if `scale` is set (Accelerate does not support fp16 there)."""
 
     def __init__(self, recipe: Recipe, scale: float | None = None, vit_blocks: int = 12) -> None:
-        AcceleratorState._reset_state()  # it refuses a second precision in one process
+        AcceleratorState._reset_state()  # it allows one precision per process
         torch.manual_seed(0)
         self.recipe = recipe
         self.accelerator: Accelerator = build_accelerator(recipe, cpu=True)
@@ -46,17 +48,17 @@ class Trainer:
         first, second = (view.split(self.recipe.batch.micro_batch_size) for view in views)
         return train_step(self.accelerator, self.model, self.optimizer, (first, second), self.recipe, 0.9)
 
-    def side(self, name: str) -> list[Tensor]:
+    def parameters(self, name: str) -> list[Tensor]:
         return [p.detach().clone() for p in getattr(self.moco, name).parameters()]
 
 
-def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+def all_equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("contrast_over", ["global_batch", "micro_batch"])
-def test_a_scaled_step_is_the_step(contrast_over: str) -> None:
-    """A scale that is a power of two, fixed within the step, changes no bit."""
+def test_scaled_step_equals_the_unscaled_step(contrast_over: str) -> None:
+    """A scale that is a power of two changes no bit."""
     recipe = small_recipe(batch={"contrast_over": contrast_over})
     plain, scaled = Trainer(recipe), Trainer(recipe, scale=2.0**14)
     for seed in range(3):
@@ -66,11 +68,11 @@ def test_a_scaled_step_is_the_step(contrast_over: str) -> None:
     # the fused optimizer unscales in place
     assert torch.equal(all_gradients(scaled.moco), all_gradients(plain.moco))
     for name in ("encoder", "projector", "predictor", "momentum_encoder"):
-        assert equal(scaled.side(name), plain.side(name)), name
+        assert all_equal(scaled.parameters(name), plain.parameters(name)), name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "lars"])
-def test_a_skipped_step_changes_nothing_but_the_scale(optimizer: str) -> None:
+def test_skipped_step_changes_only_the_scale(optimizer: str) -> None:
     recipe = small_recipe(optimizer={"name": optimizer}, moco={"queue_size": 16} | _HOT)
     trainer = Trainer(recipe, scale=1024.0)
     trainer.step(make_views(recipe, 0))
@@ -79,30 +81,32 @@ def test_a_skipped_step_changes_nothing_but_the_scale(optimizer: str) -> None:
     assert trainer.step(make_views(recipe, 1)).skipped
     assert trainer.accelerator.scaler.get_scale() == _OVERFLOWING / 2
     for name in ("encoder", "projector", "predictor"):
-        assert equal(trainer.side(name), [p.detach() for p in getattr(before, name).parameters()]), name
+        assert all_equal(trainer.parameters(name), [p.detach() for p in getattr(before, name).parameters()]), name
     assert torch.equal(trainer.moco.queue, before.queue)
     assert torch.equal(trainer.moco.queue_start, before.queue_start)
 
 
-def test_the_momentum_side_moves_once_per_step_taken() -> None:
-    """Three overflows in a row: the momentum side takes in the query side of the first step once, not four times."""
+def test_momentum_encoder_is_updated_once_per_step_taken() -> None:
+    """After three overflows, the momentum encoder has averaged the encoder once, not four times."""
     recipe = small_recipe(moco=_HOT)
     trainer = Trainer(recipe, scale=1024.0)
     trainer.step(make_views(recipe, 0))
-    start, moved = trainer.side("momentum_encoder"), trainer.side("encoder")
+    start, moved = trainer.parameters("momentum_encoder"), trainer.parameters("encoder")
     for seed in (1, 2, 3):
         trainer.accelerator.scaler.update(_OVERFLOWING)
         assert trainer.step(make_views(recipe, seed)).skipped
     trainer.accelerator.scaler.update(1024.0)
     assert not trainer.step(make_views(recipe, 4)).skipped
-    for key, query, now in zip(start, moved, trainer.side("momentum_encoder"), strict=True):
+    for key, query, now in zip(start, moved, trainer.parameters("momentum_encoder"), strict=True):
         torch.testing.assert_close(now, 0.9 * key + 0.1 * query, rtol=1e-6, atol=1e-9)
-    assert not equal(start, trainer.side("momentum_encoder"))
-    trainer.step(make_views(recipe, 5))  # and once again after a step that was taken
-    assert not equal(trainer.side("momentum_encoder"), [0.9 * k + 0.1 * q for k, q in zip(start, moved, strict=True)])
+    assert not all_equal(start, trainer.parameters("momentum_encoder"))
+    trainer.step(make_views(recipe, 5))  # and again after a step that was taken
+    assert not all_equal(
+        trainer.parameters("momentum_encoder"), [0.9 * k + 0.1 * q for k, q in zip(start, moved, strict=True)]
+    )
 
 
-def test_that_a_step_was_skipped_survives_a_checkpoint() -> None:
+def test_checkpoint_keeps_that_a_step_was_skipped() -> None:
     trainer = Trainer(small_recipe(moco=_HOT), scale=_OVERFLOWING)
     trainer.step(make_views(trainer.recipe))
     restored = build_moco(trainer.recipe)
@@ -113,7 +117,7 @@ def test_that_a_step_was_skipped_survives_a_checkpoint() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_loss_and_normalisation_are_in_float32(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    # norms past fp16's largest number (65,504), which 16-bit normalisation would not survive
+    # norms exceed the range of fp16 (65,504), so normalisation in 16 bits would fail
     queries, keys = (3000 * torch.randn(8, 1024) for _ in range(2))
     with torch.autocast("cpu", dtype=dtype):
         loss = contrastive_loss(queries.to(dtype), keys.to(dtype), 0.2)
@@ -123,7 +127,7 @@ def test_loss_and_normalisation_are_in_float32(dtype: torch.dtype) -> None:
 
 
 def loss_curve(recipe: Recipe, steps: int) -> Tensor:
-    """Learns to tell 64 patterns apart under noise; one block deep, for bf16 is slow on most CPUs."""
+    """Train a ViT of one block to separate 64 patterns under noise; bf16 is slow on most CPUs."""
     trainer = Trainer(recipe, vit_blocks=1)
     batch, size = recipe.batch.global_batch_size, recipe.encoder.image_size
     patterns = torch.randn(64, 3, size, size, generator=torch.Generator().manual_seed(1))
@@ -148,12 +152,12 @@ def test_bf16_follows_fp32_for_200_steps() -> None:
             memory={"mixed_precision": precision},
         )
         curves[precision] = loss_curve(recipe, 200)
-    # a step's own loss scatters with its batch; the curve is the mean of 20
+    # the loss of a step varies with its batch, so the curve averages 20 steps
     fp32, bf16 = (curves[precision].view(10, 20).mean(1) for precision in ("no", "bf16"))
-    assert fp32[-1] < 0.8 * fp32[0], "there must be something to learn"
+    assert fp32[-1] < 0.8 * fp32[0], "nothing was learned"
     worst = (bf16 / fp32 - 1).abs().max().item()
-    every = (curves["bf16"] / curves["no"] - 1).abs().max().item()
-    print(f"fp32 {fp32[0]:.3f} → {fp32[-1]:.3f}; worst of the curve {worst:.2%}, of single steps {every:.2%}")
+    worst_step = (curves["bf16"] / curves["no"] - 1).abs().max().item()
+    print(f"fp32 {fp32[0]:.3f} → {fp32[-1]:.3f}; worst of the curve {worst:.2%}, of single steps {worst_step:.2%}")
     assert worst < 0.02  # measured: 0.87 %; a single step's loss 4.6 %
 
 
@@ -177,7 +181,7 @@ def test_fp16_trains_on_a_gpu() -> None:
 
 @pytest.fixture
 def no_onednn() -> Iterator[None]:
-    """Its kernels for AMX round a micro-batch's features otherwise than a whole batch's: gradients move by 5 %."""
+    """Turn off oneDNN: its AMX kernels round features by batch size, which changes gradients by 5 %."""
     torch._C._set_mkldnn_enabled(False)
     yield
     torch._C._set_mkldnn_enabled(True)
@@ -185,7 +189,7 @@ def no_onednn() -> Iterator[None]:
 
 @pytest.mark.parametrize("micro", [16, 1])
 def test_micro_batches_are_summed_in_fp32(micro: int, no_onednn: None) -> None:
-    """In bf16, sums of many micro-batches would lose what a bf16 number cannot hold: 1 in 256 of the sum."""
+    """In bf16, a sum over many micro-batches would lose 1 in 256."""
 
     def gradient(micro_batch_size: int) -> Tensor:
         sizes = {"micro_batch_size": micro_batch_size, "accumulation_steps": 128 // micro_batch_size}
@@ -201,7 +205,7 @@ def test_micro_batches_are_summed_in_fp32(micro: int, no_onednn: None) -> None:
 
 
 def test_query_key_and_value_share_a_cast() -> None:
-    """The features are those of three casts to the bit; the gradient is as near to fp32's as theirs, on average."""
+    """Features equal those of three casts to the bit; gradients are as close to fp32 on average."""
     recipe = small_recipe()
     errors = {True: 0.0, False: 0.0}
     for seed in range(6):
@@ -213,7 +217,7 @@ def test_query_key_and_value_share_a_cast() -> None:
             encoder = build_encoder(recipe.encoder)
             for layer in [] if shared else encoder.vit.layers:
                 layer.layernorm_before._forward_hooks.clear()
-            # a CPU's own rules give the norm's output in bf16 already
+            # the autocast rules of CPUs already give the norm's output in bf16
             with cuda_autocast_rules(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False, enabled=half):
                 features = encoder(x)
             (features * d).sum().backward()
@@ -228,14 +232,14 @@ def test_query_key_and_value_share_a_cast() -> None:
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_pixels_are_made_in_float32_in_the_midst_of_autocast(on_gpu: bool) -> None:
-    """The step asks for a micro-batch inside its autocast, which would run the blur's convolution in 16 bits."""
+def test_pixels_are_augmented_in_float32_under_autocast(on_gpu: bool) -> None:
+    """The step accesses micro-batches under autocast, which would run the blur's convolution in 16 bits."""
     recipe = small_recipe(memory={"mixed_precision": "bf16"})
     crops = CropBatch(
-        torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), [heaviest_photometry(recipe)] * 4, [1, 2, 3, 4]
+        torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), [worst_case_photometry(recipe)] * 4, [1, 2, 3, 4]
     )
-    apart = AugmentedView([crops, crops], recipe, torch.device("cpu"), on_gpu)[0]
+    outside = AugmentedView([crops, crops], recipe, torch.device("cpu"), on_gpu)[0]
     with torch.autocast("cpu", torch.bfloat16):
         inside = AugmentedView([crops, crops], recipe, torch.device("cpu"), on_gpu)[0]
     assert inside.dtype == torch.float32
-    assert torch.equal(inside, apart)
+    assert torch.equal(inside, outside)

@@ -1,4 +1,4 @@
-"""What is said of a run, and when; and the panel that shows it."""
+"""The health of a run, its panel and its console lines."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from support.recipes import small_recipe
 
-from moco_accel.training.console import Shown, line, panel
-from moco_accel.training.run_health import verdict
+from moco_accel.training.console import RunState, format_row, render_panel
+from moco_accel.training.run_health import assess_health
 
 ROW: dict[str, Any] = {
     "step": 1199,
@@ -29,7 +29,7 @@ ROW: dict[str, Any] = {
     "card_memory_mib": 8192,
     "seconds": 7200.0,
 }
-EXAMINED: dict[str, Any] = {
+EVALUATION: dict[str, Any] = {
     "step": 1220,
     "epoch": 10,
     "knn_epoch": 10,
@@ -46,69 +46,89 @@ RECIPE = small_recipe(schedule={"epochs": 12, "warmup_epochs": 1})
 
 
 @pytest.mark.parametrize(
-    ("row", "examined", "level", "text"),
+    ("row", "evaluation", "level", "text"),
     [
-        ({}, {}, "well", "well: kNN 75.6% (random initialisation 60.1%, mean colour 63.5%), RankMe 120 of 384"),
-        ({"feature_std": 0.019}, {}, "ill", "collapsed: all features are one point (standard deviation 0.019 of 1)"),
-        ({}, {"rank_me": 3.1}, "ill", "collapsing: features fill 3.1 of 384 dimensions (RankMe), however the loss"),
-        ({"loss": 1.66}, {}, "ill", "learns nothing: the loss is at its chance level, 1.66, after the warm-up"),
-        ({"loss": 1.66, "epoch": 1.5}, {}, "well", "well: kNN"),
-        ({}, {"knn_top1": 0.61}, "look", "kNN 61.0% does not beat mean colour 63.5%"),
-        ({}, {"knn_top1": 0.5}, "look", "kNN 50.0% does not beat random initialisation 60.1% or mean colour 63.5%"),
-        ({"epoch": 2.9}, {"knn_top1": 0.5}, "well", "well: kNN 50.0%"),
-        ({"skipped_steps": 50}, {}, "look", "50 steps skipped for fp16 overflow; memory.mixed_precision=bf16"),
-        ({"data_wait_share": 0.31}, {}, "look", "31% of the time goes to waiting for data; a larger data.num_w"),
-        ({"damaged_tiles": 3}, {}, "look", "3 damaged tiles replaced by others; damaged_tiles.jsonl lists them"),
+        ({}, {}, "healthy", "healthy: kNN 75.6% (random initialisation 60.1%, mean colour 63.5%), RankMe 120 of 384"),
+        (
+            {"feature_std": 0.019},
+            {},
+            "unhealthy",
+            "collapsed: all features are the same (standard deviation 0.019 of 1)",
+        ),
+        (
+            {},
+            {"rank_me": 3.1},
+            "unhealthy",
+            "collapsing: features fill 3.1 of 384 dimensions (RankMe), even if the loss",
+        ),
+        ({"loss": 1.66}, {}, "unhealthy", "learns nothing: after the warm-up, the loss is at its chance level, 1.66"),
+        ({"loss": 1.66, "epoch": 1.5}, {}, "healthy", "healthy: kNN"),
+        ({}, {"knn_top1": 0.61}, "warning", "kNN 61.0% does not beat mean colour 63.5%"),
+        ({}, {"knn_top1": 0.5}, "warning", "kNN 50.0% does not beat random initialisation 60.1% or mean colour 63.5%"),
+        ({"epoch": 2.9}, {"knn_top1": 0.5}, "healthy", "healthy: kNN 50.0%"),
+        (
+            {"skipped_steps": 50},
+            {},
+            "warning",
+            "50 steps skipped because of fp16 overflow; try memory.mixed_precision=bf16",
+        ),
+        (
+            {"data_wait_share": 0.31},
+            {},
+            "warning",
+            "31% of the time is spent waiting for data; try a larger data.num_workers",
+        ),
+        ({"damaged_tiles": 3}, {}, "warning", "3 damaged tiles replaced by others; damaged_tiles.jsonl lists them"),
     ],
 )
-def test_the_worst_is_said(row: dict[str, Any], examined: dict[str, Any], level: str, text: str) -> None:
-    found = verdict(RECIPE, ROW | row, EXAMINED | examined)
+def test_health_is_the_worst_finding(row: dict[str, Any], evaluation: dict[str, Any], level: str, text: str) -> None:
+    found = assess_health(RECIPE, ROW | row, EVALUATION | evaluation)
     assert (found.level, found.text[: len(text)]) == (level, text)
 
 
-def test_without_labels_or_evaluations() -> None:
-    bare = {name: value for name, value in EXAMINED.items() if not name.startswith("knn")}
-    assert verdict(RECIPE, ROW, bare).text == "well: RankMe 120 of 384"
-    assert verdict(RECIPE, ROW, None).text == "well so far"
+def test_health_without_labels_or_evaluations() -> None:
+    unlabelled = {name: value for name, value in EVALUATION.items() if not name.startswith("knn")}
+    assert assess_health(RECIPE, ROW, unlabelled).text == "healthy: RankMe 120 of 384"
+    assert assess_health(RECIPE, ROW, None).text == "healthy so far"
 
 
-def said(shown: Shown) -> list[str]:
+def panel_rows(state: RunState) -> list[str]:
     console = Console(width=110, record=True, file=StringIO())
-    console.print(panel(shown))
+    console.print(render_panel(state))
     return [row.strip("│╭╮╰╯─ ") for row in console.export_text().splitlines()]
 
 
-def test_the_panel_says_it_all() -> None:
-    shown = Shown(
-        RECIPE, "runs/mine", 36600, 0, 1220, 7200.0, 8192, True, ROW, EXAMINED, verdict(RECIPE, ROW, EXAMINED)
+def test_panel_of_a_running_run() -> None:
+    state = RunState(
+        RECIPE, "runs/mine", 36600, 0, 1220, 7200.0, 8192, True, ROW, EVALUATION, assess_health(RECIPE, ROW, EVALUATION)
     )
-    rows = said(shown)
+    rows = panel_rows(state)
     assert rows[0].startswith("vit_tiny_patch8 · global batch 8 · runs/mine")
-    for words in (
+    for text in (
         "step 1,220 of 36,600",
-        "2 days, 10:00:00 left, 2:00:00 gone",
+        "2 days, 10:00:00 left, 2:00:00 elapsed",
         "1 of 12",
-        "loss      1.200  chance 1.66   features' spread 0.80",
+        "loss      1.200  chance 1.66   feature std 0.80",
         "lr 1.20e-03   momentum coefficient 0.9900",
         "812 tiles/s   1.2% waiting for data",
-        "peak 4,911 MiB, planned 5,050, card 8,192",
+        "peak 4,911 MiB, planned 5,050, GPU 8,192",
         "75.6% (random initialisation 60.1%, mean colour 63.5%)   after epoch 10, 1.2% of the time",
         "RankMe 120 of 384   alignment 0.31   uniformity -2.10",
-        "● well: kNN 75.6%",
+        "● healthy: kNN 75.6%",
     ):
-        assert any(words in row for row in rows), (words, rows)
+        assert any(text in row for row in rows), (text, rows)
 
 
-def test_the_panel_of_a_run_that_has_done_nothing_and_of_one_that_is_done() -> None:
-    assert any("step 0 of 24" in row for row in said(Shown(RECIPE, "runs/[b]", 24)))
-    done = said(Shown(RECIPE, "r", 24, 0, 24, 10.0))
+def test_panel_before_the_first_and_after_the_last_step() -> None:
+    assert any("step 0 of 24" in row for row in panel_rows(RunState(RECIPE, "runs/[b]", 24)))
+    done = panel_rows(RunState(RECIPE, "r", 24, 0, 24, 10.0))
     assert any("12 of 12" in row for row in done)
-    assert any("0:00:00 left, 0:00:10 gone" in row for row in done)
+    assert any("0:00:00 left, 0:00:10 elapsed" in row for row in done)
 
 
-def test_without_a_terminal_a_row_is_a_line() -> None:
+def test_row_as_a_console_line() -> None:
     row = ROW | {"skipped_steps": 2, "damaged_tiles": 1}
-    assert line(Shown(RECIPE, "r", 36600, on_gpu=True), row) == (
+    assert format_row(RunState(RECIPE, "r", 36600, on_gpu=True), row) == (
         "step 1199/36600  loss [bold]1.200[/] (chance 1.66)  lr 1.20e-03  m 0.9900  812 tiles/s  1% data wait  "
         "std 0.80  VRAM 4911 MiB (plan 5050)  [yellow]2 steps skipped (fp16 overflow)[/]  "
         "[yellow]1 damaged tiles replaced[/]"

@@ -1,4 +1,4 @@
-"""The step against itself in other micro-batch sizes, and its parts; test_parity.py holds it against the paper."""
+"""Properties of the step and its parts; test_parity.py compares the step with the paper."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from planner.trace.fake_processes import fresh_accelerate
 pytestmark = pytest.mark.usefixtures("float64", "few_blocks")
 
 
-def our_steps(recipe: Recipe, steps: int, momentum_coefficient: float = 0.99) -> tuple[list[float], MoCo]:
+def run_steps(recipe: Recipe, steps: int, momentum_coefficient: float = 0.99) -> tuple[list[float], MoCo]:
     torch.manual_seed(0)
     accelerator = build_accelerator(recipe, cpu=True)
     moco = build_moco(recipe)
@@ -39,14 +39,14 @@ def our_steps(recipe: Recipe, steps: int, momentum_coefficient: float = 0.99) ->
 @pytest.mark.parametrize("micro", [1, 8, 24])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("keep_last", [False, True])
-def test_micro_batches_leave_the_gradient_alone(micro: int, checkpointing: bool, keep_last: bool) -> None:
+def test_micro_batches_do_not_change_the_gradient(micro: int, checkpointing: bool, keep_last: bool) -> None:
     def batch_of_48(micro: int) -> dict[str, int]:
         return {"global_batch_size": 48, "micro_batch_size": micro, "accumulation_steps": 48 // micro}
 
-    whole, expected = our_steps(small_recipe(batch=batch_of_48(48)), steps=1)
+    whole, expected = run_steps(small_recipe(batch=batch_of_48(48)), steps=1)
     memory = {"activation_checkpointing": checkpointing, "keep_last_micro_batch": keep_last}
     recipe = small_recipe(batch=batch_of_48(micro), memory=memory)
-    losses, moco = our_steps(recipe, steps=1)
+    losses, moco = run_steps(recipe, steps=1)
     assert losses == pytest.approx(whole, rel=1e-13)
     gradients, expected_gradients = all_gradients(moco), all_gradients(expected)
     error = ((gradients - expected_gradients).norm() / expected_gradients.norm()).item()
@@ -56,7 +56,7 @@ def test_micro_batches_leave_the_gradient_alone(micro: int, checkpointing: bool,
 
 @pytest.mark.parametrize("micro", [8, 4, 2])
 @pytest.mark.parametrize("keep_last", [True, False])
-def test_a_last_micro_batch_that_is_kept_is_not_recomputed(micro: int, keep_last: bool) -> None:
+def test_last_micro_batch_is_kept_or_recomputed(micro: int, keep_last: bool) -> None:
     batch = {"micro_batch_size": micro, "accumulation_steps": 8 // micro}
     recipe = small_recipe(batch=batch, memory={"keep_last_micro_batch": keep_last})
     moco = build_moco(recipe)
@@ -71,25 +71,25 @@ def test_a_last_micro_batch_that_is_kept_is_not_recomputed(micro: int, keep_last
 
 def test_recomputation_updates_running_statistics_once() -> None:
     encoder = {"name": "resnet18", "image_size": 32}
-    _, moco = our_steps(small_recipe(encoder=encoder, memory={"activation_checkpointing": True}), steps=1)
+    _, moco = run_steps(small_recipe(encoder=encoder, memory={"activation_checkpointing": True}), steps=1)
     assert moco.encoder.bn1.num_batches_tracked == 4  # two views of two micro-batches, forward only
     assert moco.encoder.layer1[0].bn1.num_batches_tracked == 4
     assert moco.projector[1].num_batches_tracked == 2  # heads see whole views
     assert all(m.momentum == 0.1 for m in moco.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_ghost_batch_norm_gradient_is_exact_for_its_function() -> None:
-    """A ResNet in micro-batches equals the same ResNet run on each micro-batch and concatenated, nothing recomputed."""
+def test_ghost_batch_norm_has_the_exact_gradient() -> None:
+    """A ResNet in micro-batches equals the same ResNet run on each micro-batch without recomputation."""
     recipe = small_recipe(encoder={"name": "resnet18", "image_size": 32})
-    _, ours = our_steps(recipe, steps=1)
+    _, ours = run_steps(recipe, steps=1)
     torch.manual_seed(0)
     moco = build_moco(recipe)
-    moco.update_momentum_side(0.99)
+    moco.update_momentum_encoder(0.99)
     x1, x2 = (view.split(4) for view in make_views(recipe))
-    for queries_of, keys_of in ((x1, x2), (x2, x1)):
+    for query_view, key_view in ((x1, x2), (x2, x1)):
         with torch.no_grad():
-            keys = moco.momentum_projector(torch.cat([moco.momentum_encoder(x) for x in keys_of]))
-        queries = moco.predictor(moco.projector(torch.cat([moco.encoder(x) for x in queries_of])))
+            keys = moco.momentum_projector(torch.cat([moco.momentum_encoder(x) for x in key_view]))
+        queries = moco.predictor(moco.projector(torch.cat([moco.encoder(x) for x in query_view])))
         contrast(queries, keys, recipe.moco.temperature).backward()
     for parameter, other in zip(ours.parameters(), moco.parameters(), strict=True):
         if parameter.grad is not None:
@@ -98,7 +98,7 @@ def test_ghost_batch_norm_gradient_is_exact_for_its_function() -> None:
 
 
 class DroppingBlock(nn.Module):
-    """A residual branch under dropout and, a whole tile at a time, drop-path."""
+    """A residual branch with dropout, and drop-path for whole tiles."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class DroppingBlock(nn.Module):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_dropout_and_drop_path_are_replayed(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gradient is that of the very masks of the forward: equal with recomputation and without."""
+    """The gradient uses the masks of the forward: it is the same with and without recomputation."""
     recipe = small_recipe(memory={"activation_checkpointing": checkpointing})
 
     def gradient() -> Tensor:
@@ -125,13 +125,14 @@ def test_dropout_and_drop_path_are_replayed(checkpointing: bool, monkeypatch: py
         return all_gradients(moco)
 
     replayed = gradient()
-    monkeypatch.setattr("moco_accel.networks.moco.recomputed_apart", lambda function, module, *args: function(*args))
+    checkpoint = "moco_accel.networks.moco.checkpoint_reentrant"
+    monkeypatch.setattr(checkpoint, lambda function, module, *args: function(*args))
     kept = gradient()
     error = ((replayed - kept).norm() / kept.norm()).item()
     assert error < 1e-12, error  # worst measured: 0
 
 
-def test_uneven_micro_batches_leave_the_gradient_alone() -> None:
+def test_uneven_micro_batches_do_not_change_the_gradient() -> None:
     recipe = small_recipe()
     gradients = []
     for sizes in ([8], [5, 3], [1, 4, 3]):
@@ -148,10 +149,10 @@ def test_uneven_micro_batches_leave_the_gradient_alone() -> None:
 
 def test_contrast_over_micro_batch_is_plain_accumulation() -> None:
     recipe = small_recipe(batch={"contrast_over": "micro_batch"})
-    losses, ours = our_steps(recipe, steps=1)
+    losses, ours = run_steps(recipe, steps=1)
     torch.manual_seed(0)
     moco = build_moco(recipe)
-    moco.update_momentum_side(0.99)
+    moco.update_momentum_encoder(0.99)
     x1, x2 = (view.split(4) for view in make_views(recipe))
     total = 0.0
     for a, b in zip(x1, x2, strict=True):
@@ -167,13 +168,13 @@ def test_contrast_over_micro_batch_is_plain_accumulation() -> None:
             torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_momentum_side_moves_once_per_step() -> None:
+def test_momentum_encoder_is_updated_once_per_step() -> None:
     recipe = small_recipe(batch={"micro_batch_size": 1, "accumulation_steps": 8})
     torch.manual_seed(0)
     start = copy.deepcopy(build_moco(recipe))
-    _, moco = our_steps(recipe, steps=2, momentum_coefficient=0.75)
-    # the first update sees equal sides; the second sees the query side after one optimizer step
-    _, after_one = our_steps(recipe, steps=1, momentum_coefficient=0.75)
+    _, moco = run_steps(recipe, steps=2, momentum_coefficient=0.75)
+    # the first update sees equal parameters, the second those after one optimizer step
+    _, after_one = run_steps(recipe, steps=1, momentum_coefficient=0.75)
     for p0, p1, p_k in zip(
         start.encoder.parameters(), after_one.encoder.parameters(), moco.momentum_encoder.parameters(), strict=True
     ):
@@ -192,8 +193,8 @@ def test_queue_is_first_in_first_out_and_normalised() -> None:
 
 
 @pytest.mark.parametrize("contrast_over", ["global_batch", "micro_batch"])
-def test_a_step_enqueues_k2_once_and_nothing_else(contrast_over: str) -> None:
-    """And its negatives are the queue as it was, beside the step's own keys."""
+def test_step_enqueues_k2_once(contrast_over: str) -> None:
+    """Its negatives are the step's own keys and the queue before the step."""
     recipe = small_recipe(moco={"queue_size": 24}, batch={"contrast_over": contrast_over})
     torch.manual_seed(0)
     moco = build_moco(recipe)
@@ -206,7 +207,7 @@ def test_a_step_enqueues_k2_once_and_nothing_else(contrast_over: str) -> None:
             q1, q2 = (moco.predictor(moco.projector(moco.encoder(x))) for x in (x1, x2))
         loss += sum(contrast(q, torch.cat([k, before]), 0.2).item() for q, k in ((q1, k2), (q2, k1))) / len(groups)
         enqueued.append(functional.normalize(k2, dim=1))
-    losses, ours = our_steps(recipe, steps=1)
+    losses, ours = run_steps(recipe, steps=1)
     assert losses == pytest.approx([loss], rel=1e-12)
     assert ours.queue_start.item() == 8
     torch.testing.assert_close(ours.queue[:8], torch.cat(enqueued), rtol=1e-12, atol=1e-14)
@@ -217,12 +218,12 @@ def test_a_step_enqueues_k2_once_and_nothing_else(contrast_over: str) -> None:
 def test_loss_starts_near_chance() -> None:
     batch = {"global_batch_size": 64, "micro_batch_size": 64, "accumulation_steps": 1}
     recipe = small_recipe(batch=batch, moco={"projector_hidden_dim": 512, "output_dim": 256})
-    losses, _ = our_steps(recipe, steps=1)
+    losses, _ = run_steps(recipe, steps=1)
     assert losses[0] == pytest.approx(recipe.chance_loss, rel=0.1)
 
 
 def test_gradients_are_views_of_one_buffer_throughout() -> None:
-    """Of two processes: what is sent is what accumulates, so that there is one copy of the gradients."""
+    """On two ranks, the averaged buffer is the one that accumulates, so that gradients exist once."""
     recipe = small_recipe(hardware={"num_devices": 2}, batch={"global_batch_size": 16})
     with fresh_accelerate(2):
         accelerator = build_accelerator(recipe, cpu=True)
@@ -234,7 +235,7 @@ def test_gradients_are_views_of_one_buffer_throughout() -> None:
             return {p.grad.untyped_storage().data_ptr() for p in trainable if p.grad is not None}
 
         before = storages()
-        assert before == {moco.gradient.untyped_storage().data_ptr()}
+        assert before == {moco.gradient_buffer.untyped_storage().data_ptr()}
         assert all(p.grad is not None and p.grad.stride() == p.stride() for p in trainable)
         first, second = (view[:8].split(4) for view in make_views(recipe))
         train_step(accelerator, model, optimizer, (first, second), recipe, 0.99)

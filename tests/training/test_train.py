@@ -1,4 +1,4 @@
-"""The entry point for real: launched, on two processes, killed and resumed, and given what it must refuse."""
+"""The command itself: launched, on two ranks, killed and resumed, and with mistakes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import datasets
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
-from support.launches import ENVIRONMENT, ROOT, TORCHRUN, TRAIN, launch, rows
 from support.recipes import small_recipe
+from support.trainer_processes import ENVIRONMENT, ROOT, TORCHRUN, TRAIN, launch, rows
 from typer.testing import CliRunner
 
 from moco_accel.checkpoints.run_folder import load_encoder
@@ -36,7 +36,7 @@ def recipe_file(tmp_path: Path, tiles_folder: Path) -> Path:
     return tmp_path / "small.yaml"
 
 
-def test_accelerate_launch_leaves_a_whole_run(recipe_file: Path, tmp_path: Path) -> None:
+def test_accelerate_launch_writes_a_complete_run(recipe_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     accelerate = [str(Path(sys.executable).with_name("accelerate")), "launch"]
     config = ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml")]
@@ -61,8 +61,8 @@ def test_accelerate_launch_leaves_a_whole_run(recipe_file: Path, tmp_path: Path)
     assert all((saved[f"encoder.{name}"] == value).all() for name, value in encoder.state_dict().items())
 
 
-def test_a_run_is_a_function_of_recipe_and_data(recipe_file: Path, tmp_path: Path) -> None:
-    """40 tiles in batches of 12, 21 steps: on 1 and 2 processes, 0 and 3 loader workers, resumed and not."""
+def test_result_depends_only_on_recipe_and_data(recipe_file: Path, tmp_path: Path) -> None:
+    """40 tiles in batches of 12, 21 steps: on 1 and 2 ranks, with 0 and 3 loader workers, resumed and not."""
 
     def losses(name: str, processes: int, workers: int, *more: str) -> list[float]:
         changes = ["schedule.epochs=7", "batch.global_batch_size=12", f"optimizer.lr={1.5e-4 * 12 / 256}"]
@@ -95,16 +95,16 @@ def test_a_run_is_a_function_of_recipe_and_data(recipe_file: Path, tmp_path: Pat
     [
         ["moco.queue_size=24"],
         ["optimizer.name=adamw_8bit"],
-        # a ResNet's weights, and so its optimizer's state, lie channels_last
+        # weights and optimizer state of a ResNet are channels_last
         ["encoder.name=resnet10", "encoder.freeze_patch_projection=false"],
     ],
     ids=["vit queue", "8-bit", "resnet"],
 )
-def test_a_killed_run_resumes_to_the_same_end(recipe_file: Path, tmp_path: Path, changes: list[str]) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+def test_killed_run_resumes_to_the_same_end(recipe_file: Path, tmp_path: Path, changes: list[str]) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     overrides = [word for change in ("schedule.epochs=12", *changes) for word in ("--set", change)]
     arguments = ["--recipe", str(recipe_file), *overrides]
-    assert launch([sys.executable, TRAIN], *arguments, "--output-dir", str(whole)).returncode == 0
+    assert launch([sys.executable, TRAIN], *arguments, "--output-dir", str(undisturbed)).returncode == 0
     process = subprocess.Popen(
         [sys.executable, TRAIN, *arguments, "--output-dir", str(killed)], env=ENVIRONMENT, stderr=subprocess.DEVNULL
     )
@@ -117,10 +117,10 @@ def test_a_killed_run_resumes_to_the_same_end(recipe_file: Path, tmp_path: Path,
     done = launch([sys.executable, TRAIN], *arguments, "--output-dir", str(killed), "--resume")
     assert done.returncode == 0, done.stderr[-3000:]
     assert [row["step"] for row in rows(killed)] == list(range(60))
-    assert [row["loss"] for row in rows(killed)] == [row["loss"] for row in rows(whole)]
+    assert [row["loss"] for row in rows(killed)] == [row["loss"] for row in rows(undisturbed)]
     for file in ("model.safetensors", "optimizer.safetensors"):
-        ends = [(run / "checkpoints" / "step_00000060" / file).read_bytes() for run in (whole, killed)]
-        assert ends[0] == ends[1], file
+        contents = [(run / "checkpoints" / "step_00000060" / file).read_bytes() for run in (undisturbed, killed)]
+        assert contents[0] == contents[1], file
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_killed_run_resumes_to_the_same_end(recipe_file: Path, tmp_path: Path,
         (["data.image_column=picture"], "data.image_column='picture'"),
         (
             ["hardware.vram_gib=8"],
-            "hardware.vram_gib=8 wants a GPU and torch sees none here; --recipe recipes/cpu_demo.yaml",
+            "hardware.vram_gib=8 needs a GPU and torch finds none here; --recipe recipes/cpu_demo.yaml",
         ),
         (["memory.mixed_precision=fp16"], "memory.mixed_precision=bf16 works on a CPU"),
         (
@@ -146,7 +146,7 @@ def test_a_killed_run_resumes_to_the_same_end(recipe_file: Path, tmp_path: Path,
     ],
 )
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="messages of a machine without a GPU")
-def test_mistakes_end_in_one_line_and_exit_code_2(
+def test_user_errors_are_one_line_with_exit_code_2(
     recipe_file: Path, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     arguments = ["--recipe", str(recipe_file), "--output-dir", str(tmp_path / "run")]
@@ -160,10 +160,10 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_finished_folder_is_not_overwritten_and_science_does_not_change_on_resume(
+def test_finished_run_is_not_overwritten_and_resume_refuses_other_results(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiles, run = tmp_path / "tiles [" / "b] C: x", tmp_path / "r2 [" / "b]"  # rich would read [/b] as markup
+    tiles, run = tmp_path / "tiles [" / "b] C: x", tmp_path / "r2 [" / "b]"  # rich could read [/b] as markup
     tiles.parent.mkdir()
     tiles.symlink_to(load_recipe(recipe_file).data.source)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -172,20 +172,20 @@ def test_a_finished_folder_is_not_overwritten_and_science_does_not_change_on_res
     first = CliRunner().invoke(app, arguments)
     assert first.exit_code == 0, first.stderr
     lines = first.stderr.splitlines()
-    assert sum(line.endswith(f" · {run}") for line in lines) == 2  # as it starts and ends
+    assert sum(line.endswith(f" · {run}") for line in lines) == 2  # at start and end
     assert any(f"tiles of {tiles} as an arrow cache" in line for line in lines)
     assert load_recipe(run / "recipe.yaml").data.source == str(tiles)
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 2
-    assert f"--output-dir={run} already holds a run; --resume goes on with it" in again.stderr
+    assert f"--output-dir={run} already holds a run; --resume continues it" in again.stderr
     changed = CliRunner().invoke(app, [*arguments, "--resume", "--set", "moco.temperature=0.5"])
     assert changed.exit_code == 2
     assert "moco.temperature=0.5 differs from the run's 0.2" in changed.stderr
     named = CliRunner().invoke(app, [*arguments, "--resume", "--set", "data.stored_bands=[r, g, b]"])
-    assert "; --set data.stored_bands=null goes on with it" in named.stderr
+    assert "; --set data.stored_bands=null continues the run" in named.stderr
 
 
-def test_a_loss_that_is_no_number_ends_the_run(recipe_file: Path, tmp_path: Path) -> None:
+def test_nan_loss_ends_the_run(recipe_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["--recipe", str(recipe_file), "--output-dir", str(run), "--set", "run.checkpoint_every_steps=1"]
     first = ["--set", "schedule.warmup_epochs=0.2"]  # step 0 at lr 0
@@ -195,12 +195,12 @@ def test_a_loss_that_is_no_number_ends_the_run(recipe_file: Path, tmp_path: Path
     error = result.stderr.splitlines()[-1]
     assert re.search(r"error: the (loss|sum of all parameters) is (nan|inf|-inf) at step [1-4]; ", error)
     assert f"{run / 'checkpoints' / 'step_0000000'}" in error
-    assert "is the last good checkpoint. What helps: a lower optimizer.base_lr" in error
+    assert "is the last good checkpoint. Try: a lower optimizer.base_lr" in error
     saved = load_file(run / "checkpoints" / (run / "latest").read_text().strip() / "model.safetensors")
     assert all(value.isfinite().all() for value in saved.values())
 
 
-def test_collapse_is_said_loudly(recipe_file: Path, tmp_path: Path) -> None:
+def test_collapse_is_printed_once(recipe_file: Path, tmp_path: Path) -> None:
     black = datasets.Dataset.from_dict(
         {"image": [Image.new("RGB", (20, 20))] * 40}, features=datasets.Features({"image": datasets.Image()})
     )
@@ -211,9 +211,9 @@ def test_collapse_is_said_loudly(recipe_file: Path, tmp_path: Path) -> None:
     changes += ["run.log_every_steps=50", "run.checkpoint_every_steps=200"]
     result = CliRunner().invoke(app, [*arguments, *(word for change in changes for word in ("--set", change))])
     assert result.exit_code == 0, result.stderr
-    said = [line for line in result.stderr.splitlines() if line.startswith("COLLAPSED:")]
-    assert len(said) == 1
-    assert "for 100 steps, to step 99" in said[0]
+    lines = [line for line in result.stderr.splitlines() if line.startswith("COLLAPSED:")]
+    assert len(lines) == 1
+    assert "for 100 steps, to step 99" in lines[0]
 
 
 def test_help_shows_an_example() -> None:
@@ -223,39 +223,39 @@ def test_help_shows_an_example() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "platform", "wanted", "expected", "said"),
+    ("environment", "platform", "enabled", "expected", "message"),
     [
         ({}, "linux", True, "expandable_segments:True", ""),
-        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "linux", True, None, "your environment says backend:native"),
-        ({}, "win32", True, None, "only Linux has them"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "linux", True, None, "your environment sets backend:native"),
+        ({}, "win32", True, None, "only Linux supports it"),
         ({}, "linux", False, None, ""),
     ],
-    ids=["set", "the environment's word stands", "not on Linux", "switched off"],
+    ids=["set", "the environment decides", "not on Linux", "disabled"],
 )
-def test_the_allocator_is_told_or_the_user_is(
+def test_expandable_segments_are_set_or_reported(
     environment: dict[str, str],
     platform: str,
-    wanted: bool,
+    enabled: bool,
     expected: str | None,
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.setenv(name, "")  # restored after the test
         monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.platform", platform)
-    set_allocator(wanted)
+    set_allocator(enabled)
     assert os.environ.get("PYTORCH_ALLOC_CONF") == expected
-    assert said in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_two_processes_stop_together_when_one_meets_too_many_damaged_tiles(
+def test_two_ranks_stop_together_if_one_reads_too_many_damaged_tiles(
     recipe_file: Path, tiles_folder: Path, tmp_path: Path
 ) -> None:
-    """One damaged tile of 40 is met by one process in a step; the other would wait for its keys for ever."""
+    """One of 40 tiles is damaged, so one rank reads it; the other would wait for its keys forever."""
     encoded = datasets.Image(decode=False)
     stored = datasets.Dataset.from_parquet(str(tiles_folder / "*.parquet")).cast_column("image", encoded)["image"]
     images = [{"bytes": b"" if index == 17 else tile["bytes"], "path": None} for index, tile in enumerate(stored)]
@@ -269,12 +269,12 @@ def test_two_processes_stop_together_when_one_meets_too_many_damaged_tiles(
     done = launch(command, "--recipe", str(recipe_file), "--output-dir", str(tmp_path / "run"), *overrides)
     assert done.returncode != 0
     assert time.perf_counter() - started < 120
-    assert done.stderr.count("error: data.max_damaged_share=0.01 allows 0 damaged tiles of 40") == 2  # from either
+    assert done.stderr.count("error: data.max_damaged_share=0.01 allows 0 damaged tiles of 40") == 2  # from each rank
     assert "RuntimeError" not in done.stderr
     assert json.loads((tmp_path / "run" / "damaged_tiles.jsonl").read_text())["tile"] == 17
 
 
-def test_a_run_does_not_go_on_with_other_tiles(recipe_file: Path, tiles_folder: Path, tmp_path: Path) -> None:
+def test_resume_refuses_other_tiles(recipe_file: Path, tiles_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiles_folder, tmp_path / "tiles")
     arguments = ["--recipe", str(recipe_file), "--output-dir", str(tmp_path / "run")]
     arguments += ["--set", f"data.source={tmp_path / 'tiles'}"]
@@ -284,4 +284,4 @@ def test_a_run_does_not_go_on_with_other_tiles(recipe_file: Path, tiles_folder: 
     fewer.to_parquet(shard)
     result = CliRunner().invoke(app, [*arguments, "--resume"])
     assert result.exit_code == 2
-    assert "data.source holds 39 tiles, and the run began with 40" in result.stderr
+    assert "data.source holds 39 tiles, and the run started with 40" in result.stderr

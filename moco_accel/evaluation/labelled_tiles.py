@@ -1,0 +1,119 @@
+"""Open labelled tiles, and address the tiles of several sources by one index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moco_accel.common.errors import UserError
+from moco_accel.evaluation.splits import Split
+from moco_accel.recipe.schema import Recipe
+from moco_accel.sources.open_source import list_source_files, open_store
+from moco_accel.sources.tile_metadata import METADATA_FILE
+from moco_accel.tiles.tiles import Tiles, open_tiles_in_store
+
+
+@dataclass(frozen=True)
+class LabelledPool:
+    """Labelled tiles of one or more sources, one source after another.
+
+    Labels are class numbers, int64 [tiles]; `names` are the names of all classes.
+    """
+
+    sources: tuple[Tiles, ...]
+    labels: Tensor
+    names: list[str]
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def __getitem__(self, index: int) -> Tensor:
+        for source in self.sources:
+            if index < len(source):
+                return source[index]
+            index -= len(source)
+        raise IndexError(index)
+
+    @property
+    def bands(self) -> list[str] | None:
+        """Return the names of the bands, or None if unknown."""
+        return self.sources[0].bands
+
+    @property
+    def sensor(self) -> str | None:
+        """Return the name of the sensor, or None if unknown."""
+        return self.sources[0].sensor
+
+
+@dataclass(frozen=True)
+class LabelledTiles:
+    """Training and test tiles from two sources.
+
+    Labels are class numbers, int64 [tiles]; `names` are the names of all classes.
+    """
+
+    train: Tiles
+    test: Tiles
+    train_labels: Tensor
+    test_labels: Tensor
+    names: list[str]
+
+    def pooled(self) -> tuple[LabelledPool, Split]:
+        """Return all tiles, training tiles first, and the split into both sets."""
+        pool = LabelledPool((self.train, self.test), torch.cat([self.train_labels, self.test_labels]), self.names)
+        indices = torch.arange(len(pool))
+        return pool, Split(indices[: len(self.train)], indices[len(self.train) :])
+
+
+def open_labelled_tiles(recipe: Recipe) -> LabelledTiles:
+    """Open `evaluation.train_source` and `evaluation.test_source`.
+
+    Raises:
+        UserError: If a source is null, tiles have no label, classes differ, or the sources share tiles.
+    """
+    evaluation, sides = recipe.evaluation, []
+    for field in ("train_source", "test_source"):
+        source = getattr(evaluation, field)
+        if source is None:
+            raise UserError(
+                f"evaluation.{field}=null: evaluation needs labelled tiles; --train-source data/demo/train "
+                f"--test-source data/demo/test works after moco-data demo data/demo"
+            )
+        sides.append(open_labelled_source(source, recipe, f"evaluation.{field}"))
+    _check_disjoint(str(evaluation.train_source), str(evaluation.test_source))
+    column = evaluation.label_column
+    labels, names = zip(*(side.labels(column) for side in sides), strict=True)
+    if any(label is None for side in labels for label in side):
+        raise UserError(f"evaluation.label_column={column!r} is empty or negative for some tiles; leave those out")
+    if names[0] != names[1]:
+        raise UserError(f"evaluation.label_column={column!r}: classes differ, {names[0]} in train, {names[1]} in test")
+    return LabelledTiles(sides[0], sides[1], torch.tensor(labels[0]), torch.tensor(labels[1]), names[0])
+
+
+def _check_disjoint(train: str, test: str) -> None:
+    test_files = {file for file in list_source_files(test) if file.name != METADATA_FILE}
+    shared = test_files.intersection(list_source_files(train))
+    if train == test or shared:
+        example = f" ({min(shared)})" if shared else ""
+        raise UserError(
+            f"evaluation.test_source={test!r} shares tiles with evaluation.train_source={train!r}{example}: each would "
+            "be its own nearest neighbour; tiles of other places work"
+        )
+
+
+def open_labelled_source(source: str, recipe: Recipe, field: str) -> Tiles:
+    """Open labelled tiles with the settings of the run.
+
+    The image column is the run's if the source has a column of that name, else the only one with imagery. Errors name
+    the recipe field or option `field`.
+
+    Raises:
+        UserError: If the source cannot be opened or does not fit the recipe.
+    """
+    store = open_store(source, recipe.data, field)
+    column = recipe.data.image_column if recipe.data.image_column in store.features else None
+    band_names = None if store.metadata else recipe.data.stored_bands
+    data = recipe.data.model_copy(update={"pair_column": None, "image_column": column, "stored_bands": band_names})
+    return open_tiles_in_store(store, data, recipe.encoder.bands)

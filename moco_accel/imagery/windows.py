@@ -1,0 +1,106 @@
+"""Windows of scenes: their positions, and reading them as tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from moco_accel.common.pixels import Mask, Pixels
+from moco_accel.imagery.options import BuildOptions
+from moco_accel.scenes.image_files import UnreadableImage
+from moco_accel.scenes.layouts import Layout
+from moco_accel.scenes.rasters import PictureReader, RasterReader
+
+
+class SkippedWindow(Exception):  # noqa: N818 - the reason is its message
+    """A window is not stored; the message is the reason, as build.json counts it."""
+
+
+class Window(NamedTuple):
+    """Position and size of a tile in the pixels of its scene."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+
+class Tile(NamedTuple):
+    """Pixels [bands, height, width], mask of those with data (None: all), and the file's bytes if it can be stored."""
+
+    pixels: Pixels
+    valid: Mask | None
+    source_bytes: bytes | None
+
+
+@dataclass(frozen=True)
+class WindowBlock:
+    """Windows of one scene, all of one size.
+
+    Attributes:
+        rows: First pixel row of each row of windows.
+        cols: First pixel column of each column of windows.
+        paired_scenes: Scenes of the other season that may show the same place.
+    """
+
+    layout: Layout
+    rows: range
+    cols: range
+    height: int
+    width: int
+    paired_scenes: tuple[Layout, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.cols)
+
+    def __iter__(self) -> Iterator[Window]:
+        return (Window(row, col, self.height, self.width) for row in self.rows for col in self.cols)
+
+    def split(self, max_tiles: int) -> Iterator[WindowBlock]:
+        """Yield blocks of at most `max_tiles` windows: square, or whole rows where a file is stored in strips."""
+        rows, cols, layout = self.rows, self.cols, self.layout
+        read_whole_rows = layout.striped or not layout.sources
+        across = min(len(cols), max_tiles if read_whole_rows else max(math.isqrt(max_tiles), max_tiles // len(rows)))
+        down = max(1, max_tiles // across)
+        for top in range(0, len(rows), down):
+            for left in range(0, len(cols), across):
+                yield replace(self, rows=rows[top : top + down], cols=cols[left : left + across])
+
+
+def scene_windows(layout: Layout, options: BuildOptions, paired_scenes: tuple[Layout, ...] = ()) -> WindowBlock:
+    """Return all windows of a scene; a side shorter than the tile size is kept whole."""
+    grid = layout.grid
+    height, width = min(options.tile_size, grid.height), min(options.tile_size, grid.width)
+    rows, cols = range(0, grid.height - height + 1, options.step), range(0, grid.width - width + 1, options.step)
+    return WindowBlock(layout, rows, cols, height, width, paired_scenes)
+
+
+def read_region(reader: RasterReader | PictureReader, block: WindowBlock) -> tuple[Window, Tile] | None:
+    """Read all windows of a block at once; return None if they lie far apart, or a part of the file is damaged."""
+    top, left = block.rows.start, block.cols.start
+    area = Window(top, left, block.rows[-1] - top + block.height, block.cols[-1] - left + block.width)
+    if area.height * area.width <= 2 * len(block) * block.height * block.width:
+        with suppress(UnreadableImage):
+            return area, read_tile(reader, area)
+    return None
+
+
+def read_tile(reader: RasterReader | PictureReader, window: Window, region: tuple[Window, Tile] | None = None) -> Tile:
+    """Return one tile, from `region` if it is given, else from the file.
+
+    Raises:
+        UnreadableImage: If its part of the file is damaged.
+    """
+    row, col, height, width = window
+    if region is None:
+        pixels, valid = reader.read(row, col, height, width)
+    else:
+        area, (pixels, valid, _) = region
+        part = np.s_[..., row - area.row : row - area.row + height, col - area.col : col - area.col + width]
+        pixels, valid = pixels[part], None if valid is None else valid[part]
+    return Tile(pixels, valid, reader.encoded(height, width) if isinstance(reader, PictureReader) else None)

@@ -1,0 +1,98 @@
+"""Infer an encoder's architecture from the shapes of its tensors and compare it with the recipe's encoder."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from moco_accel.common.errors import UserError, short_repr
+from moco_accel.networks.encoders import _VIT_SIZES
+from moco_accel.pretrained.tensor_names import Library, tensor_location
+from moco_accel.recipe.constants import VIT_NAMES
+
+Shapes = Mapping[str, tuple[int, ...]]
+Architecture = dict[str, int | str]
+"""Kind, bands, image size; a ViT's width, layers, heads and patch; a ResNet's blocks. The keys appear in messages."""
+
+_LAYER = re.compile(r"^(?:blocks|encoder\.layer|encoder\.layers)\.(?:encoder_layer_)?(\d+)\.")
+_BLOCK = re.compile(r"^(?:layer|encoder\.stages\.)(\d)(?:\.layers)?\.(\d+)\.")
+_IMPLIED_BY_NAME = {"kind", "width", "layers", "heads", "patch", "blocks"}
+_RESNETS = {
+    "1-1-1-1 basic": "resnet10",
+    "2-2-2-2 basic": "resnet18",
+    "3-4-6-3 basic": "resnet34",
+    "3-4-6-3 bottleneck": "resnet50",
+    "3-4-23-3 bottleneck": "resnet101",
+}
+
+
+def infer_architecture(family: str, library: Library, shapes: Shapes) -> Architecture:
+    """Return the architecture of an encoder whose tensors have `library`'s names.
+
+    Raises:
+        KeyError: If a tensor that every encoder of the family has is missing.
+        ValueError: If the shapes are not those of the family.
+    """
+    found = _vit_architecture(library, shapes) if family == "ViT" else _resnet_architecture(library, shapes)
+    return {"kind": family, **found}
+
+
+def check_architecture(source: str, found: Architecture, wanted: Architecture) -> None:
+    """Check that the weights of `source` fit the recipe's encoder.
+
+    Raises:
+        UserError: If they differ. The message names every difference and the recipe fields that would fit.
+    """
+    differing = [key for key, value in found.items() if key in wanted and value != wanted[key]]
+    if not differing:
+        return
+    theirs = ", ".join(f"{key} {found[key]}" for key in differing)
+    ours = ", ".join(f"{key} {wanted[key]}" for key in differing)
+    raise UserError(
+        f"encoder.weights={short_repr(source)} has {theirs}; this encoder has {ours}. "
+        f"{_suggest_fields(found, differing)}"
+    )
+
+
+def _suggest_fields(found: Architecture, differing: list[str]) -> str:
+    name = _encoder_name(found)
+    if name is None:
+        return "No encoder of this project is like that; encoder.weights=null starts at random"
+    fields = [f"encoder.name={name}"] if _IMPLIED_BY_NAME & set(differing) else []
+    fields += [f"encoder.{key.replace(' ', '_')}={found[key]}" for key in ("bands", "image size") if key in differing]
+    return f"{', '.join(fields)} would fit these weights"
+
+
+def _encoder_name(architecture: Architecture) -> str | None:
+    """Return the recipe's name of an architecture; None if no encoder has it."""
+    if "blocks" in architecture:
+        return _RESNETS.get(str(architecture["blocks"]))
+    for size, (width, layers, heads) in _VIT_SIZES.items():
+        name = f"vit_{size}_patch{architecture['patch']}"
+        found = architecture["width"], architecture["layers"], architecture.get("heads", heads)
+        if found == (width, layers, heads) and name in VIT_NAMES:
+            return name
+    return None
+
+
+def _vit_architecture(library: Library, shapes: Shapes) -> Architecture:
+    projection = shapes[tensor_location(library, "vit.embeddings.patch_embeddings.projection.weight")[0]]
+    positions = shapes[tensor_location(library, "vit.embeddings.position_embeddings")[0]]
+    if len(projection) != 4 or len(positions) != 3:
+        raise ValueError(f"patch projection {list(projection)} and positions {list(positions)} are not a ViT's")
+    side = math.isqrt(max(0, positions[1] - 1))
+    if side * side + 1 != positions[1]:
+        raise ValueError(f"{positions[1]} positions are not those of a square and a CLS token")
+    layers = {int(found[1]) for name in shapes if (found := _LAYER.match(name))}
+    width, bands, patch = projection[:3]
+    return {"width": width, "layers": len(layers), "patch": patch, "bands": bands, "image size": side * patch}
+
+
+def _resnet_architecture(library: Library, shapes: Shapes) -> Architecture:
+    blocks = {(int(found[1]), int(found[2])) for name in shapes if (found := _BLOCK.match(name))}
+    stages = sorted({stage for stage, _ in blocks})
+    counts = "-".join(str(sum(stage == of for of, _ in blocks)) for stage in stages)
+    bottleneck = tensor_location(library, "layer1.0.conv3.weight")[0] in shapes
+    bands = shapes[tensor_location(library, "conv1.weight")[0]][1]
+    return {"blocks": f"{counts} {'bottleneck' if bottleneck else 'basic'}", "bands": bands}

@@ -1,0 +1,230 @@
+"""Log a run: metrics.jsonl, summary.json, trackers and the console. Only rank 0 writes."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.markup import escape
+
+from moco_accel.checkpoints.run_log import drop_rows_from_step
+from moco_accel.common.atomic_files import write_atomically
+from moco_accel.common.console import console
+from moco_accel.common.errors import UserError
+from moco_accel.processes.control_group import ControlGroup
+from moco_accel.processes.phases import waiting_for_peers
+from moco_accel.recipe.schema import Recipe
+from moco_accel.tiles.damaged_tiles import DamageLog
+from moco_accel.training.console import RunState, TrainingConsole
+from moco_accel.training.device_memory import MIB, PlannedMemory
+from moco_accel.training.run_health import COLLAPSE_STEPS, COLLAPSED_STD, STYLES, assess_health
+from moco_accel.training.step import StepResult
+from moco_accel.training.trackers import log_row
+
+METRICS = "metrics.jsonl"
+
+Row = dict[str, Any]
+
+
+class MetricsLogger:
+    """Logs the first step, every `run.log_every_steps`-th and the last. Use it as a context, on all ranks.
+
+    Args:
+        recipe: The recipe of the run.
+        run: The run's folder.
+        tile_count: Number of tiles.
+        steps: The steps of this process; `steps.stop` is the number of steps of the run.
+        accelerator: From `build_accelerator`.
+        control_group: Control group of all ranks.
+        damage: Damaged tiles of the run.
+        memory: Memory plan of the run.
+        skipped_steps: Steps that the gradient scaler skipped before a resume.
+
+    Attributes:
+        skipped_steps: Steps that the gradient scaler has skipped in this run.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Path,
+        tile_count: int,
+        steps: range,
+        accelerator: Accelerator,
+        control_group: ControlGroup,
+        damage: DamageLog,
+        memory: PlannedMemory,
+        skipped_steps: int = 0,
+    ) -> None:
+        self._recipe, self._run, self._accelerator, self._damage = recipe, run, accelerator, damage
+        self._control_group, self._memory = control_group, memory
+        self._first_step, self._total_steps, self._tile_count = steps.start, steps.stop, tile_count
+        self._window_start, self._window_step, self._waited = time.perf_counter(), steps.start, 0.0
+        self._started_at, self.skipped_steps, self._collapsed_steps = self._window_start, skipped_steps, 0
+        on_gpu = accelerator.device.type == "cuda"
+        card_mib = torch.cuda.get_device_properties(accelerator.device).total_memory // MIB if on_gpu else None
+        self._state = RunState(
+            recipe, str(run), steps.stop, steps.start, steps_done=steps.start, card_mib=card_mib, on_gpu=on_gpu
+        )
+        self._console = TrainingConsole(self._state)
+
+    def __enter__(self) -> MetricsLogger:
+        if self._accelerator.is_main_process:
+            self._run.mkdir(parents=True, exist_ok=True)
+            drop_rows_from_step(self._run / METRICS, self._first_step)
+            self._print_start()
+            self._console.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        self._console.__exit__()
+        if kind is None:
+            self._write_summary()
+
+    def after_step(
+        self, step: int, epoch: float, lr: float, momentum_coefficient: float, result: StepResult, waited: float
+    ) -> None:
+        """Record a step, and log it if it is due.
+
+        Args:
+            step: Step number from 0.
+            epoch: Fractional epoch of the step.
+            lr: Learning rate of the step.
+            momentum_coefficient: Momentum coefficient of the step.
+            result: Result of the step.
+            waited: Seconds spent waiting for data.
+
+        Raises:
+            UserError: On all ranks, if metrics.jsonl cannot be written.
+        """
+        self._waited += waited
+        self.skipped_steps += result.skipped
+        self._check_collapse(step, result.feature_std.item())
+        self._state.steps_done, self._state.elapsed_seconds = step + 1, time.perf_counter() - self._started_at
+        is_first_or_last = step == self._first_step or step + 1 == self._total_steps
+        if not is_first_or_last and step % self._recipe.run.log_every_steps != 0:
+            return
+        with waiting_for_peers():  # all ranks take part in the mean
+            loss, spread = self._accelerator.reduce(torch.stack([result.loss, result.feature_std]), "mean").tolist()
+        now = time.perf_counter()
+        seconds, steps = now - self._window_start, step + 1 - self._window_step
+        row = {
+            "step": step,
+            "total_steps": self._total_steps,
+            "epoch": round(epoch, 4),
+            "loss": loss,
+            "lr": lr,
+            "momentum_coefficient": momentum_coefficient,
+            "tiles_per_second": round(steps * self._recipe.batch.global_batch_size / seconds, 2),
+            "data_wait_share": round(self._waited / seconds, 4),
+            "feature_std": spread,
+            "skipped_steps": self.skipped_steps,
+            "damaged_tiles": len(self._damage),
+            "peak_memory_mib": _peak_memory_mib(),
+            "planned_memory_mib": self._memory.planned_mib,
+            "card_memory_mib": self._state.card_mib,
+            "seconds": round(now - self._started_at, 1),
+        }
+        self._window_start, self._window_step, self._waited = now, step + 1, 0.0
+        self._control_group.run_on_rank_zero(lambda: self._write(row))
+
+    def log_evaluation(self, figures: Row) -> None:
+        """Log an evaluation; its `seconds` do not count as training time."""
+        self._window_start += figures["seconds"]
+        self._state.evaluation = {**(self._state.evaluation or {}), **figures}
+        if self._accelerator.is_main_process:
+            log_row(self._accelerator, figures, "evaluation/")
+            self._console.print_evaluation(figures)
+            self._update_health()
+
+    def _write(self, row: Row) -> None:
+        path = self._run / METRICS
+        try:
+            with path.open("a") as metrics:
+                metrics.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}). Free some space on that disk, then --resume"
+            ) from None
+        log_row(self._accelerator, row)
+        self._state.row = row
+        self._console.print_row(row)
+        self._update_health()
+
+    def _update_health(self) -> None:
+        """Assess the health again; without a panel, print it when the level changes."""
+        if self._state.row is None:  # a resumed run before its first step
+            return
+        before, health = self._state.health, assess_health(self._recipe, self._state.row, self._state.evaluation)
+        self._state.health = health
+        if health.level != before.level and not console.is_terminal:
+            console.print(f"[{STYLES[health.level]}]{escape(health.text)}[/]", soft_wrap=True)
+
+    def _check_collapse(self, step: int, spread: float) -> None:
+        self._collapsed_steps = self._collapsed_steps + 1 if spread < COLLAPSED_STD else 0
+        if self._collapsed_steps == COLLAPSE_STEPS and self._accelerator.is_main_process:
+            console.print(
+                f"[bold red]COLLAPSED:[/] for {COLLAPSE_STEPS} steps, to step {step}, all features have been the same "
+                f"(standard deviation {spread:.4f}; evenly spread features have 1). The run learns nothing. Try: a "
+                "lower optimizer.base_lr, a longer schedule.warmup_epochs, tiles that differ from each other",
+                soft_wrap=True,
+            )
+
+    def _print_start(self) -> None:
+        recipe, batch = self._recipe, self._recipe.batch
+        precision = "fp32" if recipe.memory.mixed_precision == "no" else recipe.memory.mixed_precision
+        console.print(
+            f"{recipe.encoder.name} at {recipe.encoder.image_size} px, {recipe.encoder.bands} bands · "
+            f"{self._tile_count} tiles · micro-batch {batch.micro_batch_size} × {batch.accumulation_steps} × "
+            f"{recipe.hardware.num_devices} device(s) = global batch {batch.global_batch_size} · "
+            f"{recipe.negatives_per_query} negatives per query · {precision} on "
+            f"{self._accelerator.device} · {escape(str(self._run))}",
+            soft_wrap=True,
+        )
+        if recipe.encoder.bands != 3:
+            names = f" ({escape(', '.join(recipe.data.bands))})" if recipe.data.bands else ""
+            console.print(
+                f"{recipe.encoder.bands} bands{names}: augment.band_gain, band_offset and band_drop_probability "
+                "replace colour jitter and greyscale",
+                soft_wrap=True,
+            )
+        if left_out := self._tile_count % batch.global_batch_size:
+            console.print(f"each epoch leaves out {left_out} tiles, which do not fill a batch; they differ by epoch")
+        if self._first_step:
+            console.print(f"resumed after step {self._first_step}")
+
+    def _write_summary(self) -> None:
+        rows = [json.loads(row) for row in (self._run / METRICS).read_text().splitlines()]
+        rates = sorted(row["tiles_per_second"] for row in rows)
+        summary = {
+            "steps": self._total_steps,
+            "tiles_per_second": rates[len(rates) // 2] if rates else None,
+            "final_loss": rows[-1]["loss"] if rows else None,
+            "chance_loss": self._recipe.chance_loss,
+            "skipped_steps": self.skipped_steps,
+            "damaged_tiles": len(self._damage),
+            "seconds": round(time.perf_counter() - self._started_at, 1),
+            "peak_memory_mib": _peak_memory_mib(),
+        }
+        write_atomically(self._run / "summary.json", json.dumps(summary, indent=2) + "\n")
+        console.print(
+            f"done: {summary['steps']} steps, final loss {summary['final_loss']:.3f} "
+            f"(chance {summary['chance_loss']:.2f}), {summary['tiles_per_second']:.0f} tiles/s · "
+            f"{escape(str(self._run))}",
+            soft_wrap=True,
+        )
+
+
+def _peak_memory_mib() -> int:
+    """Return the peak reserved memory of the GPU; without a GPU, the peak resident memory of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() // MIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

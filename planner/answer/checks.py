@@ -1,0 +1,129 @@
+"""Check the options of `moco-plan` before anything is traced."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from moco_accel.common.errors import UserError
+from moco_accel.recipe.constants import ENCODER_NAMES
+from moco_accel.recipe.load import load_recipe
+from moco_accel.recipe.rules import nearest_multiples
+from moco_accel.recipe.schema import Recipe
+from planner.answer.request import OPTIMIZERS, Request
+from planner.cards.fleet import Fleet
+
+_NOT_WITH_RECIPE = (
+    "encoder", "image_size", "bands", "global_batch", "precision", "optimizer", "contrast_over", "epochs", "output",
+)  # fmt: skip
+_KEPT_SECTIONS = ("encoder", "moco", "optimizer", "schedule", "augment", "data", "evaluation", "run")
+
+
+def check_request(request: Request, tiles: int | None) -> None:
+    """Check encoder, optimizer and global batch.
+
+    Raises:
+        UserError: For the first option that is wrong.
+    """
+    if request.encoder is not None and request.encoder not in ENCODER_NAMES:
+        near = difflib.get_close_matches(request.encoder, ENCODER_NAMES, n=3, cutoff=0.4) or ENCODER_NAMES
+        raise UserError(f"--encoder={request.encoder} is not known; nearest: {', '.join(near)}")
+    if request.optimizer not in (*OPTIMIZERS, "lars_8bit"):
+        raise UserError(f"--optimizer={request.optimizer} is not known; one of: {', '.join(OPTIMIZERS)}")
+    batch, gpus = request.global_batch_size, request.num_devices
+    if batch < 2:
+        raise UserError(f"--global-batch={batch} leaves no negatives; --global-batch {max(2, gpus)} works")
+    if batch % gpus:
+        nearest = nearest_multiples(max(batch, gpus), gpus)
+        of_nodes = f" ({request.nodes} nodes of {request.gpus})" if request.nodes > 1 else ""
+        raise UserError(f"--global-batch={batch} does not divide over {gpus} GPUs{of_nodes}; nearest: {nearest}")
+    if tiles is not None and tiles < batch:
+        raise UserError(f"--tiles={tiles} is less than one batch of {batch}; --global-batch {tiles} is the maximum")
+
+
+def check_recipe_options(recipe_file: Path, given: list[str]) -> None:
+    """Check that no option that `--recipe` overrides is among the `given` ones.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for name in given:
+        if name in _NOT_WITH_RECIPE:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} has no effect with --recipe; omit it, or edit {recipe_file}")
+
+
+def check_nodes(nodes: int | None, recipe: Recipe | None, recipe_file: Path | None) -> None:
+    """Check `--nodes`.
+
+    Raises:
+        UserError: If it is below 1 or not the recipe's number.
+    """
+    if nodes is not None and nodes < 1:
+        raise UserError(f"--nodes={nodes} must be at least 1; --nodes 1 works")
+    if recipe is not None and nodes not in (None, own := recipe.hardware.num_nodes):
+        raise UserError(
+            f"--nodes={nodes} but hardware.num_nodes={own} in {recipe_file}; --nodes {own} works, or a new plan "
+            "without --recipe"
+        )
+
+
+def check_recipe_hardware(cards: Fleet, recipe: Recipe, recipe_file: Path | None) -> None:
+    """Check that a recipe runs on these cards.
+
+    Raises:
+        UserError: If it is for another number of GPUs, or in a precision that a card does not have.
+    """
+    hardware, card = recipe.hardware, cards.limiting
+    per_node = hardware.num_devices // hardware.num_nodes
+    if len(cards.cards) != per_node:
+        over = f" over hardware.num_nodes={hardware.num_nodes}" if hardware.num_nodes > 1 else ""
+        raise UserError(
+            f"--gpus={len(cards.cards)} but hardware.num_devices={hardware.num_devices}{over} in {recipe_file}; "
+            f"--gpus {per_node} works, or a new plan without --recipe"
+        )
+    if recipe.memory.mixed_precision == "bf16" and not card.has_bf16:
+        raise UserError(
+            f"memory.mixed_precision=bf16 in {recipe_file} but {card.name} has no bf16; "
+            "memory.mixed_precision=fp16 works"
+        )
+
+
+def check_writable(option: str, path: Path, works: str) -> None:
+    """Check that the file that `option` names can be written, and create its folder.
+
+    Args:
+        works: A value that works, for the message.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option}={path} cannot be written: {error}; {option} {works} works") from None
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{option}={path} cannot be written; {option} {works} works")
+
+
+def check_output(path: Path, recipe: Recipe, by_default: bool) -> None:
+    """Check that `recipe` can be written to `path`.
+
+    Args:
+        by_default: The user did not name `path`, so a recipe with other fields is not replaced.
+
+    Raises:
+        UserError: If it cannot be written, or would replace a recipe with other fields.
+    """
+    check_writable("--output", path, "recipe.yaml")
+    if not by_default or not path.exists():
+        return
+    old, new = load_recipe(path).model_dump(), recipe.model_dump()
+    for section in _KEPT_SECTIONS:
+        for field, value in new[section].items():
+            if old[section][field] != value:
+                raise UserError(
+                    f"{path} exists and has {section}.{field}={old[section][field]}, not {value}; "
+                    f"--output with another name keeps both"
+                )

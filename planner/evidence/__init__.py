@@ -1,0 +1,1 @@
+"""Measurements of real steps, and how far predictions may be off."""

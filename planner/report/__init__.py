@@ -1,0 +1,1 @@
+"""Print the plan: tables and sentences for people, JSON for programs."""
