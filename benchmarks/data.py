@@ -87,7 +87,7 @@ def crops_of(tiles: Sequence[bytes], recipe: Recipe) -> tuple[CropBatch, CropBat
 
 def whole(tiles: Sequence[bytes], recipe: Recipe) -> None:
     for batch in crops_of(tiles, recipe):
-        augment_pixels(batch.pixels, batch.photometry, batch.noise_seeds, recipe)
+        augment_pixels(batch, recipe)
 
 
 def two_view_pipelines(tiles: Sequence[bytes]) -> tuple[dict[str, Callable[[], object]], list[str]]:
@@ -113,9 +113,7 @@ def two_view_pipelines(tiles: Sequence[bytes]) -> tuple[dict[str, Callable[[], o
 def photometric_parts(tiles: Sequence[bytes]) -> tuple[dict[str, Callable[[], object]], list[str]]:
     recipe = recipe_of("paper")
     batch, _ = crops_of(tiles, recipe)
-    runs: dict[str, Callable[[], object]] = {
-        PHOTOMETRIC: lambda: augment_pixels(batch.pixels, batch.photometry, batch.noise_seeds, recipe)
-    }
+    runs: dict[str, Callable[[], object]] = {PHOTOMETRIC: lambda: augment_pixels(batch, recipe)}
     try:
         version, photometric = kornia_photometric()
     except ImportError as error:

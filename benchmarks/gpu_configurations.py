@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.encoder_names import RESNET_NAMES
 from moco_accel.recipe.load import recipe_from_dict
 from moco_accel.recipe.rules import scaled_lr
 from moco_accel.recipe.schema import Recipe

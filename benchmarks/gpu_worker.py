@@ -25,12 +25,12 @@ from gpu_configurations import Configuration, list_configurations
 from moco_accel.recipe.load import recipe_from_dict
 from moco_accel.recipe.schema import Recipe
 from planner.cards.card import Card
-from planner.cards.local import local_cards
+from planner.cards.fleet import local_cards
 from planner.cards.lookup import generic_card
 from planner.evidence.measure import Measurement, measure, measurement_row, recipe_fields
 from planner.memory.allocator import AllocatorPeaks, live_tensors, replay
 from planner.search.best_recipe import find_best
-from planner.time.throughput import predicted_tiles_per_second
+from planner.time.step_time import predicted_tiles_per_second
 from planner.trace.events import Event
 from planner.trace.scaling import ScalableTrace, trace_for
 
@@ -105,7 +105,7 @@ def predict(configuration: Configuration, real: Card) -> Prediction:
 def predicted_entries(configuration: Configuration, prediction: Prediction) -> dict[str, Any]:
     """Return the entries of a row that do not need a measurement."""
     recipe, card, planned = prediction.recipe, prediction.card, configuration.card_gib is not None
-    flops = prediction.traced.flops(recipe.batch.micro_batch_size, recipe.batch.accumulation_steps)
+    flops = sum(prediction.traced.flops(recipe.batch.micro_batch_size, recipe.batch.accumulation_steps).values())
     return {
         "name": configuration.name,
         "family": configuration.family,
@@ -222,9 +222,10 @@ def _origin(frames: Iterable[Mapping[str, Any]]) -> str:
     innermost = ours = ""
     for frame in frames:
         innermost = innermost or frame["name"]
-        folder, name = Path(frame["filename"]).parts[-2:] if "/" in frame["filename"] else ("", "")
-        if folder in ("moco_accel", "planner"):
-            ours = f" < {frame['name']}, {folder}/{name}:{frame['line']}"
+        path = Path(frame["filename"])
+        package = next((folder for folder in path.parents if folder.name in ("moco_accel", "planner")), None)
+        if package is not None:
+            ours = f" < {frame['name']}, {path.relative_to(package.parent)}:{frame['line']}"
             break
     return (innermost + ours) or "no Python frame: backward"
 

@@ -18,14 +18,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from moco_accel.recipe.constants import ENCODER_NAMES
+from moco_accel.recipe.encoder_names import ENCODER_NAMES
 from moco_accel.recipe.schema import Recipe
 from planner.answer.request import Request, build_recipe
 from planner.cards.card import MIB
 from planner.cards.lookup import CARDS
 from planner.search.best_recipe import evaluate
-from planner.time.throughput import operations_share
-from planner.trace.recipe_variants import with_memory, with_micro_batch
+from planner.time.step_time import operations_share
+from planner.trace.scaling import with_memory, with_micro_batch
 
 SCALES = ((4096, 2), (32_768, 64), (1_048_576, 1024))
 MAX_SHARES = {(4096, 2): 0.05, (32_768, 64): 0.10}

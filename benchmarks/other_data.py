@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from moco_accel.images.decoding import decode_raster
-from moco_accel.recipe.constants import IMAGENET_MEAN, IMAGENET_STD
+from moco_accel.recipe.schema import IMAGENET_MEAN, IMAGENET_STD
 
 SIDE = 224
 Views = Callable[[Sequence[bytes]], tuple[Tensor, Tensor]]

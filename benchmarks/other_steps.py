@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moco_accel.networks.encoders import build_encoder, feature_dim
-from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.encoder_names import RESNET_NAMES
 from moco_accel.recipe.schema import Recipe
 from moco_accel.training.optimizers import build_optimizer
 

@@ -23,12 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 from moco_accel.networks.collectives import gather_keys
 from moco_accel.networks.moco import build_moco
 from moco_accel.processes.control_group import ControlGroup, use_control_group
-from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.encoder_names import RESNET_NAMES
 from moco_accel.recipe.load import recipe_from_dict
 from moco_accel.recipe.rules import scaled_lr
 from moco_accel.recipe.schema import Recipe
 from moco_accel.training.optimizers import build_optimizer
-from moco_accel.training.step import NoRetry, Views, build_accelerator, prepare, train_step
+from moco_accel.training.step import RetryPolicy, Views, build_accelerator, prepare, train_step
 
 # keys of the JSON rows
 OURS, WITHOUT_EXCHANGES, DDP = "ours", "without meetings", "DistributedDataParallel"
@@ -63,7 +63,7 @@ def our_step(
 
     def run() -> None:
         use_control_group(control_group)
-        train_step(accelerator, moco, optimizer, views, recipe, 0.99, NoRetry())
+        train_step(accelerator, moco, optimizer, views, recipe, 0.99, RetryPolicy())
         use_control_group(None)
 
     return run

@@ -32,8 +32,7 @@ from planner.answer.request import Request, build_recipe
 from planner.cards.lookup import CARDS
 from planner.search.best_recipe import find_best
 from planner.search.candidate import Candidate
-from planner.time.network import NodeLink, node_link_bytes, node_links
-from planner.time.throughput import operations_share
+from planner.time.step_time import NodeLink, node_link_bytes, node_links, operations_share
 from planner.trace.trace import trace_step
 
 PROCESSES = (1, 2, 4)

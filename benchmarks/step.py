@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import __version__ as transformers_version
 
 from moco_accel.networks.moco import build_moco
-from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.encoder_names import RESNET_NAMES
 from moco_accel.recipe.load import recipe_from_dict
 from moco_accel.recipe.rules import scaled_lr
 from moco_accel.recipe.schema import Recipe
@@ -34,8 +34,7 @@ from moco_accel.training.optimizers import build_optimizer
 from moco_accel.training.step import StepResult, build_accelerator, prepare, train_step
 from planner.memory.allocator import replay
 from planner.trace.events import Trace
-from planner.trace.paper_step import both_views_step
-from planner.trace.trace import trace_step
+from planner.trace.trace import both_views_step, trace_step
 
 NAIVE = "both views at once"
 PERSISTENT = ("weights", "momentum_weights", "gradients", "optimizer_state")

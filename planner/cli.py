@@ -66,7 +66,7 @@ def plan(
 
     with user_errors():
         if list_gpus:
-            from planner.cards.card_list import show_cards
+            from planner.cards.lookup import show_cards
 
             show_cards(as_json)
             return
@@ -87,16 +87,13 @@ def plan(
             epochs=epochs,
         )
         if recipe is not None:
-            check_recipe_options(recipe, [name for name in context.params if _is_given(context, name)])
+            sources = {name: context.get_parameter_source(name) for name in context.params}
+            given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+            check_recipe_options(recipe, given)
         code = run_plan(
             PlanOptions(request, gpu, vram, gpus, recipe, output, tiles, as_json, save, measure, nodes, slurm)
         )
     raise typer.Exit(code)
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from moco_accel.networks.encoders import _VIT_SIZES
+from moco_accel.recipe.encoder_names import VIT_SIZES, VitSize
 from moco_accel.sources.shard_writer import write_shards
 
 
@@ -55,7 +55,7 @@ def float64() -> Iterator[None]:
 @pytest.fixture
 def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the smallest ViT three blocks instead of twelve, for many steps in seconds."""
-    monkeypatch.setitem(_VIT_SIZES, "tiny", (192, 3, 3))
+    monkeypatch.setitem(VIT_SIZES, "tiny", VitSize(192, 3, 3))
 
 
 @pytest.fixture(scope="session")

@@ -21,21 +21,13 @@ from moco_accel.checkpoints.manifest import (
     DamagedCheckpointError,
     Manifest,
     read_manifest,
-    read_verified,
     verify_checksums,
     write_manifest,
     write_with_checksum,
 )
 from moco_accel.checkpoints.optimizer_state import optimizer_layout, optimizer_tensors, restore_optimizer
-from moco_accel.checkpoints.tensor_files import (
-    Layout,
-    layout_bytes,
-    layout_of,
-    read_layout,
-    read_tensors,
-    safetensors_chunks,
-)
-from moco_accel.common.atomic_files import fsync, parse_strict_json
+from moco_accel.checkpoints.tensor_files import Layout, layout_of, read_layout, read_tensors, safetensors_chunks
+from moco_accel.common.atomic_files import fsync, parse_strict_json, read_regular_file
 from moco_accel.common.errors import UserError
 from moco_accel.networks.encoders import build_encoder
 from moco_accel.networks.moco import MoCo, build_moco
@@ -50,9 +42,8 @@ MODEL, OPTIMIZER, RANDOM = (f"{name}.safetensors" for name in ("model", "optimiz
 STATE, RECIPE = "state.json", "recipe.yaml"
 FILES = (MODEL, OPTIMIZER, RANDOM, STATE, RECIPE)
 _RANDOM_TENSOR = "states"
-_MAX_BYTES = {STATE: 1 << 16, RECIPE: MAX_RECIPE_BYTES}
-_MAX_TENSOR_BYTES = 1 << 36  # 64 GiB; a larger file would only keep a reader busy
-_MAX_RANDOM_BYTES = 1 << 28
+# larger files would only keep a reader busy
+_MAX_BYTES = {STATE: 1 << 16, RECIPE: MAX_RECIPE_BYTES, MODEL: 1 << 36, OPTIMIZER: 1 << 36, RANDOM: 1 << 28}
 
 
 class ScalerState(Section):
@@ -71,7 +62,7 @@ class TrainerState(Section):
         reading: Checksum of the source's read pattern, on which the order of tiles may depend.
         micro_batch_asked: Micro-batch size that the user asked for; recipe.yaml may have a smaller one.
         skipped_steps: Steps that the gradient scaler skipped.
-        scaler: State of the gradient scaler; None without fp16.
+        scaler: None without fp16.
     """
 
     format: Literal[1] = 1
@@ -150,17 +141,24 @@ def _tensors_by_file(moco: MoCo, optimizer: torch.optim.Optimizer) -> dict[str, 
 def verify_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint in bounded memory.
 
-    Small files come first, then the layouts of the large ones, then their content: a hostile file is refused early.
+    Sizes come first, then small files, the layouts of the large ones, and their content: a hostile file is refused
+    early.
 
     Raises:
         DamagedCheckpointError: If a file is missing, unexpected, damaged or inconsistent with the recipe.
     """
     manifest = read_manifest(folder, FILES)
-    content = {name: read_verified(folder, name, manifest, limit) for name, limit in _MAX_BYTES.items()}
+    for name, limit in _MAX_BYTES.items():
+        if manifest[name][1] > limit:
+            raise DamagedCheckpointError(f"{name} has more than {limit} bytes")
+    verify_checksums(folder, manifest, (STATE, RECIPE))
     try:
         recipe = load_recipe(folder / RECIPE)
-        state = TrainerState.model_validate(parse_strict_json(content[STATE], STATE))
-        _check_step(recipe, state)
+        content = read_regular_file(folder / STATE, _MAX_BYTES[STATE])
+        state = TrainerState.model_validate(parse_strict_json(content, STATE))
+        last = state.tile_count // recipe.batch.global_batch_size * recipe.schedule.epochs
+        if state.step > last:
+            raise ValueError(f"{STATE}: step={state.step} is past the run's last step, {last}")
         _check_layouts(folder, recipe, state)
     except ValidationError as error:
         raise DamagedCheckpointError(f"{STATE}: {explain_validation_error(error, TrainerState)}") from None
@@ -171,24 +169,19 @@ def verify_checkpoint(folder: Path) -> Checkpoint:
 
 
 def load_checkpoint(checkpoint: Checkpoint, moco: MoCo, optimizer: torch.optim.Optimizer) -> Tensor:
-    """Restore networks and optimizer in place.
-
-    Returns:
-        The random states of all ranks, uint8 [ranks, bytes].
+    """Restore networks and optimizer in place; return the random states of all ranks, uint8 [ranks, bytes].
 
     Raises:
         UserError: If the networks differ from the checkpoint's.
     """
-    targets = moco.state_dict()
-    if difference := _layout_difference(layout_of(targets), read_layout(checkpoint.folder / MODEL)):
-        raise UserError(
-            f"{checkpoint.folder} does not fit this recipe: {difference}; a new --output-dir starts a new run"
-        )
+    folder, targets = checkpoint.folder, moco.state_dict()
+    if difference := _layout_difference(layout_of(targets), read_layout(folder / MODEL)):
+        raise UserError(f"{folder} does not fit this recipe: {difference}; a new --output-dir starts a new run")
     with torch.no_grad():
-        for name, tensor in read_tensors(checkpoint.folder / MODEL):
+        for name, tensor in read_tensors(folder / MODEL):
             local_tensor(targets[name]).copy_(local_rows(tensor, targets[name]))
-        restore_optimizer(moco, optimizer, read_tensors(checkpoint.folder / OPTIMIZER))
-    return next(tensor for _, tensor in read_tensors(checkpoint.folder / RANDOM)).clone()
+        restore_optimizer(moco, optimizer, read_tensors(folder / OPTIMIZER))
+    return next(tensor for _, tensor in read_tensors(folder / RANDOM)).clone()
 
 
 def load_trained_encoder(checkpoint: Checkpoint) -> nn.Module:
@@ -201,12 +194,6 @@ def load_trained_encoder(checkpoint: Checkpoint) -> nn.Module:
     return encoder
 
 
-def _check_step(recipe: Recipe, state: TrainerState) -> None:
-    last = state.tile_count // recipe.batch.global_batch_size * recipe.schedule.epochs
-    if state.step > last:
-        raise ValueError(f"{STATE}: step={state.step} is past the run's last step, {last}")
-
-
 def _check_layouts(folder: Path, recipe: Recipe, state: TrainerState) -> None:
     """Raise ValueError if a file's tensors are not those of the recipe's networks and optimizer."""
     for name, layout in zip((MODEL, OPTIMIZER), _layouts(recipe.model_dump_json(exclude={"planned"})), strict=True):
@@ -215,19 +202,14 @@ def _check_layouts(folder: Path, recipe: Recipe, state: TrainerState) -> None:
         may_be_empty = name == OPTIMIZER and (state.scaler is not None or state.step == 0)
         if (found or not may_be_empty) and (difference := _layout_difference(layout, found)):
             raise ValueError(f"{name}: {difference}")
-        if layout_bytes(found) > _MAX_TENSOR_BYTES:
-            raise ValueError(f"{name} has more than {_MAX_TENSOR_BYTES} bytes")
     random = read_layout(folder / RANDOM)
     dtype, shape = random.get(_RANDOM_TENSOR, (None, ()))
     if len(random) != 1 or dtype != torch.uint8 or len(shape) != 2 or shape[0] != state.processes:
         raise ValueError(f"{RANDOM} does not hold the random states of {state.processes} processes")
-    if layout_bytes(random) > _MAX_RANDOM_BYTES:
-        raise ValueError(f"{RANDOM} has more than {_MAX_RANDOM_BYTES} bytes")
 
 
 @lru_cache(maxsize=2)
 def _layouts(recipe_json: str) -> tuple[Layout, Layout]:
-    """Return the layouts of networks and optimizer."""
     recipe = Recipe.model_validate_json(recipe_json)
     with torch.device("meta"):
         moco = build_moco(recipe)
@@ -240,11 +222,10 @@ def _layout_difference(expected: Layout, found: Layout) -> str:
         return f"tensor {missing[0]} is missing"
     if unexpected := sorted(set(found) - set(expected)):
         return f"tensor {unexpected[0][:80]!r} is unexpected"
-    for name, layout in expected.items():
-        if found[name] != layout:
-            return f"tensor {name} is {_describe(found[name])} in place of {_describe(layout)}"
+    for name in expected:
+        if found[name] != expected[name]:
+            what, instead = (
+                f"{str(dtype).removeprefix('torch.')} {list(shape)}" for dtype, shape in (found[name], expected[name])
+            )
+            return f"tensor {name} is {what} in place of {instead}"
     return ""
-
-
-def _describe(layout: tuple[torch.dtype, tuple[int, ...]]) -> str:
-    return f"{str(layout[0]).removeprefix('torch.')} {list(layout[1])}"

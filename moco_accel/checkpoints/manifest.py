@@ -23,11 +23,7 @@ class DamagedCheckpointError(Exception):
 
 
 def write_with_checksum(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[str, int]:
-    """Write and sync a file.
-
-    Returns:
-        SHA-256 and size in bytes of `chunks`, which may differ from what the disk holds.
-    """
+    """Write and sync a file; return SHA-256 and size of `chunks`, which may differ from what the disk holds."""
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
         for chunk in chunks:
@@ -74,21 +70,6 @@ def read_manifest(folder: Path, names: Collection[str]) -> Manifest:
     return manifest
 
 
-def read_verified(folder: Path, name: str, manifest: Manifest, limit: int) -> bytes:
-    """Read a file of at most `limit` bytes and verify its checksum.
-
-    Raises:
-        DamagedCheckpointError: If it cannot be read, is larger, or differs from its checksum.
-    """
-    try:
-        content = read_regular_file(folder / name, limit)
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpointError(str(error)) from None
-    if hashlib.sha256(content).hexdigest() != manifest[name][0]:
-        raise DamagedCheckpointError(f"{name} differs from its checksum")
-    return content
-
-
 def verify_checksums(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
     """Verify the checksums of files, read from the disk rather than the page cache where possible.
 
@@ -110,9 +91,8 @@ def verify_checksums(folder: Path, manifest: Manifest, names: Iterable[str]) -> 
 
 
 def _parse_entry(entry: object, name: str) -> tuple[str, int]:
-    if not (isinstance(entry, dict) and set(entry) == {"sha256", "bytes"}):
-        raise DamagedCheckpointError(f"{MANIFEST} has no valid entry for {name}")
-    digest, size = entry["sha256"], entry["bytes"]
-    if not (isinstance(digest, str) and type(size) is int and size >= 0):
-        raise DamagedCheckpointError(f"{MANIFEST} has no valid size and checksum for {name}")
-    return digest, size
+    if isinstance(entry, dict) and set(entry) == {"sha256", "bytes"}:
+        digest, size = entry["sha256"], entry["bytes"]
+        if isinstance(digest, str) and type(size) is int and size >= 0:
+            return digest, size
+    raise DamagedCheckpointError(f"{MANIFEST} has no valid size and checksum for {name}")

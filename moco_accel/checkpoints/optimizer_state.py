@@ -9,13 +9,7 @@ from torch import Tensor, nn
 
 from moco_accel.checkpoints.tensor_files import Layout
 from moco_accel.networks.moco import MoCo
-from moco_accel.networks.sharding import (
-    EIGHT_BIT_BLOCK_SIZE,
-    EIGHT_BIT_MIN_SIZE,
-    is_sharded,
-    local_rows,
-    to_dtensor,
-)
+from moco_accel.networks.sharding import EIGHT_BIT_BLOCK_SIZE, EIGHT_BIT_MIN_SIZE, is_sharded, local_rows, to_dtensor
 
 _REPLICATED = {"step", "qmap1", "qmap2"}  # state that is not sharded, even if its parameter is
 
@@ -24,7 +18,8 @@ def optimizer_layout(name: str, model: nn.Module) -> Layout:
     """Return the state that the optimizer `name` has after one step of `model`, which may be on the meta device."""
     return {
         f"{parameter_name}/{state}": layout
-        for parameter_name, parameter in _trainable(model).items()
+        for parameter_name, parameter in model.named_parameters()
+        if parameter.requires_grad
         for state, layout in _state_layout(name, parameter).items()
     }
 
@@ -34,9 +29,11 @@ def optimizer_tensors(model: MoCo, optimizer: torch.optim.Optimizer) -> dict[str
 
     Python integers become int64 tensors. The state of a sharded parameter becomes a DTensor.
     """
-    parameters = _trainable(model)
+    parameters = dict(model.named_parameters())
     return {
-        f"{name}/{state}": _full(value if isinstance(value, Tensor) else torch.tensor(value), state, parameters[name])
+        f"{name}/{state}": to_dtensor(value, parameters[name])
+        if is_sharded(parameters[name]) and state not in _REPLICATED
+        else torch.as_tensor(value)
         for name, local in model.optimized_parameters.items()
         for state, value in optimizer.state.get(local, {}).items()
     }
@@ -47,20 +44,12 @@ def restore_optimizer(model: MoCo, optimizer: torch.optim.Optimizer, tensors: It
 
     Options such as lr and weight decay come from the recipe and are not restored.
     """
-    parameters = _trainable(model)
+    parameters = dict(model.named_parameters())
     for name, tensor in tensors:
         parameter_name, _, state = name.rpartition("/")
         local = model.optimized_parameters[parameter_name]
         own = tensor if state in _REPLICATED else local_rows(tensor, parameters[parameter_name])
         optimizer.state[local][state] = _placed(own, local)
-
-
-def _full(local: Tensor, state: str, parameter: nn.Parameter) -> Tensor:
-    return to_dtensor(local, parameter) if is_sharded(parameter) and state not in _REPLICATED else local
-
-
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _placed(tensor: Tensor, parameter: nn.Parameter) -> Tensor | int:
@@ -78,13 +67,11 @@ def _state_layout(optimizer: str, parameter: nn.Parameter) -> Layout:
         return {"step": (torch.float32, ()), **moments}
     if optimizer == "lars":
         return {"velocity": (parameter.dtype, shape)}
-    step: Layout = {"step": (torch.int64, ())}
-    if elements < EIGHT_BIT_MIN_SIZE:
-        return step | dict.fromkeys(("state1", "state2"), (torch.float32, shape))
-    blocks = -(-elements // EIGHT_BIT_BLOCK_SIZE)
-    return {
-        **step,
-        **dict.fromkeys(("state1", "state2"), (torch.uint8, shape)),
-        **dict.fromkeys(("absmax1", "absmax2"), (torch.float32, (blocks,))),
-        **dict.fromkeys(("qmap1", "qmap2"), (torch.float32, (EIGHT_BIT_BLOCK_SIZE,))),
-    }
+    large = elements >= EIGHT_BIT_MIN_SIZE
+    layout: Layout = {"step": (torch.int64, ())}
+    for moment in "12":
+        layout[f"state{moment}"] = (torch.uint8 if large else torch.float32, shape)
+        if large:
+            layout[f"absmax{moment}"] = (torch.float32, (-(-elements // EIGHT_BIT_BLOCK_SIZE),))
+            layout[f"qmap{moment}"] = (torch.float32, (EIGHT_BIT_BLOCK_SIZE,))
+    return layout

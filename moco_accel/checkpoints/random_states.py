@@ -11,48 +11,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_PYTHON_WORDS, _NUMPY_WORDS = 625, 624
-_WORDS_BYTES = 4 * (_PYTHON_WORDS + _NUMPY_WORDS)
-_FLOATS = 5
-_FLOATS_BYTES = 8 * _FLOATS
-
-
-def seed_all(seed: int) -> None:
-    """Seed Python, NumPy and torch (CPU and GPU)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+_STATES = np.dtype([("python", "<u4", 625), ("numpy", "<u4", 624), ("others", "<f8", 5)])
 
 
 def random_states() -> Tensor:
     """Return the random states of this process, uint8 [bytes]. The length is the same on every rank of a run."""
     _, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
-    parts = [
-        np.asarray([*words, *keys], "<u4"),
-        np.asarray([gauss is not None, gauss or 0.0, position, has_gauss, cached], "<f8"),
-    ]
-    own = torch.frombuffer(bytearray(b"".join(part.tobytes() for part in parts)), dtype=torch.uint8)
+    others = [gauss is not None, gauss or 0.0, position, has_gauss, cached]
+    states = np.array([(words, keys, others)], _STATES)
+    own = torch.from_numpy(states.view(np.uint8))
     of_gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return torch.cat([own, torch.get_rng_state(), *of_gpu])
 
 
 def restore_random_states(states: Tensor) -> None:
-    """Restore what `random_states` returned.
-
-    Raises:
-        ValueError: If `states` is invalid, or from a machine with other devices.
-    """
+    """Restore what `random_states` returned; raise ValueError if it is invalid or from a machine with other devices."""
     if states.shape != random_states().shape:
         raise ValueError(f"{len(states)} bytes in place of this machine's {len(random_states())}")
-    content = states.numpy().tobytes()
-    words = np.frombuffer(content, "<u4", _PYTHON_WORDS + _NUMPY_WORDS)
-    has_own, own, position, has_gauss, cached = np.frombuffer(content, "<f8", _FLOATS, _WORDS_BYTES).tolist()
-    of_torch = states[_WORDS_BYTES + _FLOATS_BYTES :]
+    words, keys, others = np.frombuffer(states.numpy().tobytes(), _STATES, 1)[0]
+    has_gauss_of_python, gauss, position, has_gauss, cached = others.tolist()
+    of_torch = states[_STATES.itemsize :]
     size = len(torch.get_rng_state())
     try:
-        random.setstate((3, tuple(words[:_PYTHON_WORDS].tolist()), own if has_own else None))
-        np.random.set_state(("MT19937", words[_PYTHON_WORDS:].copy(), int(position), int(has_gauss), cached))
+        random.setstate((3, tuple(words.tolist()), gauss if has_gauss_of_python else None))
+        np.random.set_state(("MT19937", keys.copy(), int(position), int(has_gauss), cached))
         torch.set_rng_state(of_torch[:size].clone())
         if len(of_torch) > size:
             torch.cuda.set_rng_state(of_torch[size:].clone())

@@ -9,19 +9,14 @@ from rich.markup import escape
 
 from moco_accel.common.errors import UserError
 from moco_accel.common.versions import library_versions
-from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.encoder_names import RESNET_NAMES
 from moco_accel.recipe.overrides import override_argument
 from moco_accel.recipe.schema import Recipe
 from moco_accel.tiles.fill_data_fields import inherit_data_fields
 
-_FREE_SECTIONS = {"hardware", "memory", "planned", "evaluation", "run"}
-_FREE_FIELDS = {
-    "batch.micro_batch_size",
-    "batch.accumulation_steps",
-    "data.num_workers",
-    "data.max_damaged_share",
-}
-_SCIENCE_IN_FREE_SECTIONS = {"memory.mixed_precision", "run.seed"}
+# sections and fields that do not affect the result, apart from exceptions in `find_result_changes`
+_FREE = {"hardware", "memory", "evaluation", "run"}
+_FREE |= {"batch.micro_batch_size", "batch.accumulation_steps", "data.num_workers", "data.max_damaged_share"}
 # the saved state fits no other values
 _FIXED_FIELDS = {
     "encoder.name",
@@ -48,7 +43,6 @@ def resume_recipe(
         before: The checkpoint's recipe.
         micro_batch_asked: The micro-batch size with which the run was started.
         allowed: Allow changes of the result (`--allow-recipe-change`).
-        log: Prints a line.
 
     Returns:
         The recipe, and True if null fields of its data section must be filled in from the tiles again.
@@ -67,38 +61,22 @@ def resume_recipe(
 def find_result_changes(recipe: Recipe, before: Recipe) -> list[Change]:
     """Return the fields that differ and affect the result of a run."""
     was = before.model_dump()
-    changes = [
-        (f"{section}.{field}", was[section][field], value)
-        for section, fields in recipe.model_dump().items()
-        if section != "planned"
-        for field, value in fields.items()
-        if was[section][field] != value
-    ]
-    science = _SCIENCE_IN_FREE_SECTIONS | _batch_science(before)
-    free = _FREE_FIELDS - science
-    return [
-        change
-        for change in changes
-        if change[0] in science or (change[0].split(".")[0] not in _FREE_SECTIONS and change[0] not in free)
-    ]
-
-
-def _batch_science(recipe: Recipe) -> set[str]:
-    """Return the fields of micro-batches that affect the result, through negatives or a ResNet's BatchNorm."""
-    science = set()
-    if recipe.encoder.name in RESNET_NAMES:
+    science = {"memory.mixed_precision", "run.seed"}
+    # micro-batches affect the result through negatives or a ResNet's BatchNorm
+    if before.encoder.name in RESNET_NAMES:
         science.add("batch.micro_batch_size")
-    if recipe.batch.contrast_over == "micro_batch":
+    if before.batch.contrast_over == "micro_batch":
         science |= {"batch.micro_batch_size", "hardware.num_devices"}
-    return science
+    return [
+        (name, was[section][field], value)
+        for section, fields in recipe.model_dump(exclude={"planned"}).items()
+        for field, value in fields.items()
+        if was[section][field] != value and ((name := f"{section}.{field}") in science or not {section, name} & _FREE)
+    ]
 
 
 def check_changes(changes: list[Change], allowed: bool, log: Callable[[str], None]) -> None:
-    """Refuse changes that are not allowed, and log the others.
-
-    Raises:
-        UserError: If a change is not allowed, or the saved state does not fit it.
-    """
+    """Log changes; raise UserError if one is not allowed, or the saved state does not fit it."""
     for name, was, now in changes:
         if name in _FIXED_FIELDS:
             raise UserError(
@@ -119,11 +97,7 @@ def check_changes(changes: list[Change], allowed: bool, log: Callable[[str], Non
 def keep_recovered_micro_batch(recipe: Recipe, before: Recipe, asked: int, log: Callable[[str], None]) -> Recipe:
     """Keep the smaller micro-batch of a run that ran out of memory, unless the user asks for a new size.
 
-    Args:
-        recipe: The recipe of this launch.
-        before: The checkpoint's recipe.
-        asked: The micro-batch size with which the run was started.
-        log: Prints a line.
+    The arguments are those of `resume_recipe`.
     """
     recovered = before.batch.micro_batch_size
     is_new_size = recipe.batch.micro_batch_size != asked
@@ -140,7 +114,5 @@ def report_version_changes(before: dict[str, str], log: Callable[[str], None]) -
     was = {name: before.get(name, "absent") for name in now}
     changed = [f"{name} {now[name]} (was {was[name]})" for name in sorted(now) if was[name] != now[name]]
     if changed:
-        versions = escape(", ".join(changed))
-        log(
-            f"[yellow]versions differ from the checkpoint's: {versions}; the run continues, but may not be bit-equal[/]"
-        )
+        differ = f"versions differ from the checkpoint's: {escape(', '.join(changed))}"
+        log(f"[yellow]{differ}; the run continues, but may not be bit-equal[/]")

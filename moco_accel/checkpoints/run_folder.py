@@ -18,6 +18,7 @@ from torch import nn
 from moco_accel.checkpoints.checkpoint import Checkpoint, load_trained_encoder, verify_checkpoint
 from moco_accel.checkpoints.manifest import MANIFEST, DamagedCheckpointError
 from moco_accel.common.atomic_files import read_regular_file, write_atomically
+from moco_accel.common.console import console
 from moco_accel.common.errors import UserError
 from moco_accel.recipe.schema import Recipe
 
@@ -34,11 +35,7 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 
 def check_unused(run: Path) -> None:
-    """Check that a new run can start in a folder.
-
-    Raises:
-        UserError: If the folder already holds a run.
-    """
+    """Raise UserError if a folder already holds a run."""
     if _checkpoint_folders(run) or (run / "latest").exists():
         raise UserError(f"--output-dir={run} already holds a run; --resume continues it, or name a new folder")
 
@@ -119,35 +116,37 @@ def remove_old_checkpoints(run: Path, keep: int) -> None:
     """Remove all checkpoints except the newest `keep` and the best, and leftovers of a killed process."""
     best = _read_pointer(run / "best")
     for old in _checkpoint_folders(run)[keep:]:
-        if old.name != best and old.is_dir() and not old.is_symlink():
+        if old.name != best and _is_real_folder(old):
             old.replace(old.with_suffix(".removed"))  # a partly removed checkpoint must not look like one
     remove_leftovers(run)
 
 
-def set_aside_damaged(run: Path, intact: Path) -> None:
-    """Rename damaged checkpoints newer than `intact` to `.damaged`, so that the user can inspect them."""
+def tidy_up(run: Path, intact: Path) -> None:
+    """Finish what a killed process left undone; set newer, damaged checkpoints aside for the user to inspect."""
+    update_latest(run, intact)
     folders = _checkpoint_folders(run)
     for damaged in folders[: folders.index(intact)]:
         aside = damaged.with_suffix(".damaged")
-        if aside.is_dir() and not aside.is_symlink():
+        if _is_real_folder(aside):
             shutil.rmtree(aside)
         damaged.replace(aside)
+    remove_leftovers(run)
 
 
 def remove_leftovers(run: Path) -> None:
     """Remove partly written and partly removed checkpoints of a killed process."""
     folder = run / "checkpoints"
     for path in folder.iterdir() if folder.is_dir() else ():
-        if _LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+        if _LEFTOVER.fullmatch(path.name) and _is_real_folder(path):
             shutil.rmtree(path)
 
 
-def load_encoder(path: Path) -> tuple[Recipe, nn.Module, Path]:
-    """Return recipe, trained encoder and run folder of a run or a checkpoint.
+def _is_real_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
-    Raises:
-        UserError: If there is no checkpoint, or it is damaged.
-    """
+
+def load_encoder(path: Path) -> tuple[Recipe, nn.Module, Path]:
+    """Return recipe, trained encoder and run folder of what `find_checkpoint` finds."""
     checkpoint, run = find_checkpoint(path)
     return checkpoint.recipe, load_trained_encoder(checkpoint), run
 
@@ -158,8 +157,6 @@ def find_checkpoint(path: Path) -> tuple[Checkpoint, Path]:
     Raises:
         UserError: If there is no checkpoint, or it is damaged.
     """
-    from moco_accel.common.console import console
-
     if (path / MANIFEST).exists():
         try:
             return verify_checkpoint(path), path.resolve().parent.parent

@@ -13,20 +13,12 @@ from moco_accel.recipe.load import load_recipe
 from moco_accel.recipe.schema import Recipe
 
 EVALUATIONS = "evaluations.jsonl"
-
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class RunLog:
-    """What a run has logged.
-
-    Attributes:
-        run: The run's folder.
-        recipe: The run's recipe.
-        rows: Rows of metrics.jsonl, at least one.
-        evaluations: Rows of evaluations.jsonl.
-    """
+    """What the run in folder `run` has logged: at least one row of metrics.jsonl, and rows of evaluations.jsonl."""
 
     run: Path
     recipe: Recipe
@@ -56,11 +48,7 @@ def read_run_log(run: Path) -> RunLog:
 
 
 def read_rows(path: Path) -> Rows:
-    """Read the complete rows of a JSON-lines file; no rows if there is no file.
-
-    Raises:
-        UserError: If a row is not JSON.
-    """
+    """Read the complete rows of a JSON-lines file; no rows if there is no file. UserError if a row is not JSON."""
     return [row for _, row in _parse_rows(path)]
 
 

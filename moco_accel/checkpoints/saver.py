@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from moco_accel.checkpoints.run_folder import (
     checkpoint_folder,
     remove_leftovers,
     remove_old_checkpoints,
-    set_aside_damaged,
+    tidy_up,
     update_latest,
 )
 from moco_accel.common.atomic_files import fsync
@@ -44,65 +45,57 @@ _LOGS = ("metrics.jsonl", DAMAGED_TILES_FILE)
 _SECONDS_PER_MINUTE = 60
 
 
+@dataclass
 class CheckpointSaver:
     """Saves and restores one run. All ranks call its methods together.
 
     Attributes:
+        micro_batch_asked: Micro-batch size with which the run was started.
         saved_step: Step of the newest checkpoint; 0 if there is none.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        accelerator: Accelerator,
-        control_group: ControlGroup,
-        moco: MoCo,
-        optimizer: torch.optim.Optimizer,
-        micro_batch_asked: int,
-        tile_count: int,
-        read_pattern: ReadPattern,
-        stop: StopRequest,
-    ) -> None:
-        self._run, self._accelerator, self._control_group = run, accelerator, control_group
-        self._moco, self._optimizer, self._micro_batch_asked = moco, optimizer, micro_batch_asked
-        self._tile_count, self._read_pattern, self._stop = tile_count, _checksum(read_pattern), stop
-        self._saved_at, self.saved_step = time.monotonic(), 0
+    run: Path
+    accelerator: Accelerator
+    control_group: ControlGroup
+    moco: MoCo
+    optimizer: torch.optim.Optimizer
+    micro_batch_asked: int
+    tile_count: int
+    read_pattern: ReadPattern
+    stop: StopRequest
+    saved_step: int = field(default=0, init=False)
+    _saved_at: float = field(default_factory=time.monotonic, init=False)
 
     @property
     def last(self) -> Path | None:
         """Folder of the newest checkpoint; None if there is none."""
-        return checkpoint_folder(self._run, self.saved_step) if self.saved_step else None
+        return checkpoint_folder(self.run, self.saved_step) if self.saved_step else None
 
     def restore(self, checkpoint: Checkpoint | None, allow_change: bool, log: Callable[[str], None]) -> tuple[int, int]:
-        """Restore the run from `checkpoint`; a run without one starts at step 0.
+        """Restore the run from `checkpoint`; return steps done and steps skipped. Without one, a run starts at step 0.
 
         Args:
             allow_change: Allow tiles other than the checkpoint's (`--allow-recipe-change`).
-            log: Prints a line.
-
-        Returns:
-            Steps done and steps skipped.
 
         Raises:
             UserError: If ranks found different checkpoints, or the tiles differ and `allow_change` is False.
         """
-        found = self._control_group.all_gather(checkpoint.state.step if checkpoint else 0)
+        found = self.control_group.all_gather(checkpoint.state.step if checkpoint else 0)
         if min(found) != max(found):
-            raise UserError(f"processes found checkpoints of steps {found}; {self._run} must be one folder for all")
+            raise UserError(f"processes found checkpoints of steps {found}; {self.run} must be one folder for all")
         if checkpoint is None:
             return 0, 0
         state = checkpoint.state
-        if (state.tile_count, state.reading) != (self._tile_count, self._read_pattern):
+        if (state.tile_count, state.reading) != (self.tile_count, _checksum(self.read_pattern)):
             self._check_other_tiles(state, allow_change, log)
-        states = load_checkpoint(checkpoint, self._moco, self._optimizer)
-        if self._accelerator.scaler is not None and state.scaler is not None:
-            scaler = self._accelerator.scaler
+        states = load_checkpoint(checkpoint, self.moco, self.optimizer)
+        if (scaler := self.accelerator.scaler) is not None and state.scaler is not None:
             # the scaler's other options come from its constructor
             saved = {"scale": state.scaler.scale, "_growth_tracker": state.scaler.growth_tracker}
             scaler.load_state_dict(scaler.state_dict() | saved)
         report_version_changes(state.versions, log)
         self._restore_random_states(states, log)
-        self._control_group.run_on_rank_zero(lambda: self._tidy(checkpoint.folder))
+        self.control_group.run_on_rank_zero(lambda: tidy_up(self.run, checkpoint.folder))
         self._note_saved(state.step)
         return state.step, state.skipped_steps
 
@@ -110,7 +103,7 @@ class CheckpointSaver:
         """Return True on the first rank if `run.checkpoint_every_minutes` have passed since the last checkpoint."""
         minutes = recipe.run.checkpoint_every_minutes
         passed = time.monotonic() - self._saved_at
-        return self._accelerator.is_main_process and minutes is not None and passed >= minutes * _SECONDS_PER_MINUTE
+        return self.accelerator.is_main_process and minutes is not None and passed >= minutes * _SECONDS_PER_MINUTE
 
     def save(self, recipe: Recipe, step: int, skipped_steps: int) -> None:
         """Write a checkpoint after `step` steps.
@@ -120,43 +113,37 @@ class CheckpointSaver:
         """
         enter_phase(CHECKPOINT)
         with waiting_for_peers():
-            states = self._accelerator.gather(random_states()[None].to(self._accelerator.device)).cpu()
+            states = self.accelerator.gather(random_states()[None].to(self.accelerator.device)).cpu()
         state = TrainerState(
             step=step,
-            tile_count=self._tile_count,
-            reading=self._read_pattern,
-            processes=self._accelerator.num_processes,
-            micro_batch_asked=self._micro_batch_asked,
+            tile_count=self.tile_count,
+            reading=_checksum(self.read_pattern),
+            processes=self.accelerator.num_processes,
+            micro_batch_asked=self.micro_batch_asked,
             skipped_steps=skipped_steps,
             scaler=self._scaler_state(),
             versions=library_versions(),
         )
-        send = partial(send_shards, self._moco, self._optimizer, self._control_group.raise_if_peer_failed)
-        self._control_group.run_on_rank_zero(
-            lambda: self._write(recipe, step, state, states), send if self._moco.sharding else None
+        send = partial(send_shards, self.moco, self.optimizer, self.control_group.raise_if_peer_failed)
+        self.control_group.run_on_rank_zero(
+            lambda: self._write(recipe, step, state, states), send if self.moco.sharding else None
         )
         self._note_saved(step)
 
-    def _tidy(self, newest: Path) -> None:
-        """Finish what a process that was killed while it saved left undone."""
-        update_latest(self._run, newest)
-        set_aside_damaged(self._run, newest)
-        remove_leftovers(self._run)
-
     def _note_saved(self, step: int) -> None:
         self.saved_step, self._saved_at = step, time.monotonic()
-        self._stop.unsaved_work = f"everything after step {step} is lost"
+        self.stop.unsaved_work = f"everything after step {step} is lost"
 
     def _write(self, recipe: Recipe, step: int, state: TrainerState, states: torch.Tensor) -> None:
-        final, raise_if_peer_failed = checkpoint_folder(self._run, step), self._control_group.raise_if_peer_failed
+        final, raise_if_peer_failed = checkpoint_folder(self.run, step), self.control_group.raise_if_peer_failed
         try:
             for name in _LOGS:  # rows of saved steps must survive a power cut
-                if (self._run / name).is_file():
-                    fsync(self._run / name)
-            remove_leftovers(self._run)
-            write_checkpoint(final, recipe, state, self._moco, self._optimizer, states, raise_if_peer_failed)
-            update_latest(self._run, final)
-            remove_old_checkpoints(self._run, recipe.run.keep_checkpoints)
+                if (self.run / name).is_file():
+                    fsync(self.run / name)
+            remove_leftovers(self.run)
+            write_checkpoint(final, recipe, state, self.moco, self.optimizer, states, raise_if_peer_failed)
+            update_latest(self.run, final)
+            remove_old_checkpoints(self.run, recipe.run.keep_checkpoints)
         except DamagedCheckpointError as reason:
             raise UserError(
                 f"{final} was written but reads back differently: {reason}. Do not trust this disk; "
@@ -170,15 +157,15 @@ class CheckpointSaver:
             ) from None
 
     def _scaler_state(self) -> ScalerState | None:
-        if self._accelerator.scaler is None:
+        if self.accelerator.scaler is None:
             return None
-        found = self._accelerator.scaler.state_dict()
+        found = self.accelerator.scaler.state_dict()
         return ScalerState(scale=float(found["scale"]), growth_tracker=int(found["_growth_tracker"]))
 
     def _check_other_tiles(self, state: TrainerState, allow_change: bool, log: Callable[[str], None]) -> None:
         difference = (
-            f"holds {self._tile_count} tiles, and the run started with {state.tile_count}"
-            if state.tile_count != self._tile_count
+            f"holds {self.tile_count} tiles, and the run started with {state.tile_count}"
+            if state.tile_count != self.tile_count
             else "keeps its tiles in other shards than when the run started"
         )
         if not allow_change:
@@ -189,11 +176,11 @@ class CheckpointSaver:
         log(f"[yellow]--allow-recipe-change: data.source {difference}; from here on the order of tiles differs[/]")
 
     def _restore_random_states(self, states: torch.Tensor, log: Callable[[str], None]) -> None:
-        processes = self._accelerator.num_processes
+        processes = self.accelerator.num_processes
         try:
             if len(states) != processes:
                 raise ValueError(f"they are those of {len(states)} processes, not {processes}")
-            restore_random_states(states[self._accelerator.process_index])
+            restore_random_states(states[self.accelerator.process_index])
         except ValueError as error:
             log(f"random states are not restored ({error}); training does not draw from them")
 

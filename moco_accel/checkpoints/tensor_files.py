@@ -37,13 +37,8 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
-    """Return type and shape of each tensor."""
+    """Return the layout of tensors in memory."""
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-
-
-def layout_bytes(layout: Layout) -> int:
-    """Return the size of all tensors in bytes."""
-    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout.values())
 
 
 def safetensors_chunks(
@@ -51,9 +46,7 @@ def safetensors_chunks(
 ) -> Iterator[bytes | memoryview]:
     """Yield the content of a safetensors file; one tensor at a time is copied to the host.
 
-    Args:
-        tensors: Tensors by name. Sharded ones are gathered, so every rank must iterate over the same ones.
-        exchange_status: Called before each tensor is gathered.
+    Sharded tensors are gathered, so every rank must iterate over the same ones. Each calls `exchange_status` first.
     """
     # wider types first, so that every tensor is aligned to its item size
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
@@ -90,22 +83,18 @@ def read_layout(path: Path) -> Layout:
     header.pop("__metadata__", None)
     layout: Layout = {}
     end = 0
-    for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1], path)):
-        dtype, shape = _type_and_shape(entry, name, path)
-        if _offsets(entry, path) != [end, end + dtype.itemsize * math.prod(shape)]:
+    entries = [(name, *_parse_entry(name, entry, path)) for name, entry in header.items()]
+    for name, dtype, shape, offsets in sorted(entries, key=lambda entry: entry[-1]):
+        if offsets != [end, end + dtype.itemsize * math.prod(shape)]:
             raise ValueError(f"{path.name}: the offsets of {name[:80]!r} do not match its type and shape")
-        layout[name], end = (dtype, shape), entry["data_offsets"][1]
+        layout[name], end = (dtype, shape), offsets[1]
     if _LENGTH.size + length + end != size:
         raise ValueError(f"{path.name} has {size} bytes, its header says {_LENGTH.size + length + end}")
     return layout
 
 
 def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield name and tensor of a file whose layout has been checked, for names that begin with `prefix`.
-
-    Raises:
-        ValueError: If the file is not valid safetensors.
-    """
+    """Yield name and tensor of a file whose layout has been checked, for names that begin with `prefix`."""
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
@@ -115,19 +104,11 @@ def read_tensors(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         raise ValueError(f"{path.name}: {error}") from None
 
 
-def _offsets(entry: Any, path: Path) -> list[int]:
-    found = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if found is None or not _is_list_of_counts(found) or len(found) != 2:
-        raise ValueError(f"{path.name}'s header has no valid offsets")
-    return list(found)
-
-
-def _type_and_shape(entry: dict[str, Any], name: str, path: Path) -> tuple[torch.dtype, tuple[int, ...]]:
-    dtype, shape = entry.get("dtype"), entry.get("shape", "")
-    if not (isinstance(dtype, str) and dtype in _DTYPES and _is_list_of_counts(shape) and len(entry) == 3):
-        raise ValueError(f"{path.name}: {name[:80]!r} has no supported type and shape")
-    return _DTYPES[dtype], tuple(shape)
-
-
-def _is_list_of_counts(found: Any) -> bool:
-    return isinstance(found, list) and all(type(number) is int and number >= 0 for number in found)
+def _parse_entry(name: str, entry: Any, path: Path) -> tuple[torch.dtype, tuple[int, ...], list[int]]:
+    """Return type, shape and offsets of a tensor."""
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [_, _] as offsets, **more} if (
+            dtype in _DTYPES and not more and all(type(number) is int and number >= 0 for number in [*shape, *offsets])
+        ):
+            return _DTYPES[dtype], tuple(shape), offsets
+    raise ValueError(f"{path.name}: {name[:80]!r} has no supported type, shape and offsets")

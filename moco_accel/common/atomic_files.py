@@ -14,13 +14,17 @@ _FSYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a temporary file, sync and rename it: a kill or a power cut leaves the old or the new content."""
+    """Write a temporary file, sync and rename it: a kill, a full disk or a power cut leaves old or new content."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     fsync(path.parent)
 
 
@@ -68,10 +72,7 @@ def read_regular_file(path: Path, limit: int) -> bytes:
 
 
 def parse_strict_json(content: bytes, name: str) -> Any:
-    """Parse JSON.
-
-    Args:
-        name: What the error message calls the content.
+    """Parse JSON; error messages call it `name`.
 
     Raises:
         ValueError: If it is not JSON, or has NaN, infinities, repeated names or too deep nesting.

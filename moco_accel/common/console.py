@@ -50,9 +50,7 @@ def run_command(app: typer.Typer) -> NoReturn:
     except typer.Abort:
         sys.exit(130)
     except Exception as error:
-        if not hasattr(
-            error, "format_message"
-        ):  # typer's own errors have it; where their classes are depends on its version
+        if not hasattr(error, "format_message"):  # typer's errors have it; their module depends on its version
             raise
         message = _describe_usage_error(error, _find_command(error, app))
         if not message:  # without arguments, the help has been printed

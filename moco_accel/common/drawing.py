@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFont
 
+from moco_accel.common.atomic_files import write_atomically
 from moco_accel.common.pixels import Pixels
 
 PAPER, INK, FAINT = "#ffffff", "#1d2733", "#66727f"
@@ -19,13 +21,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class RgbStretch:
-    """Contrast stretch from stored values to RGB.
-
-    Attributes:
-        bands: Indices of the red, green and blue band.
-        low: Value per band that becomes black.
-        high: Value per band that becomes white.
-    """
+    """Contrast stretch of the red, green and blue band from stored values: `low` is black, `high` full colour."""
 
     bands: tuple[int, int, int]
     low: Sequence[float]
@@ -77,10 +73,7 @@ def fit_into_square(rgb: Pixels, side: int) -> Image.Image:
 
 def save_png(picture: Image.Image, path: Path) -> None:
     """Write a PNG atomically, and create its folder."""
+    content = BytesIO()
+    picture.save(content, "png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        picture.save(partial, "png")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, content.getvalue())

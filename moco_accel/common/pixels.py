@@ -13,14 +13,10 @@ Mask = npt.NDArray[np.bool_]
 
 
 def valid_pixels(tile: Pixels, nodata: float | Sequence[float | None] | None) -> Mask | None:
-    """Return a mask [height, width] that is False where `tile` holds no data; None if every pixel holds data.
+    """Return a mask [height, width], False where `tile` [bands, height, width] holds no data; None if it is all True.
 
     A pixel holds no data if any band has its nodata value; in 8-bit tiles, where that value is common, if all bands
     have it. A pixel of a float tile holds no data if any band is NaN or infinite.
-
-    Args:
-        tile: [bands, height, width].
-        nodata: One value, or one per band; None: there is none.
     """
     numbers = list(nodata) if isinstance(nodata, Sequence) else [nodata] * len(tile)
     marked = [np.asarray(band == number) for band, number in zip(tile, numbers, strict=True) if number is not None]

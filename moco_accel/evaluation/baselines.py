@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,11 @@ from moco_accel.evaluation.features import extract_features, read_pixels
 from moco_accel.evaluation.knn import (
     MEAN_COLOUR,
     DuplicateCounts,
-    Fingerprints,
-    checksum,
+    Fingerprint,
     count_duplicates,
+    fingerprint,
     knn_metric,
     predict_by_knn,
-    thumbnail,
 )
 from moco_accel.evaluation.labelled_tiles import LabelledPool
 from moco_accel.evaluation.linear_probe import Probe, predict_with_linear_probe
@@ -34,10 +34,10 @@ PROBES_PER_SEED = 3
 
 @dataclass(frozen=True)
 class ExtractedFeatures:
-    """Features [tiles, D] of all tiles by the suffix of their key, and fingerprints of the tiles."""
+    """Features [tiles, D] of all tiles by the suffix of their key, and a fingerprint of each tile."""
 
     features: dict[str, Tensor]
-    fingerprints: Fingerprints
+    fingerprints: list[Fingerprint]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class BaselineComparison:
     """Accuracies of an encoder and its baselines, and what they were computed from.
 
     Attributes:
-        accuracies: Accuracies in [0, 1] and their standard deviations, by their key in summary.json.
         scores: One score per seed, by (classifier, features).
-        pool: The labelled tiles.
         splits: One split per seed, or a single one for all seeds.
         features: Features [tiles, D] of all tiles of the pool, by the suffix of their key.
         duplicates: Test tiles that duplicate training tiles, in the first split.
@@ -55,7 +53,6 @@ class BaselineComparison:
         num_unconverged: Number of linear probes that did not converge.
     """
 
-    accuracies: dict[str, float]
     scores: dict[tuple[str, str], list[Score]]
     pool: LabelledPool
     splits: list[Split]
@@ -65,16 +62,12 @@ class BaselineComparison:
     num_unconverged: int
 
     @property
-    def pretrained(self) -> tuple[Tensor, Tensor]:
-        """Return the pretrained encoder's features of the training and test tiles, for the first split."""
-        return self._sides("")
+    def accuracies(self) -> dict[str, float]:
+        """Return accuracies in [0, 1] and their standard deviations, by their key in summary.json."""
+        return summarise_scores(self.scores)
 
-    @property
-    def random_init(self) -> tuple[Tensor, Tensor]:
-        """Return the same features at random initialisation."""
-        return self._sides("_random_init")
-
-    def _sides(self, suffix: str) -> tuple[Tensor, Tensor]:
+    def split_features(self, suffix: str) -> tuple[Tensor, Tensor]:
+        """Return the features of the training and test tiles of the first split, by the suffix of their key."""
         return self.features[suffix][self.splits[0].train], self.features[suffix][self.splits[0].test]
 
 
@@ -83,7 +76,7 @@ def extract_all_features(
     encoder: nn.Module,
     pool: LabelledPool,
     device: torch.device | str,
-    on_progress: Callable[[str, int], None] | None = None,
+    on_progress: Callable[[str, int], object] = lambda what, count: None,
 ) -> ExtractedFeatures:
     """Extract the features of the encoder and of its baselines once, for all splits.
 
@@ -92,26 +85,21 @@ def extract_all_features(
     Raises:
         UserError: If a tile is damaged.
     """
-
-    def progress_of(what: str) -> Callable[[int], None]:
-        return lambda count: on_progress(what, count) if on_progress else None
-
     features: dict[str, Tensor] = {}
     for suffix, network in {"": encoder.to(device), "_random_init": random_encoder(recipe).to(device)}.items():
         for grey in (False, True):
             what = f"{'random' if suffix else 'pretrained'}, {'grey' if grey else 'colour'}"
             features[f"{'_grey' if grey else ''}{suffix}"] = extract_features(
-                network, pool, recipe, device, grey, on_progress=progress_of(what)
+                network, pool, recipe, device, grey, on_progress=partial(on_progress, what)
             )
-    checksums, thumbnails, means, report = [], [], [], progress_of("mean colour")
+    means, fingerprints = [], []
     for index in range(len(pool)):
         pixels = read_pixels(pool, index, recipe)
-        checksums.append(checksum(pixels))
-        thumbnails.append(thumbnail(pixels))
         means.append(pixels.mean(dim=(1, 2)))
-        report(1)
+        fingerprints.append(fingerprint(pixels))
+        on_progress("mean colour", 1)
     features[MEAN_COLOUR] = torch.stack(means)
-    return ExtractedFeatures(features, Fingerprints(checksums, torch.stack(thumbnails)))
+    return ExtractedFeatures(features, fingerprints)
 
 
 def compare_with_baselines(
@@ -121,17 +109,13 @@ def compare_with_baselines(
     splits: Sequence[Split],
     probe: Probe = "none",
     seeds: int = 1,
-    on_probe: Callable[[], None] | None = None,
+    on_probe: Callable[[], object] = lambda: None,
 ) -> BaselineComparison:
     """Classify the test tiles of every split by kNN and a linear probe, from each kind of features.
 
     Args:
-        recipe: Recipe of the run.
-        extracted: Features of all tiles.
-        pool: Labelled tiles.
         splits: One split per seed, or a single one for all seeds.
         probe: Linear probe; `none` runs kNN alone.
-        seeds: Number of seeds.
         on_probe: Called after each linear probe, in all `PROBES_PER_SEED` times per seed.
     """
     scores: dict[tuple[str, str], list[Score]] = {}
@@ -149,12 +133,10 @@ def compare_with_baselines(
                 scores.setdefault(("linear", name), []).append(score_predictions(truth, linear.predicted, num_classes))
                 chosen_c += [linear.c] if name == "" and linear.c is not None else []
                 num_unconverged += not linear.converged
-                if on_probe:
-                    on_probe()
-    duplicates = count_duplicates(extracted.fingerprints, splits[0].train, splits[0].test)
-    return BaselineComparison(
-        summarise_scores(scores), scores, pool, list(splits), extracted.features, duplicates, chosen_c, num_unconverged
-    )
+                on_probe()
+    sides = (splits[0].train.tolist(), splits[0].test.tolist())
+    duplicates = count_duplicates(*([extracted.fingerprints[index] for index in side] for side in sides))
+    return BaselineComparison(scores, pool, list(splits), extracted.features, duplicates, chosen_c, num_unconverged)
 
 
 def random_encoder(recipe: Recipe) -> nn.Module:

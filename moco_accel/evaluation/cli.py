@@ -12,13 +12,11 @@ from rich.markup import escape
 
 from moco_accel.common.console import console, progress_bar, user_errors
 from moco_accel.common.errors import UserError
+from moco_accel.evaluation.split_rule import SplitRule, parse_split
 from moco_accel.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from moco_accel.evaluation.baselines import BaselineComparison
-    from moco_accel.evaluation.labelled_tiles import LabelledPool
-    from moco_accel.evaluation.split_rule import SplitRule
-    from moco_accel.evaluation.splits import Split
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _DEFAULT_SEEDS = 3
@@ -74,13 +72,21 @@ def evaluate(
             from moco_accel.checkpoints.run_folder import load_encoder
             from moco_accel.evaluation import baselines
             from moco_accel.evaluation.pictures import draw_pictures
-            from moco_accel.evaluation.report import describe_preprocessing, json_details, summary_figures
+            from moco_accel.evaluation.report import (
+                describe_preprocessing,
+                json_details,
+                summary_figures,
+                update_summary,
+            )
+            from moco_accel.evaluation.split_sources import open_and_split
 
             recipe, encoder, run_folder = load_encoder(run)
-            changes = {"train_source": train_source, "test_source": test_source}
-            recipe = _with_options(recipe, changes | {"label_column": label_column, "neighbours": neighbours})
+            options: dict[str, Any] = {"train_source": train_source, "test_source": test_source}
+            options |= {"label_column": label_column, "neighbours": neighbours}
+            given = {name: value for name, value in options.items() if value is not None}
+            recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=given)})
             seeds = _choose_seeds(seeds, probe is not _ProbeName.none or (rule is not None and rule.uses_seed))
-            pool, splits = _open_tiles(recipe, data, rule, test_share, seeds)
+            pool, splits = open_and_split(recipe, data, rule, test_share, seeds, _print_line)
         _print_line(describe_preprocessing(recipe, pool.bands))
         with progress_bar() as progress:
             task = progress.add_task("features", total=baselines.PASSES * len(pool))
@@ -119,29 +125,10 @@ def main() -> None:
     run_command(app)
 
 
-def update_summary(path: Path, figures: dict[str, Any]) -> None:
-    """Write the figures into a summary.json, atomically, and keep entries that are not from moco-eval.
-
-    Raises:
-        UserError: If the file is not JSON.
-    """
-    from moco_accel.common.atomic_files import write_atomically
-    from moco_accel.evaluation.report import is_outdated
-
-    try:
-        before = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError:
-        raise UserError(f"{path} is not JSON; move it away and run moco-eval again") from None
-    kept = {name: value for name, value in before.items() if not is_outdated(name)}
-    write_atomically(path, json.dumps({**kept, **figures}, indent=2) + "\n")
-
-
 def _check_options(
     data: str | None, split: str | None, train_source: str | None, test_source: str | None
 ) -> SplitRule | None:
     """Parse `--split`, and check the options that name tiles."""
-    from moco_accel.evaluation.split_rule import parse_split
-
     rule = None if split is None else parse_split(split)
     if rule is not None and data is None:
         raise UserError(f"--split={split!r} needs --data; --data data/labelled works")
@@ -161,60 +148,24 @@ def _choose_seeds(seeds: int | None, is_random: bool) -> int:
     return 1
 
 
-def _with_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
-    update = {name: value for name, value in options.items() if value is not None}
-    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=update)})
-
-
-def _open_tiles(
-    recipe: Recipe, data: str | None, rule: SplitRule | None, test_share: float, seeds: int
-) -> tuple[LabelledPool, list[Split]]:
-    from moco_accel.evaluation.split_sources import open_and_split, open_two_sources
-
-    if data is None or rule is None:
-        pool, split = open_two_sources(recipe)
-        return pool, [split]
-    return open_and_split(recipe, data, rule, test_share, seeds, _print_line)
-
-
 def _print_line(line: str, style: str | None = None) -> None:
     console.print(escape(line), style=style, soft_wrap=True)
 
 
 def _print_results(recipe: Recipe, comparison: BaselineComparison, settings: dict[str, Any]) -> None:
     from moco_accel.evaluation.demo_classes import CLASSES, LIMITATIONS
-    from moco_accel.evaluation.report import accuracies_by_seed, results_table, verdict
+    from moco_accel.evaluation.metrics import accuracies_by_seed
+    from moco_accel.evaluation.report import results_table, verdict, warnings
 
     seeds = settings["seeds"]
     averaged = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     console.print(results_table(recipe, comparison, f"split: {settings['split']}; {averaged}"))
-    sentence = verdict(comparison.accuracies, accuracies_by_seed(comparison))
+    sentence = verdict(accuracies_by_seed(comparison.scores))
     _print_line(sentence, "green" if sentence.startswith("Pretraining beats") else "yellow")
-    for line in _warnings(comparison, settings["split"]):
+    for line in warnings(comparison, settings["split"]):
         _print_line(line, "yellow")
     if comparison.pool.names == list(CLASSES):
         _print_line(f"Limitations of this data: {LIMITATIONS}.", "dim")
-
-
-def _warnings(comparison: BaselineComparison, split: str) -> list[str]:
-    from moco_accel.evaluation.linear_probe import MAX_ITERATIONS
-
-    lines, duplicates, left_out = [], comparison.duplicates, comparison.splits[0].left_out
-    if split == "random":
-        lines.append(
-            "A random split puts neighbouring tiles on both sides, so accuracies are too high; use --split block:5."
-        )
-    if duplicates.exact or duplicates.near:
-        lines.append(
-            f"{duplicates.exact + duplicates.near:,} of {duplicates.tested:,} test tiles ({duplicates.share:.1%}) "
-            f"are also training tiles: {duplicates.exact:,} with the same pixels, {duplicates.near:,} near-duplicates. "
-            "This inflates kNN accuracy most."
-        )
-    if left_out:
-        lines.append(f"{left_out:,} tiles are left out of both sides of the split.")
-    if comparison.num_unconverged:
-        lines.append(f"{comparison.num_unconverged} linear probes did not converge in {MAX_ITERATIONS:,} iterations.")
-    return lines
 
 
 if __name__ == "__main__":

@@ -31,16 +31,13 @@ def extract_features(
     device: torch.device | str,
     grey: bool = False,
     batch_size: int = 256,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], object] = lambda count: None,
     indices: Sequence[int] | None = None,
 ) -> Tensor:
     """Compute the encoder's features of tiles that are preprocessed as in training, without augmentation.
 
     Args:
         encoder: Encoder on `device`. It runs in eval mode; its mode is restored afterwards.
-        tiles: Tiles to read.
-        recipe: Recipe with the image size, scaling, mean and standard deviation.
-        device: Device of the encoder.
         grey: Whether to replace every band by the luma of the tile.
         batch_size: Tiles per forward pass.
         on_progress: Called with the number of tiles after each batch.
@@ -60,8 +57,7 @@ def extract_features(
             pixels = torch.stack([_resize(read_pixels(tiles, index, recipe), size, grey) for index in batch.tolist()])
             features.append(encoder(((pixels - mean) / std).to(device)).float().cpu())
             tick()
-            if on_progress:
-                on_progress(len(batch))
+            on_progress(len(batch))
     return torch.cat(features)
 
 
@@ -105,10 +101,7 @@ def to_grey(pixels: Tensor) -> Tensor:
 
 
 def mean_colour_features(tiles: Tiles | LabelledPool, recipe: Recipe, indices: Sequence[int] | None = None) -> Tensor:
-    """Compute the mean of each band in [0, 1], the baseline that any pretraining has to beat.
-
-    Returns:
-        Means of all tiles, or of those at `indices`, float32 [tiles, bands].
+    """Compute the band means in [0, 1] of all tiles, or of those at `indices`, float32 [tiles, bands].
 
     Raises:
         UserError: If a tile is damaged.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,10 +22,7 @@ _MAX_DIFFERENCE = 0.1  # mean absolute difference of two thumbnails, relative to
 
 
 def knn_metric(features: str) -> Metric:
-    """Return the kNN metric for the features with this key suffix.
-
-    The mean colour uses Euclidean distance, its stronger form: cosine similarity discards brightness.
-    """
+    """Return `euclidean` for the mean colour, because cosine similarity discards brightness, else `cosine`."""
     return "euclidean" if features == MEAN_COLOUR else "cosine"
 
 
@@ -39,12 +36,9 @@ def predict_by_knn(
     the lower class number.
 
     Args:
-        train: Training features [N, D].
-        labels: Training classes, int64 [N].
-        test: Test features [M, D].
-        num_classes: Number of classes.
+        train, labels: Features [N, D] and classes, int64 [N], of the training tiles.
+        test: Features of the test tiles [M, D].
         evaluation: Section of the recipe with `neighbours` and `temperature`.
-        metric: Measure of nearness.
 
     Returns:
         Predicted classes, int64 [M].
@@ -63,11 +57,7 @@ def predict_by_knn(
 
 
 def nearest_neighbours(train: Tensor, test: Tensor, neighbours: int, metric: Metric = "cosine") -> Tensor:
-    """Find the training features [N, D] nearest to each test feature [M, D].
-
-    Returns:
-        Indices into `train`, nearest first, int64 [M, min(neighbours, N)].
-    """
+    """Return the indices of the features in `train` [N, D] nearest to each feature in `test` [M, D], nearest first."""
     return torch.cat([indices for _, indices in _nearest(train, test, neighbours, metric)])
 
 
@@ -83,22 +73,16 @@ def _nearest(train: Tensor, test: Tensor, neighbours: int, metric: Metric) -> It
 
 
 @dataclass(frozen=True)
-class Fingerprints:
-    """Checksum of the pixels of each tile, and thumbnails in [0, 1], float32 [tiles, bands · 64]."""
+class Fingerprint:
+    """Checksum of the pixels of a tile, and its thumbnail: means of 8 × 8 cells, float32 [bands · 64]."""
 
-    checksums: list[bytes]
-    thumbnails: Tensor
+    checksum: bytes
+    thumbnail: Tensor
 
 
 @dataclass(frozen=True)
 class DuplicateCounts:
-    """Numbers of test tiles that duplicate a training tile.
-
-    Attributes:
-        exact: Test tiles with the same pixels as a training tile.
-        near: Other test tiles that are near-duplicates of a training tile.
-        tested: All test tiles.
-    """
+    """Numbers of test tiles: with the pixels of a training tile, other near-duplicates of one, and in total."""
 
     exact: int
     near: int
@@ -110,27 +94,24 @@ class DuplicateCounts:
         return (self.exact + self.near) / self.tested
 
 
-def checksum(pixels: Tensor) -> bytes:
-    """Return a checksum of the shape and values of pixels [bands, height, width]."""
-    return hashlib.blake2b(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes(), digest_size=16).digest()
+def fingerprint(pixels: Tensor) -> Fingerprint:
+    """Return the fingerprint of pixels [bands, height, width]."""
+    content = f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes()
+    checksum = hashlib.blake2b(content, digest_size=16).digest()
+    return Fingerprint(checksum, adaptive_avg_pool2d(pixels[None], _THUMBNAIL_SIDE).flatten())
 
 
-def thumbnail(pixels: Tensor) -> Tensor:
-    """Return the means of 8 × 8 cells of pixels [bands, height, width], flattened to [bands · 64]."""
-    return adaptive_avg_pool2d(pixels[None], _THUMBNAIL_SIDE).flatten()
-
-
-def count_duplicates(fingerprints: Fingerprints, train: Tensor, test: Tensor) -> DuplicateCounts:
+def count_duplicates(train: Sequence[Fingerprint], test: Sequence[Fingerprint]) -> DuplicateCounts:
     """Count the test tiles that are duplicates or near-duplicates of a training tile.
 
     Thumbnails of near-duplicates differ by less than a tenth of the tile's own contrast, so that two tiles of calm sea
-    are not near-duplicates. `train` and `test` are indices, int64 [N] and [M].
+    are not near-duplicates.
     """
-    known = {fingerprints.checksums[index] for index in train.tolist()}
-    others = [index for index in test.tolist() if fingerprints.checksums[index] not in known]
+    known = {tile.checksum for tile in train}
+    others = [tile for tile in test if tile.checksum not in known]
     near = 0
     if others:
-        of_train, of_others = fingerprints.thumbnails[train], fingerprints.thumbnails[others]
+        of_train, of_others = (torch.stack([tile.thumbnail for tile in tiles]) for tiles in (train, others))
         nearest = nearest_neighbours(of_train, of_others, 1, "euclidean").flatten()
         difference = (of_train[nearest] - of_others).abs().mean(dim=1)
         bands = of_others.unflatten(1, (-1, _THUMBNAIL_SIDE**2))

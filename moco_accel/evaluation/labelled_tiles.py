@@ -17,10 +17,7 @@ from moco_accel.tiles.tiles import Tiles, open_tiles_in_store
 
 @dataclass(frozen=True)
 class LabelledPool:
-    """Labelled tiles of one or more sources, one source after another.
-
-    Labels are class numbers, int64 [tiles]; `names` are the names of all classes.
-    """
+    """Labelled tiles of one or more sources, one after another, with class numbers, int64 [tiles], and class names."""
 
     sources: tuple[Tiles, ...]
     labels: Tensor
@@ -41,18 +38,10 @@ class LabelledPool:
         """Return the names of the bands, or None if unknown."""
         return self.sources[0].bands
 
-    @property
-    def sensor(self) -> str | None:
-        """Return the name of the sensor, or None if unknown."""
-        return self.sources[0].sensor
-
 
 @dataclass(frozen=True)
 class LabelledTiles:
-    """Training and test tiles from two sources.
-
-    Labels are class numbers, int64 [tiles]; `names` are the names of all classes.
-    """
+    """Training and test tiles from two sources, with class numbers, int64 [tiles], and class names."""
 
     train: Tiles
     test: Tiles

@@ -27,13 +27,7 @@ _INITIAL_STD = 0.01
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of a linear probe.
-
-    Attributes:
-        predicted: Class numbers, int64 [tiles].
-        c: The chosen C; None for the SGD probe.
-        converged: Whether the fit ended before `MAX_ITERATIONS`.
-    """
+    """Predicted classes, int64 [tiles], the chosen C (None for SGD), and whether `MAX_ITERATIONS` was not reached."""
 
     predicted: Tensor
     c: float | None = None
@@ -44,9 +38,8 @@ def predict_with_linear_probe(train: Tensor, labels: Tensor, test: Tensor, probe
     """Fit a linear classifier and predict the classes of the test tiles.
 
     Args:
-        train: Training features [N, D].
-        labels: Training classes, int64 [N].
-        test: Test features [M, D].
+        train, labels: Features [N, D] and classes, int64 [N], of the training tiles.
+        test: Features of the test tiles [M, D].
         probe: `logistic` or `sgd`.
         seed: Seed of the validation set (logistic), or of the initial weights and the order of tiles (sgd).
     """

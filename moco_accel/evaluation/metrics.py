@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
@@ -35,30 +35,25 @@ def score_predictions(truth: Tensor, predicted: Tensor, num_classes: int) -> Sco
     return Score(pairs.view(num_classes, num_classes))
 
 
-def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and the sample standard deviation; the latter is None for a single value."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, None
-    return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+def accuracies_by_seed(scores: dict[tuple[str, str], list[Score]]) -> dict[str, list[float]]:
+    """Return the accuracies of each seed by `CLASSIFIER_METRIC[_FEATURES]`, e.g. `knn_top1_grey_random_init`.
+
+    `scores` has one score per seed, by (classifier, features), e.g. ("knn", "_grey_random_init").
+    """
+    return {
+        f"{classifier}_{metric}{features}": [getattr(score, metric) for score in by_seed]
+        for (classifier, features), by_seed in scores.items()
+        for metric in ("top1", "balanced")
+    }
 
 
 def summarise_scores(scores: dict[tuple[str, str], list[Score]]) -> dict[str, float]:
-    """Return the mean accuracies over seeds, and with several seeds their standard deviations.
-
-    Args:
-        scores: One score per seed, by (classifier, features), e.g. ("knn", "_grey_random_init").
-
-    Returns:
-        Means by `CLASSIFIER_METRIC[_FEATURES]`, and standard deviations by the same key with `_sd` appended.
-    """
+    """Return the mean accuracies over seeds, and with several seeds their sample standard deviations by `KEY_sd`."""
     summary: dict[str, float] = {}
-    for (classifier, features), by_seed in scores.items():
-        for metric in ("top1", "balanced"):
-            mean, deviation = mean_and_sd([getattr(score, metric) for score in by_seed])
-            summary[f"{classifier}_{metric}{features}"] = mean
-            if deviation is not None:
-                summary[f"{classifier}_{metric}{features}_sd"] = deviation
+    for key, values in accuracies_by_seed(scores).items():
+        summary[key] = fmean(values)
+        if len(values) > 1:
+            summary[f"{key}_sd"] = stdev(values)
     return summary
 
 

@@ -17,7 +17,6 @@ from moco_accel.common.drawing import (
     INK,
     PAPER,
     RED,
-    RgbStretch,
     common_stretch,
     fit_into_square,
     fit_text,
@@ -37,7 +36,10 @@ _NUM_NEIGHBOURS = 5
 
 _TILE, _FRAME, _GAP, _PANEL_GAP, _MARGIN = 128, 4, 8, 40, 28
 _LABEL_HEIGHT, _HEADER_HEIGHT = 22, 104
+_HEADING_TOP = _HEADER_HEIGHT - 33
 _CELL = _TILE + 2 * _FRAME
+_ROW_HEIGHT = _CELL + _LABEL_HEIGHT + _GAP
+_PANEL_WIDTH = _NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ def draw_neighbours(path: Path, recipe: Recipe, comparison: BaselineComparison) 
     panels = [
         Panel(heading, split.train[nearest_neighbours(train, test[queries], _NUM_NEIGHBOURS)])
         for heading, (train, test) in (
-            ("nearest training tiles, pretrained", comparison.pretrained),
-            ("at random initialisation", comparison.random_init),
+            ("nearest training tiles, pretrained", comparison.split_features("")),
+            ("at random initialisation", comparison.split_features("_random_init")),
         )
     ]
     accuracies = comparison.accuracies
@@ -88,53 +90,30 @@ def draw_panels(path: Path, pool: LabelledPool, queries: Sequence[int], panels: 
     drawn in true colour if the red, green and blue bands are known, else by their first three bands.
     """
     tiles = [pool[query].numpy() for query in queries]
-    stretch = common_stretch(tiles, picture_bands(pool.bands, len(tiles[0]), pool.sensor))
-    panel_width = _NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP
-    width = 2 * _MARGIN + _CELL + len(panels) * (_PANEL_GAP + panel_width)
-    row_height = _CELL + _LABEL_HEIGHT + _GAP
-    picture = Image.new("RGB", (width, _HEADER_HEIGHT + len(queries) * row_height + _MARGIN), PAPER)
+    stretch = common_stretch(tiles, picture_bands(pool.bands, len(tiles[0]), pool.sources[0].sensor))
+    width = 2 * _MARGIN + _CELL + len(panels) * (_PANEL_GAP + _PANEL_WIDTH)
+    picture = Image.new("RGB", (width, _HEADER_HEIGHT + len(queries) * _ROW_HEIGHT + _MARGIN), PAPER)
     draw = ImageDraw.Draw(picture)
-    lefts = [_MARGIN + _CELL + _PANEL_GAP + n * (_PANEL_GAP + panel_width) for n in range(len(panels))]
-    _draw_header(draw, caption, panels, lefts, [_count_same_class(pool, queries, panel) for panel in panels])
-    for row, query in enumerate(queries):
-        top, truth = _HEADER_HEIGHT + row * row_height, int(pool.labels[query])
-        _draw_tile(picture, draw, stretch, pool[query], (_MARGIN, top), pool.names[truth], INK)
-        for left, panel in zip(lefts, panels, strict=True):
-            for place, index in enumerate(panel.neighbours[row].tolist()):
-                label = int(pool.labels[index])
-                corner = (left + place * (_CELL + _GAP), top)
-                frame = GREEN if label == truth else RED
-                _draw_tile(picture, draw, stretch, pool[index], corner, pool.names[label], frame)
-    save_png(picture, path)
-
-
-def _count_same_class(pool: LabelledPool, queries: Sequence[int], panel: Panel) -> str:
-    same = pool.labels[panel.neighbours] == pool.labels[list(queries)][:, None]
-    return f"{int(same.sum())} of {same.numel()} of the same class"
-
-
-def _draw_header(
-    draw: ImageDraw.ImageDraw, caption: str, panels: Sequence[Panel], lefts: Sequence[int], counts: Sequence[str]
-) -> None:
     draw.text((_MARGIN, 18), caption, INK, load_font(20))
-    draw.text((_MARGIN, _HEADER_HEIGHT - 33), "test tile", INK, load_font(18))
-    for panel, left, count in zip(panels, lefts, counts, strict=True):
-        draw.text((left, _HEADER_HEIGHT - 33), panel.heading, INK, load_font(18))
-        right = left + _NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP
-        draw.text((right, _HEADER_HEIGHT - 31), count, FAINT, load_font(16), anchor="ra")
+    draw.text((_MARGIN, _HEADING_TOP), "test tile", INK, load_font(18))
 
+    def draw_tile(index: int, left: int, row: int, frame: str) -> None:
+        top = _HEADER_HEIGHT + row * _ROW_HEIGHT
+        draw.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), fill=frame)
+        tile = stretch.to_rgb(pool[index].numpy())
+        picture.paste(fit_into_square(tile, _TILE), (left + _FRAME, top + _FRAME))
+        name, font = fit_text(pool.names[int(pool.labels[index])], _CELL)
+        draw.text((left + _CELL / 2, top + _CELL + 3), name, frame, font, anchor="ma")
 
-def _draw_tile(
-    picture: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    stretch: RgbStretch,
-    tile: Tensor,
-    corner: tuple[int, int],
-    name: str,
-    frame: str,
-) -> None:
-    left, top = corner
-    draw.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), fill=frame)
-    picture.paste(fit_into_square(stretch.to_rgb(tile.numpy()), _TILE), (left + _FRAME, top + _FRAME))
-    name, font = fit_text(name, _CELL)
-    draw.text((left + _CELL / 2, top + _CELL + 3), name, frame, font, anchor="ma")
+    for row, query in enumerate(queries):
+        draw_tile(query, _MARGIN, row, INK)
+    for number, panel in enumerate(panels):
+        left = _MARGIN + _CELL + _PANEL_GAP + number * (_PANEL_GAP + _PANEL_WIDTH)
+        same = pool.labels[panel.neighbours] == pool.labels[list(queries)][:, None]
+        count = f"{int(same.sum())} of {same.numel()} of the same class"
+        draw.text((left, _HEADING_TOP), panel.heading, INK, load_font(18))
+        draw.text((left + _PANEL_WIDTH, _HEADING_TOP + 2), count, FAINT, load_font(16), anchor="ra")
+        for row, place in np.ndindex(*same.shape):
+            frame = GREEN if same[row, place] else RED
+            draw_tile(int(panel.neighbours[row, place]), left + place * (_CELL + _GAP), row, frame)
+    save_png(picture, path)

@@ -48,7 +48,10 @@ def draw_pictures(folder: Path, recipe: Recipe, comparison: BaselineComparison) 
     score, names = comparison.scores[classifier, ""][0], comparison.pool.names
     title = f"{recipe.encoder.name}, {label}: accuracy {score.top1:.1%}, balanced {score.balanced:.1%}"
     draw_confusion(folder / "confusion.png", score.confusion, names, title)
-    panels = [("pretrained", comparison.pretrained[1]), ("random initialisation", comparison.random_init[1])]
+    panels = [
+        (heading, comparison.split_features(suffix)[1])
+        for heading, suffix in (("pretrained", ""), ("random initialisation", "_random_init"))
+    ]
     draw_map(folder / "map.png", panels, comparison.pool.labels[comparison.splits[0].test], names)
     return "neighbours.png", "confusion.png", "map.png"
 
@@ -64,7 +67,7 @@ def draw_confusion(path: Path, confusion: Tensor, names: Sequence[str], title: s
     shares = counts / np.maximum(totals, 1)[:, None]
     with_numbers = len(present) <= _MAX_CLASSES_WITH_NUMBERS
     side = max(3.2, min(16, len(present) * (0.72 if with_numbers else 0.26)))
-    figure, canvas = _new_figure(side + 4.6, side + 2.6)
+    figure = _new_figure(side + 4.6, side + 2.6)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     _label_axes(axes, [_shorten(names[number]) for number in present], totals, with_numbers)
@@ -75,7 +78,7 @@ def draw_confusion(path: Path, confusion: Tensor, names: Sequence[str], title: s
     bar.set_label("share of the true class", fontsize=13)
     bar.outline.set_visible(False)
     figure.suptitle(title, fontsize=15, color=INK)
-    _save(canvas, path)
+    _save(figure, path)
 
 
 def _label_axes(axes: Any, names: Sequence[str], totals: Any, with_numbers: bool) -> None:
@@ -109,7 +112,7 @@ def draw_map(path: Path, panels: Sequence[tuple[str, Tensor]], labels: Tensor, n
     meaning. `panels` have a heading and features [tiles, D] each.
     """
     chosen = subsample(len(labels), _MAX_TILES_ON_MAP)
-    figure, canvas = _new_figure(7 * len(panels) + 2.8, 7.6)
+    figure = _new_figure(7 * len(panels) + 2.8, 7.6)
     present = sorted(set(labels[chosen].tolist()))
     for number, (heading, features) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
@@ -130,7 +133,7 @@ def draw_map(path: Path, panels: Sequence[tuple[str, Tensor]], labels: Tensor, n
     for handle in legend.legend_handles:
         handle.set_alpha(1)
     figure.supxlabel(f"{len(chosen):,} test tiles: PCA, then t-SNE", fontsize=13, color=FAINT)
-    _save(canvas, path)
+    _save(figure, path)
 
 
 def _draw_dots(axes: Any, positions: Any, labels: Tensor, names: Sequence[str], present: Sequence[int]) -> None:
@@ -148,12 +151,9 @@ def _draw_dots(axes: Any, positions: Any, labels: Tensor, names: Sequence[str], 
 
 
 def embed_in_2d(features: Tensor) -> Any:
-    """Project features to two dimensions: L2 normalisation as for kNN, 50 principal components, then t-SNE.
+    """Project features to two dimensions, [tiles, 2]: L2 normalisation as for kNN, 50 principal components, then t-SNE.
 
     Up to three tiles, and features of one dimension, are projected by PCA alone. The result is the same on every call.
-
-    Returns:
-        Positions, float32 [tiles, 2].
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -179,16 +179,17 @@ def _shorten(name: str) -> str:
     return name if len(name) <= _MAX_NAME_LENGTH else name[: _MAX_NAME_LENGTH - 1] + "…"
 
 
-def _new_figure(width: float, height: float) -> tuple[Any, Any]:
-    """Create a figure and its canvas without pyplot, which keeps global state."""
+def _new_figure(width: float, height: float) -> Any:
+    """Create a figure without pyplot, which keeps global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor=PAPER)
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
-    return figure, FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
+    return figure
 
 
-def _save(canvas: Any, path: Path) -> None:
-    canvas.draw()
-    save_png(Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3].copy()), path)
+def _save(figure: Any, path: Path) -> None:
+    figure.canvas.draw()
+    save_png(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[:, :, :3].copy()), path)

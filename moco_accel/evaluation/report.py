@@ -1,12 +1,20 @@
-"""Results of moco-eval: figures for summary.json and JSON, a table, a verdict and a line on preprocessing."""
+"""Results of moco-eval: summary.json, JSON, a table, a verdict, warnings and a line on preprocessing."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
+
+from moco_accel.common.atomic_files import write_atomically
+from moco_accel.common.errors import UserError
+from moco_accel.evaluation.linear_probe import MAX_ITERATIONS
+from moco_accel.evaluation.metrics import accuracies_by_seed
 
 if TYPE_CHECKING:
     from moco_accel.evaluation.baselines import BaselineComparison
@@ -23,24 +31,21 @@ _COMPARISONS = {
 }
 
 
-def verdict(accuracies: dict[str, float], by_seed: dict[str, list[float]] | None = None) -> str:
-    """State which baselines pretraining beats.
+def verdict(by_seed: dict[str, list[float]]) -> str:
+    """State which baselines pretraining beats, from the accuracies of each seed.
 
     A lead is compared with the sample standard deviation of the leads of all seeds, because a difficult split lowers
-    the accuracy of the encoder and of the baseline alike. `by_seed` has the accuracies of each seed.
+    the accuracy of the encoder and of the baseline alike.
     """
-    from moco_accel.evaluation.metrics import mean_and_sd
-
     lost: list[str] = []
     narrow: list[str] = []
     won: list[str] = []
-    seeds = by_seed or {}
     for baseline, (ours, theirs) in _COMPARISONS.items():
-        if ours not in accuracies:
+        if ours not in by_seed:
             continue
-        lead = accuracies[ours] - accuracies[theirs]
-        leads = [mine - other for mine, other in zip(seeds.get(ours, []), seeds.get(theirs, []), strict=True)]
-        deviation = mean_and_sd(leads)[1] or 0.0 if leads else 0.0
+        lead = fmean(by_seed[ours]) - fmean(by_seed[theirs])
+        leads = [mine - other for mine, other in zip(by_seed[ours], by_seed[theirs], strict=True)]
+        deviation = stdev(leads) if len(leads) > 1 else 0.0
         (lost if lead <= 0 else narrow if lead <= deviation else won).append(baseline)
     sentences = []
     if lost:
@@ -70,36 +75,36 @@ def summary_figures(recipe: Recipe, comparison: BaselineComparison, settings: di
     }
 
 
-def accuracies_by_seed(comparison: BaselineComparison) -> dict[str, list[float]]:
-    """Return the accuracies of each seed, by the same keys as their means."""
-    return {
-        f"{classifier}_{metric}{features}": [getattr(score, metric) for score in scores]
-        for (classifier, features), scores in comparison.scores.items()
-        for metric in ("top1", "balanced")
-    }
-
-
 def json_details(recipe: Recipe, comparison: BaselineComparison) -> dict[str, Any]:
     """Return what `--json` adds to the summary; confusion matrices are those of the first seed."""
-    by_seed = {key: [round(value, 4) for value in values] for key, values in accuracies_by_seed(comparison).items()}
-    confusion = {
-        classifier: scores[0].confusion.tolist()
-        for (classifier, features), scores in comparison.scores.items()
-        if not features
-    }
-    low, high = recipe.stored_range
-    mean, std = recipe.normalisation
-    preprocessing: dict[str, Any] = {"image_size": recipe.encoder.image_size, "bands": comparison.pool.bands}
-    preprocessing |= {"low": low, "high": high, "mean": mean, "std": std}
+    by_seed, scores = accuracies_by_seed(comparison.scores), comparison.scores
+    (low, high), (mean, std) = recipe.stored_range, recipe.normalisation
+    preprocessing = {"image_size": recipe.encoder.image_size, "bands": comparison.pool.bands}
     return {
         "classes": comparison.pool.names,
-        "per_seed": by_seed,
-        "confusion": confusion,
-        "preprocessing": preprocessing,
+        "per_seed": {key: [round(value, 4) for value in values] for key, values in by_seed.items()},
+        "confusion": {
+            name: scores[name, ""][0].confusion.tolist() for name in ("knn", "linear") if (name, "") in scores
+        },
+        "preprocessing": preprocessing | {"low": low, "high": high, "mean": mean, "std": std},
     }
 
 
-def is_outdated(key: str) -> bool:
+def update_summary(path: Path, figures: dict[str, Any]) -> None:
+    """Write the figures into a summary.json, atomically, and keep entries that are not from moco-eval.
+
+    Raises:
+        UserError: If the file is not JSON.
+    """
+    try:
+        before = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        raise UserError(f"{path} is not JSON; move it away and run moco-eval again") from None
+    kept = {name: value for name, value in before.items() if not _is_outdated(name)}
+    write_atomically(path, json.dumps({**kept, **figures}, indent=2) + "\n")
+
+
+def _is_outdated(key: str) -> bool:
     """Return whether an earlier moco-eval wrote this key of summary.json and this one may not overwrite it."""
     return key.startswith(("linear_", "evaluation_")) or (
         key.startswith("knn_") and (key.endswith("_sd") or "_balanced" in key)
@@ -107,7 +112,7 @@ def is_outdated(key: str) -> bool:
 
 
 def describe_preprocessing(recipe: Recipe, bands: Sequence[str] | None) -> str:
-    """Describe in one line how tiles are prepared for the encoder."""
+    """Describe in one line how tiles with these bands are prepared for the encoder."""
     size, (low, high), (mean, std) = recipe.encoder.image_size, recipe.stored_range, recipe.normalisation
     names = ", ".join(bands[:_MAX_LISTED_BANDS]) + (" …" if bands[_MAX_LISTED_BANDS:] else "") if bands else "unknown"
     return (
@@ -135,6 +140,26 @@ def results_table(recipe: Recipe, comparison: BaselineComparison, split: str) ->
         cells = [_format_accuracy(accuracies, f"{key}{suffix}") for key in columns.values()]
         table.add_row(row, *cells, style="" if suffix else "bold")
     return table
+
+
+def warnings(comparison: BaselineComparison, split: str) -> list[str]:
+    """Return a line for each reason to distrust the accuracies."""
+    lines, duplicates, left_out = [], comparison.duplicates, comparison.splits[0].left_out
+    if split == "random":
+        lines.append(
+            "A random split puts neighbouring tiles on both sides, so accuracies are too high; use --split block:5."
+        )
+    if duplicates.exact or duplicates.near:
+        lines.append(
+            f"{duplicates.exact + duplicates.near:,} of {duplicates.tested:,} test tiles ({duplicates.share:.1%}) "
+            f"are also training tiles: {duplicates.exact:,} with the same pixels, {duplicates.near:,} near-duplicates. "
+            "This inflates kNN accuracy most."
+        )
+    if left_out:
+        lines.append(f"{left_out:,} tiles are left out of both sides of the split.")
+    if comparison.num_unconverged:
+        lines.append(f"{comparison.num_unconverged} linear probes did not converge in {MAX_ITERATIONS:,} iterations.")
+    return lines
 
 
 def _format_accuracy(accuracies: dict[str, float], key: str) -> str:

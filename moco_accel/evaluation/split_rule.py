@@ -8,10 +8,6 @@ from typing import Literal
 
 from moco_accel.common.errors import UserError
 
-Kind = Literal["column", "folder", "block", "random"]
-
-_EXAMPLES = "--split column:split, folder, block:5, block:8x8 or random"
-
 
 @dataclass(frozen=True)
 class SplitRule:
@@ -24,7 +20,7 @@ class SplitRule:
         rows, cols: Rows and columns of a grid of blocks over all tiles.
     """
 
-    kind: Kind
+    kind: Literal["column", "folder", "block", "random"]
     text: str
     column: str = ""
     degrees: float | None = None
@@ -59,4 +55,5 @@ def parse_split(text: str) -> SplitRule:
     if kind == "block":
         rule = "a block has 0.0001 to 90 degrees, and a grid ROWSxCOLS has at least two blocks"
         raise UserError(f"--split={text!r}: {rule}; --split block:5 or --split block:8x8 works")
-    raise UserError(f"--split={text!r} is not a kind of split; {_EXAMPLES} works")
+    examples = "--split column:split, folder, block:5, block:8x8 or random"
+    raise UserError(f"--split={text!r} is not a kind of split; {examples} works")

@@ -32,34 +32,25 @@ _CRS_IN_DEGREES = ("EPSG:4326", "OGC:CRS84")
 Log = Callable[[str], None]
 
 
-def open_two_sources(recipe: Recipe) -> tuple[LabelledPool, Split]:
-    """Open `evaluation.train_source` and `evaluation.test_source` as the two sets of a split.
-
-    Raises:
-        UserError: If the sources cannot be opened, do not fit together, or lack a class.
-    """
-    pool, split = open_labelled_tiles(recipe).pooled()
-    check_split(split, pool.labels, pool.names, f"evaluation.label_column={recipe.evaluation.label_column!r}")
-    return pool, split
-
-
 def open_and_split(
-    recipe: Recipe, data: str, rule: SplitRule, test_share: float, seeds: int, log: Log
+    recipe: Recipe, data: str | None, rule: SplitRule | None, test_share: float, seeds: int, log: Log
 ) -> tuple[LabelledPool, list[Split]]:
-    """Open one source and split it; notes on the split go to `log`.
+    """Open the recipe's labelled tiles, or the source `data` and split it by `rule`; notes on the split go to `log`.
 
     Returns:
         All tiles, and one split per seed, or a single one if the split is not random.
 
     Raises:
-        UserError: If a column is missing, a tile has no label or no coordinates, or a set lacks a class.
+        UserError: If a source cannot be opened, a column is missing, a tile has no label or no coordinates, or a set
+            lacks a class.
     """
+    if data is None or rule is None:
+        return _open_two_sources(recipe)
     if rule.kind == "folder" and (folders := _find_split_folders(data)):
         sources = dict(zip(("train_source", "test_source"), folders, strict=True))
         log(f"training tiles: {folders[0]}; test tiles: {folders[1]}")
         evaluation = recipe.evaluation.model_copy(update=sources)
-        pool, split = open_two_sources(recipe.model_copy(update={"evaluation": evaluation}))
-        return pool, [split]
+        return _open_two_sources(recipe.model_copy(update={"evaluation": evaluation}))
     tiles = open_labelled_source(data, recipe, "--data")
     column = recipe.evaluation.label_column
     labels, names = tiles.labels(column)
@@ -73,6 +64,12 @@ def open_and_split(
     for split in splits:
         check_split(split, pool.labels, names, f"--split={rule.text!r}")
     return pool, splits
+
+
+def _open_two_sources(recipe: Recipe) -> tuple[LabelledPool, list[Split]]:
+    pool, split = open_labelled_tiles(recipe).pooled()
+    check_split(split, pool.labels, pool.names, f"evaluation.label_column={recipe.evaluation.label_column!r}")
+    return pool, [split]
 
 
 def _split(tiles: Tiles, labels: Tensor, rule: SplitRule, test_share: float, seeds: int, log: Log) -> list[Split]:

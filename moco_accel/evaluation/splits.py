@@ -30,10 +30,6 @@ class Split:
 def split_by_names(names: Sequence[str | None], option: str) -> tuple[Split, str | None]:
     """Split tiles by the name of their set: `train`, `test` or `val`.
 
-    Args:
-        names: Name of each tile's set.
-        option: The option as given, for errors.
-
     Returns:
         The split, and a note on the use of validation tiles. They are the test set if no tile is named `test`, and are
         left out otherwise.
@@ -95,8 +91,6 @@ def split_by_blocks(blocks: Tensor, labels: Tensor, test_share: float, seed: int
         blocks: Block of each corner of each tile, int64 [tiles, 4]. A tile with corners in both sets is left out.
         labels: Classes, int64 [tiles].
         test_share: Approximate share of test tiles.
-        seed: Seed of the draw.
-        rule: The option as given, for errors.
 
     Raises:
         UserError: If all tiles are in one block, or no draw has every class in both sets.

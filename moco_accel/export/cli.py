@@ -52,11 +52,9 @@ def export(
             trained = find_trained_encoder(checkpoint, which)
         with console.status(f"writing and reading back, {format_name}"):
             difference = export_encoder(trained, out, export_format, overwrite)
-        comparison = (
-            f"not read back: {export_format.reader} is not installed"
-            if difference is None
-            else f"features read back with {export_format.reader} differ by at most {difference:.1e}"
-        )
+        comparison = f"not read back: {export_format.reader} is not installed"
+        if difference is not None:
+            comparison = f"features read back with {export_format.reader} differ by at most {difference:.1e}"
         line = f"wrote {out}: {trained.recipe.encoder.name} after step {trained.step}; {comparison}"
         console.print(escape(line), soft_wrap=True)
         if push_to_hub is not None:

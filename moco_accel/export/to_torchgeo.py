@@ -43,8 +43,7 @@ def read_features(folder: Path, trained: TrainedEncoder) -> Callable[[Tensor], T
     import timm
 
     weights = import_weights_module(folder).MocoAccel_Weights.PRETRAINED
-    bands = trained.recipe.encoder.bands
-    model = timm.create_model(_model_name(trained), num_classes=0, in_chans=bands).eval()
+    model = timm.create_model(_model_name(trained), num_classes=0, in_chans=trained.recipe.encoder.bands).eval()
     model.load_state_dict(weights.get_state_dict(progress=False))
     return lambda pixels: model(pixels)  # type: ignore[no-any-return]
 

@@ -19,7 +19,7 @@ from moco_accel.common.atomic_files import parse_strict_json, read_regular_file
 from moco_accel.common.errors import UserError
 from moco_accel.networks.encoders import feature_dim
 from moco_accel.recipe.bands import band_labels
-from moco_accel.recipe.constants import encoder_family
+from moco_accel.recipe.encoder_names import encoder_family
 from moco_accel.recipe.schema import Recipe
 
 PREPROCESSING = "preprocessing.json"
@@ -92,7 +92,6 @@ def preprocessing(recipe: Recipe) -> dict[str, Any]:
     """Return how stored values become the encoder's input: the content of preprocessing.json."""
     low, high = recipe.stored_range
     mean, std = recipe.normalisation
-    size = recipe.encoder.image_size
     return {
         "made_by": "moco-accel",
         "encoder": recipe.encoder.name,
@@ -102,7 +101,7 @@ def preprocessing(recipe: Recipe) -> dict[str, Any]:
         "high": high,
         "nodata": recipe.data.nodata,
         "nodata_in": "all bands" if recipe.data.scaling == "uint8" else "any band",
-        "image_size": size,
+        "image_size": recipe.encoder.image_size,
         "interpolation": "bilinear, antialiased, of pixels in [0, 1], to image_size x image_size",
         "mean": mean,
         "std": std,

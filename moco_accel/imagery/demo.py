@@ -85,7 +85,7 @@ def select_demo_tiles() -> DemoTiles:
 
 
 def write_demo(
-    demo: DemoTiles, out_dir: Path, overwrite: bool = False, on_tile: Callable[[str], None] | None = None
+    demo: DemoTiles, out_dir: Path, overwrite: bool = False, on_tile: Callable[[str], None] = lambda split: None
 ) -> None:
     """Write `out_dir/pretrain`, `/train` and `/test`.
 
@@ -167,7 +167,7 @@ def _features(split: str) -> datasets.Features:
 
 
 def _rows(
-    mosaic: npt.NDArray[np.uint8], windows: Windows, split: str, on_tile: Callable[[str], None] | None
+    mosaic: npt.NDArray[np.uint8], windows: Windows, split: str, on_tile: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
     for row, col, label in zip(windows.rows.tolist(), windows.cols.tolist(), windows.labels.tolist(), strict=True):
         png = io.BytesIO()
@@ -179,5 +179,4 @@ def _rows(
         fields["longitude"] = (col + TILE_SIZE / 2) / _PIXELS_PER_DEGREE - 180
         fields["latitude"] = _NORTH - (row + TILE_SIZE / 2) / _PIXELS_PER_DEGREE
         yield fields
-        if on_tile:
-            on_tile(split)
+        on_tile(split)

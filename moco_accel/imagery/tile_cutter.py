@@ -32,7 +32,6 @@ class CutTiles:
 
     Attributes:
         scenes: Scenes whose first window is in this unit.
-        skipped: Number of skipped windows by reason.
         left_out: (file, reason) of each scene that cannot be read.
     """
 

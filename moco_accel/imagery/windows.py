@@ -63,8 +63,8 @@ class WindowBlock:
 
     def split(self, max_tiles: int) -> Iterator[WindowBlock]:
         """Yield blocks of at most `max_tiles` windows: square, or whole rows where a file is stored in strips."""
-        rows, cols, layout = self.rows, self.cols, self.layout
-        read_whole_rows = layout.striped or not layout.sources
+        rows, cols = self.rows, self.cols
+        read_whole_rows = self.layout.striped or not self.layout.sources
         across = min(len(cols), max_tiles if read_whole_rows else max(math.isqrt(max_tiles), max_tiles // len(rows)))
         down = max(1, max_tiles // across)
         for top in range(0, len(rows), down):

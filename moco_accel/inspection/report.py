@@ -16,7 +16,7 @@ from moco_accel.common.pixels import Pixels
 from moco_accel.inspection.inspect_tiles import Inspection, bytes_on_disk
 from moco_accel.inspection.processing_baselines import describe_baselines
 from moco_accel.inspection.spectral_bands import spectral_band
-from moco_accel.recipe.constants import STORED_RANGES
+from moco_accel.recipe.data_sections import STORED_RANGES
 from moco_accel.recipe.text import dump_yaml
 from moco_accel.tiles.band_selection import example_band_names, needs_band_names
 from moco_accel.tiles.fill_data_fields import mean_and_std, percentile_range

@@ -27,13 +27,9 @@ def rank() -> int:
 
 @torch.no_grad()
 def gather_keys(keys: Tensor) -> Tensor:
-    """Return the keys of all ranks in rank order, without gradient.
+    """Return the keys of all ranks [ranks * rows, dim] in rank order, without gradient.
 
-    Args:
-        keys: This rank's keys [rows, dim]; every rank has the same number of rows.
-
-    Returns:
-        Keys [ranks * rows, dim].
+    Every rank must have the same number of rows.
     """
     if world_size() == 1:
         return keys

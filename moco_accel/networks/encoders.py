@@ -17,30 +17,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.encoder_names import RESNET_NAMES, RESNET_SIZES, VIT_SIZES
 from moco_accel.recipe.schema import Encoder as EncoderConfig
-
-# hidden size, layers, heads; ViT-S and ViT-B have 12 heads in MoCo v3, the others are those of DeiT and ViT
-_VIT_SIZES = {
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 12),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "huge": (1280, 32, 16),
-}
-_RESNET_DIMS = {"resnet10": 512, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
 
 
 def feature_dim(name: str) -> int:
     """Return the width of the features of encoder `name`."""
-    return _RESNET_DIMS[name] if name in _RESNET_DIMS else _VIT_SIZES[name.split("_")[1]][0]
+    return RESNET_SIZES[name].feature_dim if name in RESNET_SIZES else VIT_SIZES[name.split("_")[1]].width
 
 
 def build_encoder(config: EncoderConfig, activation_checkpointing: bool = False) -> nn.Module:
     """Build a freshly initialised encoder; the weights come from torch's global random state.
 
     Args:
-        config: Section `encoder` of a recipe.
         activation_checkpointing: Keep only the inputs of blocks for backward; the gradient is the same.
     """
     build = _build_resnet if config.name in RESNET_NAMES else _build_vit
@@ -73,15 +62,8 @@ def transformer_blocks(encoder: nn.Module) -> list[nn.Module]:
     return [module for module in encoder.modules() if isinstance(module, ViTLayer)]
 
 
-def checkpoint_block(function: Callable[..., Tensor], module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-    """Call `function`; recompute its activations in backward instead of keeping them.
-
-    Args:
-        function: The function, called as `function(*args, **kwargs)`.
-        module: Holds the BatchNorm layers of `function`; recomputation does not update their running statistics.
-        *args: Positional arguments.
-        **kwargs: Keyword arguments.
-    """
+def _checkpoint_block(function: Callable[..., Tensor], module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    """Call `function`; recompute its activations in backward, without updating the running statistics of `module`."""
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _frozen_running_statistics(module)
@@ -91,10 +73,11 @@ def checkpoint_block(function: Callable[..., Tensor], module: nn.Module, *args: 
 
 
 def checkpoint_reentrant(function: Callable[..., Tensor], module: nn.Module, *args: Any) -> Tensor:
-    """Like `checkpoint_block`, with a nested backward for each call (`use_reentrant=True`).
+    """Call `function`, and recompute its activations in a nested backward for each call (`use_reentrant=True`).
 
-    A single backward over several calls holds the summed gradient of each parameter until the last call has added its
-    own. A nested backward adds it to `.grad` after each call. One of `args` must require gradient.
+    Recomputation does not update the running statistics of `module`. A single backward over several calls holds the
+    summed gradient of each parameter until the last call has added its own. A nested backward adds it to `.grad` after
+    each call. One of `args` must require gradient.
     """
 
     def compute(*args: Any) -> Tensor:
@@ -108,7 +91,7 @@ def checkpoint_reentrant(function: Callable[..., Tensor], module: nn.Module, *ar
 def _checkpoint_blocks(encoder: nn.Module, block_type: type[nn.Module] | tuple[type[nn.Module], ...]) -> None:
     for block in encoder.modules():
         if isinstance(block, block_type):
-            block.forward = partial(checkpoint_block, block.forward, block)
+            block.forward = partial(_checkpoint_block, block.forward, block)
 
 
 @contextmanager
@@ -144,12 +127,12 @@ def _build_vit(config: EncoderConfig, activation_checkpointing: bool) -> nn.Modu
     from transformers.models.vit.modeling_vit import ViTLayer
 
     size, patch = config.name.split("_")[1:]
-    hidden, layers, heads = _VIT_SIZES[size]
+    width, layers, heads, _ = VIT_SIZES[size]
     settings = ViTConfig(
-        hidden_size=hidden,
+        hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        intermediate_size=4 * hidden,
+        intermediate_size=4 * width,
         image_size=config.image_size,
         patch_size=int(patch.removeprefix("patch")),
         num_channels=config.bands,
@@ -208,11 +191,9 @@ def sincos_position_embedding(side: int, dim: int, temperature: float = 10_000.0
 
 
 def _build_resnet(config: EncoderConfig, activation_checkpointing: bool) -> nn.Module:
-    resnet: Any
-    if config.name == "resnet10":  # one block per stage; torchvision has no name for it
-        resnet = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], zero_init_residual=True)
-    else:
-        resnet = torchvision.models.get_model(config.name, weights=None, zero_init_residual=True)
+    size = RESNET_SIZES[config.name]
+    block = Bottleneck if size.bottleneck else BasicBlock
+    resnet: Any = torchvision.models.ResNet(block, list(size.blocks), zero_init_residual=True)
     resnet.fc = nn.Identity()
     if config.bands != 3:
         resnet.conv1 = nn.Conv2d(config.bands, 64, kernel_size=7, stride=2, padding=3, bias=False)

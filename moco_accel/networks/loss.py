@@ -12,14 +12,12 @@ def contrastive_loss(
 ) -> Tensor:
     """Return the InfoNCE loss of MoCo v3, computed in at least float32.
 
-    The loss is 2 T times the cross-entropy of cosine similarities (arXiv 2104.02057, algorithm 1). Gradients flow
+    The loss is 2 · temperature · cross-entropy of cosine similarities (arXiv 2104.02057, algorithm 1). Gradients flow
     through `queries` only.
 
     Args:
-        queries: Queries [n, dim].
-        keys: Keys [m, dim]; the positive of query i is row `first_label + i`.
-        temperature: T of the paper.
-        first_label: Row of the first query's positive.
+        queries: [n, dim].
+        keys: [m, dim]; the positive of query i is row `first_label + i`.
         queue: Normalised keys [k, dim] that serve as further negatives.
     """
     queries, keys = _normalise(queries), _normalise(keys.detach())

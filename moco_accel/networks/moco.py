@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from torch.nn import functional
 from moco_accel.networks.collectives import GlobalBatchNorm1d, rank, world_size
 from moco_accel.networks.encoders import build_encoder, checkpoint_reentrant, feature_dim
 from moco_accel.networks.loss import contrastive_loss, feature_std
-from moco_accel.networks.sharding import Sharding, bind_gradient, is_sharded, local_parameter, local_tensor
+from moco_accel.networks.sharding import Sharding, is_sharded, local_tensor, to_dtensor
 from moco_accel.processes.phases import tick
-from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.encoder_names import RESNET_NAMES
 from moco_accel.recipe.schema import Recipe
 
 View = Sequence[Tensor]
@@ -75,7 +75,6 @@ class MoCo(nn.Module):
         """Return the loss of one view's queries against `keys`, and the spread of the view's features.
 
         Args:
-            view: One view of this rank's tiles.
             keys: Keys [ranks * tiles, output_dim] of the other view, gathered from all ranks.
         """
         features = encode(self.encoder, view, self.keep_last_micro_batch)
@@ -132,18 +131,21 @@ class MoCo(nn.Module):
         """Allocate one buffer for all gradients: it is zeroed and averaged at once, and never freed."""
         trainable = self._trainable_parameters()
         replicated_first = sorted(trainable.items(), key=lambda named: is_sharded(named[1]))
-        self.optimized_parameters = {name: local_parameter(parameter) for name, parameter in replicated_first}
+        self.optimized_parameters = {
+            name: nn.Parameter(local_tensor(parameter)) if is_sharded(parameter) else parameter
+            for name, parameter in replicated_first
+        }
         parameters = self.optimized_parameters.values()
         sizes = [-(-parameter.numel() // _GRADIENT_ALIGNMENT) * _GRADIENT_ALIGNMENT for parameter in parameters]
         self.gradient_buffer = next(iter(parameters)).new_zeros(sum(sizes))
-        for (name, parameter), start in zip(
-            self.optimized_parameters.items(), accumulate(sizes, initial=0), strict=False
-        ):
+        self._replicated_size = start = 0
+        for (name, parameter), size in zip(self.optimized_parameters.items(), sizes, strict=True):
             parameter.grad = self.gradient_buffer.as_strided(parameter.shape, parameter.stride(), start)
-            bind_gradient(trainable[name], parameter)
-        self._replicated_size = sum(
-            size for size, (_, p) in zip(sizes, replicated_first, strict=True) if not is_sharded(p)
-        )
+            start += size
+            if is_sharded(trainable[name]):  # FSDP2 then accumulates in the buffer
+                trainable[name].grad = to_dtensor(parameter.grad, trainable[name])
+            else:
+                self._replicated_size = start
 
     def gradients_by_group(self) -> list[tuple[Tensor, Any]]:
         """Return the gradients to average, each with its process group; None means all ranks.
@@ -167,8 +169,6 @@ def encode(encoder: nn.Module, view: View, keep_last: bool = True) -> Tensor:
     exist at a time. The gradient equals that of the whole batch (gradient caching at the features).
 
     Args:
-        encoder: Encoder of pixels.
-        view: Micro-batches of pixels.
         keep_last: Keep the activations of the last micro-batch, where backward starts, instead of recomputing them.
     """
     recomputed = len(view) - (keep_last or len(view) == 1) if torch.is_grad_enabled() else 0

@@ -19,10 +19,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from moco_accel.networks.encoders import transformer_blocks
 
-EIGHT_BIT_BLOCK_SIZE = 256
-"""Elements that share a scale in bitsandbytes' 8-bit optimizers; a shard holds whole blocks."""
-EIGHT_BIT_MIN_SIZE = 4096
-"""Elements; 8-bit optimizers keep the state of smaller tensors in 32 bits."""
+EIGHT_BIT_BLOCK_SIZE = 256  # elements that share a scale in bitsandbytes' optimizers; a shard holds whole blocks
+EIGHT_BIT_MIN_SIZE = 4096  # elements; 8-bit optimizers keep the state of smaller tensors in 32 bits
 
 
 class Sharding:
@@ -72,17 +70,6 @@ def is_sharded(tensor: Tensor) -> bool:
 def local_tensor(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a sharded tensor; any other tensor unchanged."""
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-
-
-def local_parameter(parameter: nn.Parameter) -> nn.Parameter:
-    """Return this rank's shard as a parameter for the optimizer; any other parameter unchanged."""
-    return nn.Parameter(local_tensor(parameter)) if is_sharded(parameter) else parameter
-
-
-def bind_gradient(parameter: nn.Parameter, shard: nn.Parameter) -> None:
-    """Make FSDP2 accumulate the gradient of a sharded `parameter` in that of its local `shard`."""
-    if isinstance(parameter, DTensor):
-        parameter.grad = to_dtensor(shard.grad, parameter)
 
 
 def to_dtensor(shard: Tensor | None, reference: Tensor) -> DTensor:

@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping
 
 from moco_accel.common.errors import UserError, short_repr
-from moco_accel.networks.encoders import _VIT_SIZES
 from moco_accel.pretrained.tensor_names import Library, tensor_location
-from moco_accel.recipe.constants import VIT_NAMES
+from moco_accel.recipe.encoder_names import RESNET_NAMES, RESNET_SIZES, VIT_SIZES
 
 Shapes = Mapping[str, tuple[int, ...]]
 Architecture = dict[str, int | str]
@@ -18,13 +17,6 @@ Architecture = dict[str, int | str]
 _LAYER = re.compile(r"^(?:blocks|encoder\.layer|encoder\.layers)\.(?:encoder_layer_)?(\d+)\.")
 _BLOCK = re.compile(r"^(?:layer|encoder\.stages\.)(\d)(?:\.layers)?\.(\d+)\.")
 _IMPLIED_BY_NAME = {"kind", "width", "layers", "heads", "patch", "blocks"}
-_RESNETS = {
-    "1-1-1-1 basic": "resnet10",
-    "2-2-2-2 basic": "resnet18",
-    "3-4-6-3 basic": "resnet34",
-    "3-4-6-3 bottleneck": "resnet50",
-    "3-4-23-3 bottleneck": "resnet101",
-}
 
 
 def infer_architecture(family: str, library: Library, shapes: Shapes) -> Architecture:
@@ -67,13 +59,17 @@ def _suggest_fields(found: Architecture, differing: list[str]) -> str:
 def _encoder_name(architecture: Architecture) -> str | None:
     """Return the recipe's name of an architecture; None if no encoder has it."""
     if "blocks" in architecture:
-        return _RESNETS.get(str(architecture["blocks"]))
-    for size, (width, layers, heads) in _VIT_SIZES.items():
-        name = f"vit_{size}_patch{architecture['patch']}"
-        found = architecture["width"], architecture["layers"], architecture.get("heads", heads)
-        if found == (width, layers, heads) and name in VIT_NAMES:
-            return name
+        return next((name for name in RESNET_NAMES if _describe_blocks(name) == architecture["blocks"]), None)
+    for name, size in VIT_SIZES.items():
+        found = architecture["width"], architecture["layers"], architecture.get("heads", size.heads)
+        if found == size[:3] and architecture["patch"] in size.patches:
+            return f"vit_{name}_patch{architecture['patch']}"
     return None
+
+
+def _describe_blocks(name: str) -> str:
+    size = RESNET_SIZES[name]
+    return f"{'-'.join(map(str, size.blocks))} {'bottleneck' if size.bottleneck else 'basic'}"
 
 
 def _vit_architecture(library: Library, shapes: Shapes) -> Architecture:

@@ -38,7 +38,7 @@ def locate_weights(source: str) -> Path:
             )
         path = _download(source, name)
     path = path.resolve()  # the hub's cache consists of links
-    if path.is_dir() and not _is_run_or_checkpoint(path):
+    if path.is_dir() and not (path / MANIFEST).exists() and not (path / "checkpoints").is_dir():
         return _file_in_folder(source, path)
     if path.is_file():
         _check_format(source, path)
@@ -53,19 +53,15 @@ def read_head_count(path: Path) -> int | None:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     if "arguments" in metadata:
-        return _positive_int(parse_strict_json(metadata["arguments"].encode(), "its metadata").get("num_heads"))
-    config = _read_config(path.with_name("config.json"))
-    if "num_attention_heads" in config:
-        return _positive_int(config["num_attention_heads"])
-    arguments = config.get("model_args") or {}
-    if "architecture" in config:
-        width = arguments.get("embed_dim", config.get("num_features", 0))
-        return _positive_int(arguments.get("num_heads", width // _TIMM_HEAD_WIDTH))
-    return None
-
-
-def _is_run_or_checkpoint(folder: Path) -> bool:
-    return (folder / MANIFEST).exists() or (folder / "checkpoints").is_dir()
+        heads = parse_strict_json(metadata["arguments"].encode(), "its metadata").get("num_heads")
+    else:
+        config = _read_config(path.with_name("config.json"))
+        heads = config.get("num_attention_heads")
+        if "num_attention_heads" not in config and "architecture" in config:
+            arguments = config.get("model_args") or {}
+            width = arguments.get("embed_dim", config.get("num_features", 0))
+            heads = arguments.get("num_heads", width // _TIMM_HEAD_WIDTH)
+    return heads if isinstance(heads, int) and heads > 0 else None
 
 
 def _file_in_folder(source: str, folder: Path) -> Path:
@@ -117,7 +113,3 @@ def _read_config(path: Path) -> dict[str, Any]:
         return {}
     found = parse_strict_json(read_regular_file(path.resolve(), _MAX_CONFIG_BYTES), path.name)
     return found if isinstance(found, dict) else {}
-
-
-def _positive_int(value: object) -> int | None:
-    return value if isinstance(value, int) and value > 0 else None

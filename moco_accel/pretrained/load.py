@@ -40,8 +40,11 @@ def load_weights(moco: MoCo, recipe: Recipe, log: Callable[[str], None]) -> None
     if recipe.encoder.weights is None:
         return
     tensors, notes = read_weights(recipe.encoder.weights, moco.encoder)
-    for encoder in (moco.encoder, moco.momentum_encoder):
-        _copy_into(encoder, tensors)
+    with torch.no_grad():
+        for encoder in (moco.encoder, moco.momentum_encoder):
+            for name, target in encoder.state_dict().items():
+                if name in tensors:
+                    target.copy_(tensors[name])  # in place, which keeps memory formats and references
     for note in notes:
         log(escape(note))
 
@@ -57,22 +60,24 @@ def read_weights(source: str, encoder: nn.Module) -> tuple[Tensors, list[str]]:
     """
     path = locate_weights(source)
     if path.is_dir():
-        return _read_run(source, path, encoder)
-    try:
-        return _read_file(source, path, encoder)
-    except UserError:
-        raise
-    except (ValueError, KeyError) as error:
-        why = f"lacks {error.args[0]}" if isinstance(error, KeyError) else f"holds no encoder's weights: {error}"
-        raise UserError(f"encoder.weights={short_repr(source)} {why}; a run's folder or a moco-export works") from None
-
-
-def _read_run(source: str, path: Path, encoder: nn.Module) -> tuple[Tensors, list[str]]:
-    theirs = load_encoder(path)[1]
-    check_architecture(source, _architecture_of(theirs, "transformers"), _architecture_of(encoder, "transformers"))
-    tensors = theirs.state_dict()
-    notes = [f"encoder.weights: both sides start with {len(tensors)} tensors of {path}"]
-    return tensors, notes + _position_notes(tensors, encoder)
+        theirs = load_encoder(path)[1]
+        check_architecture(source, _architecture_of(theirs, "transformers"), _architecture_of(encoder, "transformers"))
+        tensors = theirs.state_dict()
+        notes = [f"both sides start with {len(tensors)} tensors of {path}"]
+    else:
+        try:
+            tensors, notes = _read_file(source, path, encoder)
+        except UserError:
+            raise
+        except (ValueError, KeyError) as error:
+            why = f"lacks {error.args[0]}" if isinstance(error, KeyError) else f"holds no encoder's weights: {error}"
+            raise UserError(
+                f"encoder.weights={short_repr(source)} {why}; a run's folder or a moco-export works"
+            ) from None
+    own = encoder.state_dict().get(_POSITIONS)  # sin-cos before anything is loaded
+    if own is not None and not torch.allclose(tensors[_POSITIONS].float(), own.float().cpu(), atol=1e-3):
+        notes.append("position embeddings are the file's, learned and not sin-cos; they stay fixed")
+    return tensors, [f"encoder.weights: {note}" for note in notes]
 
 
 def _read_file(source: str, path: Path, encoder: nn.Module) -> tuple[Tensors, list[str]]:
@@ -86,12 +91,20 @@ def _read_file(source: str, path: Path, encoder: nn.Module) -> tuple[Tensors, li
     shapes = {name: layout[stored][1] for stored, name in bare.items()}
     heads = read_head_count(path) if kind == "ViT" else None
     found = infer_architecture(kind, library, shapes) | ({} if heads is None else {"heads": heads})
-    check_architecture(source, found, _architecture_of(encoder, library))
+    wanted = _architecture_of(encoder, library)
+    check_architecture(source, found, wanted)
     left_out = _check_tensors(shapes, _shapes_in(library, encoder))
     theirs = {bare[stored]: tensor for stored, tensor in read_tensors(path) if bare[stored] not in left_out}
     names = [name for name in encoder.state_dict() if tensor_location(library, name)[0] in theirs]
     tensors = from_library(theirs, library, names)
-    return tensors, _notes(path, library, theirs, left_out, tensors, encoder, heads)
+    notes = [f"both sides start with {len(theirs)} tensors of {path}, named as in {library}"]
+    if left_out:
+        notes.append(f"left out, not part of the encoder: {', '.join(sorted(left_out))}")
+    if converted := sorted({str(tensor.dtype) for tensor in theirs.values()} - {"torch.float32", "torch.int64"}):
+        notes.append(f"{', '.join(converted)} become torch.float32")
+    if kind == "ViT" and heads is None:
+        notes.append(f"the file does not name the number of attention heads; assumed: {wanted['heads']}")
+    return tensors, notes
 
 
 def _check_tensors(shapes: Shapes, wanted: Shapes) -> set[str]:
@@ -113,35 +126,6 @@ def _check_tensors(shapes: Shapes, wanted: Shapes) -> set[str]:
     return left_out
 
 
-def _notes(
-    path: Path,
-    library: Library,
-    theirs: Tensors,
-    left_out: set[str],
-    tensors: Tensors,
-    encoder: nn.Module,
-    heads: int | None,
-) -> list[str]:
-    notes = [f"encoder.weights: both sides start with {len(theirs)} tensors of {path}, named as in {library}"]
-    if left_out:
-        notes.append(f"encoder.weights: left out, not part of the encoder: {', '.join(sorted(left_out))}")
-    converted = sorted({str(tensor.dtype) for tensor in theirs.values()} - {"torch.float32", "torch.int64"})
-    if converted:
-        notes.append(f"encoder.weights: {', '.join(converted)} become torch.float32")
-    if _POSITIONS in tensors and heads is None:
-        ours = _architecture_of(encoder, library)["heads"]
-        notes.append(f"encoder.weights: the file does not name the number of attention heads; assumed: {ours}")
-    return notes + _position_notes(tensors, encoder)
-
-
-def _position_notes(tensors: Tensors, encoder: nn.Module) -> list[str]:
-    """Report position embeddings other than those of `encoder`, which are sin-cos before anything is loaded."""
-    own = encoder.state_dict().get(_POSITIONS)
-    if own is None or torch.allclose(tensors[_POSITIONS].float(), own.float().cpu(), atol=1e-3):
-        return []
-    return ["encoder.weights: position embeddings are the file's, learned and not sin-cos; they stay fixed"]
-
-
 def _architecture_of(encoder: nn.Module, library: Library) -> Architecture:
     shapes, vit = _shapes_in(library, encoder), getattr(encoder, "vit", None)
     if vit is None:
@@ -157,11 +141,3 @@ def _shapes_in(library: Library, encoder: nn.Module) -> dict[str, tuple[int, ...
         theirs, third = tensor_location(library, name)
         shapes[theirs] = tuple(tensor.shape) if third is None else (3 * tensor.shape[0], *tensor.shape[1:])
     return shapes
-
-
-@torch.no_grad()
-def _copy_into(encoder: nn.Module, tensors: Tensors) -> None:
-    """Copy in place, which keeps memory formats and references to the parameters."""
-    for name, target in encoder.state_dict().items():
-        if name in tensors:
-            target.copy_(tensors[name])

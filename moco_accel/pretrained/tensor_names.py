@@ -84,7 +84,7 @@ def bare_names(names: Collection[str]) -> dict[str, str]:
     result = {}
     for name in names:
         bare = re.sub(r"^(timm_model|vit|resnet|module)\.", "", name)
-        bare = re.sub(r"^layers\.(\d+)\.", _as_stored, bare)
+        bare = re.sub(r"^layers\.(\d+)\.", rf"{_STORED_LAYER}\1.", bare)
         bare = re.sub(r"\.mlp\.linear_([12])\.", lambda found: f".mlp.{3 * (int(found[1]) - 1)}.", bare)
         result[name] = _IN_MEMORY.sub(lambda found: _STORED[found[0]], bare) if bare.startswith(_STORED_LAYER) else bare
     return result
@@ -108,10 +108,6 @@ def detect_library(names: Collection[str]) -> tuple[Literal["ViT", "ResNet"], Li
 _STORED_LAYER = "encoder.layer."
 _STORED = {ours: names[0] for ours, names in _IN_LAYER.items() if "." in ours}
 _IN_MEMORY = re.compile("|".join(re.escape(name) for name in _STORED))
-
-
-def _as_stored(found: re.Match[str]) -> str:
-    return f"{_STORED_LAYER}{found[1]}."
 
 
 def _vit_location(library: Library, name: str) -> TensorLocation:

@@ -38,11 +38,10 @@ class ControlGroup:
     Create it on all ranks at once. Without `torch.distributed`, or with one rank, every operation is local.
     """
 
-    def __init__(self, timeout: timedelta = _TIMEOUT) -> None:
+    def __init__(self) -> None:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if several else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=_TIMEOUT) if several else None
         self._size, self._rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
-        self._timeout = timeout
 
     def max_over_ranks(self, value: int) -> int:
         """Return the largest `value` of any rank."""
@@ -72,7 +71,7 @@ class ControlGroup:
                 receive = dist.irecv(received, (self._rank - distance) % self._size, group=self._group)
                 for work in (receive, send):
                     assert work is not None, f"rank {self._rank} is not in the group"
-                    work.wait(self._timeout)
+                    work.wait(_TIMEOUT)
             value, distance = combine(value, int(received)), 2 * distance
         return value
 
@@ -86,46 +85,32 @@ class ControlGroup:
         return [int(each) for each in values]
 
     def exchange_status(self) -> None:
-        """Report that this rank is healthy, and check the others.
-
-        Raises:
-            PeerOutOfMemory: If another rank reports that it ran out of memory.
-        """
+        """Report that this rank is healthy. Raise PeerOutOfMemory if another rank ran out of memory."""
         if self.max_over_ranks(HEALTHY) == OUT_OF_MEMORY:
             raise PeerOutOfMemory
 
     def raise_if_peer_failed(self) -> None:
-        """Exchange the status before a collective inside `run_on_rank_zero`.
-
-        Raises:
-            PeerFailed: If another rank failed.
-        """
+        """Exchange the status before a collective inside `run_on_rank_zero`."""
         if self.max_over_ranks(HEALTHY) == FAILED:
             raise PeerFailed
 
     def run_on_rank_zero(self, work: Callable[[], object], others: Callable[[], object] | None = None) -> None:
         """Run `work` on rank 0, and `others` on the other ranks at the same time. If one rank fails, every rank raises.
 
-        Args:
-            work: What only one rank may do, such as writing a file.
-            others: What `work` needs from the other ranks.
-
         Raises:
             UserError: If another rank failed. The rank that failed raises its own error.
         """
         error: Exception | None = None
-        peer_failed = False
         try:
             if self._rank == 0:
                 work()
             elif others is not None:
                 others()
-        except PeerFailed:
-            peer_failed = True
         except Exception as raised:
             error = raised
+        peer_failed = isinstance(error, PeerFailed)
         failed = peer_failed or self.max_over_ranks(HEALTHY if error is None else FAILED) == FAILED
-        if error is not None:
+        if error is not None and not peer_failed:
             raise error
         if failed:
             what = "another rank failed" if self._rank == 0 else "rank 0 could not write"

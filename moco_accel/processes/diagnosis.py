@@ -1,17 +1,30 @@
-"""Explain in one line why a run ends by itself: a rank that stalls or dies, or a loader worker that is killed."""
+"""Explain in one line why a run ends by itself: a rank that stalls or dies, or a loader worker that is killed.
+
+Show also where a process that makes no progress is: the main thread's position, and stacks that a signal requests.
+"""
 
 from __future__ import annotations
 
+import math
+import multiprocessing
+import os
 import re
+import signal
+import sys
+import threading
+import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
 import torch.distributed as dist
 
 from moco_accel.processes.heartbeats import Heartbeat
-from moco_accel.processes.phases import CHECKPOINT, DATA, EVALUATION, START
+from moco_accel.processes.phases import CHECKPOINT, DATA, EVALUATION, START, progress
 
 MIB = 1 << 20
+_PACKAGE = Path(__file__).parents[1]
+_DUMP_SECONDS = 0.5
 _LONG_PHASES = {CHECKPOINT, EVALUATION}  # one piece of work each; the time depends on disks and labels
 _HOW_TO_RESUME = "--resume continues from the last checkpoint"
 _OUT_OF_HOST_MEMORY = "the kernel killed processes because host memory ran out"
@@ -19,20 +32,25 @@ _WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\. |exited unexpectedly)"
 )
 _CONNECTION = re.compile(r"gloo|NCCL|Connection (?:closed|reset)|Broken pipe")
+_STATES = {
+    "T": "it is stopped (SIGSTOP, or a debugger)",
+    "t": "it is stopped (a debugger)",
+    "D": "it is in the kernel, which waits for a disk or a driver",
+}
 
 
-def allowed_seconds(phase: str, stall_seconds: float | None, median_step_seconds: float | None) -> float | None:
-    """Return how long a rank may be in `phase` without progress; None means no limit.
+def allowed_seconds(phase: str, stall_seconds: float | None, median_step_seconds: float | None) -> float:
+    """Return how long a rank may be in `phase` without progress; infinity means no limit.
 
     The limit is `stall_seconds` or ten steps, whichever is longer. It is four times as long for the first batch
     (workers start, disks are cold), and ten times for a checkpoint or an evaluation.
 
     Args:
-        stall_seconds: `run.stall_seconds` of the recipe.
+        stall_seconds: `run.stall_seconds` of the recipe; None: no limit.
         median_step_seconds: None before the first step is done.
     """
     if stall_seconds is None or phase == START:
-        return None
+        return math.inf
     limit = max(stall_seconds, 10 * (median_step_seconds or 0.0))
     if phase in _LONG_PHASES:
         return 10 * limit
@@ -40,36 +58,35 @@ def allowed_seconds(phase: str, stall_seconds: float | None, median_step_seconds
 
 
 def find_stall(
-    beats: dict[int, Heartbeat], silence: dict[int, float], max_silence: float | None, own_host: str | None = None
+    beats: dict[int, Heartbeat], silence: dict[int, float], max_silence: float, own_host: str
 ) -> tuple[list[int], str] | None:
     """Find out if the run has stopped making progress.
 
     Args:
         beats: The last heartbeat of each rank.
         silence: Seconds since each rank's last message.
-        max_silence: Seconds without a message until a rank counts as stalled; None: no limit.
-        own_host: `host_id` of the caller; by default the host of the first heartbeat.
+        max_silence: Seconds without a message until a rank counts as stalled.
+        own_host: `host_id` of the caller.
 
     Returns:
         The ranks to blame and the message for the user; None while the run makes progress.
     """
-    own_host = next(iter(beats.values())).host if own_host is None else own_host
     hosts = {own_host, *(beat.host for beat in beats.values())}
     names = {rank: describe_rank(rank, beat.host, hosts) for rank, beat in beats.items()}
-    silent = [rank for rank in beats if max_silence is not None and silence[rank] > max_silence]
-    if silent and max_silence is not None:
+    silent = [rank for rank in beats if silence[rank] > max_silence]
+    if silent:
         lost_hosts = {beats[rank].host for rank in silent} - {"", own_host}  # name their other silent ranks too
         silent += [r for r in beats if r not in silent and beats[r].host in lost_hosts and silence[r] > max_silence / 2]
         texts = [_describe_silent(names[r], beats[r], silence[r], beats[r].host in lost_hosts) for r in silent]
         return silent, f"{' and '.join(texts)}; {_HOW_TO_RESUME}"
-    if all(beat.waits and _share_of_limit(beat) > 1 for beat in beats.values()):
+    if all(beat.waits and beat.seconds > beat.limit for beat in beats.values()):
         return list(beats), _describe_deadlock(beats)
     busy = {rank: beat for rank, beat in beats.items() if not beat.waits}
-    late = [rank for rank in busy if _share_of_limit(busy[rank]) > 1]
+    late = [rank for rank in busy if busy[rank].seconds > busy[rank].limit]
     if not late:
         return None
     # ranks that wait for each other on a GPU look busy, so any that is long without progress may be the cause
-    suspects = sorted((r for r in busy if _share_of_limit(busy[r]) > 0.5), key=lambda r: -busy[r].seconds)
+    suspects = sorted((r for r in busy if busy[r].seconds > busy[r].limit / 2), key=lambda r: -busy[r].seconds)
     return suspects, (
         f"{' and '.join(_describe_slow(names[r], busy[r]) for r in suspects)}, limit {busy[late[0]].limit:.0f} s; "
         f"{_HOW_TO_RESUME}, a larger run.stall_seconds waits longer"
@@ -79,10 +96,6 @@ def find_stall(
 def describe_rank(rank: int, host: str, hosts: set[str]) -> str:
     """Name a rank, and its host if there are several hosts."""
     return f"rank {rank} on {host.partition(' ')[0]}" if host and len(hosts - {""}) > 1 else f"rank {rank}"
-
-
-def _share_of_limit(beat: Heartbeat) -> float:
-    return beat.seconds / beat.limit if beat.limit else 0.0
 
 
 def _describe_slow(name: str, beat: Heartbeat) -> str:
@@ -128,12 +141,7 @@ def is_lost_connection(error: BaseException) -> bool:
 def describe_lost_worker(
     error: BaseException, current_tiles: list[tuple[int, int]], killed_for_memory: bool
 ) -> str | None:
-    """Describe the death of a loader worker; None if `error` is a different one.
-
-    Args:
-        current_tiles: See `phases.Progress`.
-        killed_for_memory: True if the kernel killed processes for memory during the run.
-    """
+    """Describe the death of a loader worker that read one of `current_tiles`; None if `error` is a different one."""
     found = _WORKER.search(str(error)) if isinstance(error, RuntimeError) else None
     if found is None:
         return None
@@ -164,3 +172,40 @@ def count_oom_kills() -> int:
         rows = Path("/proc/vmstat").read_text().splitlines()
         return next(int(row.split()[1]) for row in rows if row.startswith("oom_kill "))
     return 0
+
+
+def main_thread_stack() -> traceback.StackSummary:
+    """Return the main thread's stack, from any thread."""
+    return traceback.extract_stack(sys._current_frames()[threading.main_thread().ident or 0])
+
+
+def describe_position() -> str:
+    """Return where the main thread is, and which tiles are being read."""
+    frames = main_thread_stack()
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)] or frames
+    places = [f"{frame.name} at {Path(frame.filename).name}:{frame.lineno}" for frame in (ours[-1], frames[-1])]
+    tiles = [f"process {process} reads tile {tile}" for process, tile in progress.current_tiles()]
+    return ", ".join([*(tiles if progress.phase == DATA else []), *dict.fromkeys(places)])
+
+
+def dump_worker_stacks() -> None:
+    """Let loader workers print their stacks."""
+    for worker in multiprocessing.active_children():
+        with suppress(OSError):
+            os.kill(worker.pid or 0, signal.SIGUSR2)
+    time.sleep(_DUMP_SECONDS)
+
+
+def kill_with_stack_dump(pid: int) -> None:
+    """Kill a process of this machine, after it had time to print its stack."""
+    with suppress(OSError):
+        os.kill(pid, signal.SIGUSR2)
+        time.sleep(_DUMP_SECONDS)
+        os.kill(pid, signal.SIGKILL)
+
+
+def describe_process_state(pid: int) -> str:
+    """Return the state of a process of this host if it explains why no heartbeat comes, else an empty string."""
+    with suppress(OSError, IndexError):
+        return _STATES.get(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0], "")
+    return ""

@@ -36,7 +36,7 @@ class Heartbeat:
     Attributes:
         host: See `host_id`.
         seconds: Time in `phase` without progress.
-        limit: Most seconds allowed there; None: no limit.
+        limit: Most seconds allowed there; may be infinite.
         waits: True while the rank waits for other ranks.
         position: Where the main thread is; filled in once `seconds` is long.
     """
@@ -45,7 +45,7 @@ class Heartbeat:
     pid: int
     phase: str
     seconds: float
-    limit: float | None
+    limit: float
     waits: bool = False
     position: str = ""
 
@@ -113,10 +113,9 @@ def connect_ranks(control_group: ControlGroup, rank: int, size: int) -> dict[int
     links: dict[int, HeartbeatLink] = {}
     with suppress(OSError):
         links = _accept(server, token, size) if server else {0: _connect_to_rank_zero(port, token, rank)}
-    complete = len(links) == (size - 1 if rank == 0 else 1)
     if server:
         server.close()
-    return links if control_group.max_over_ranks(HEALTHY if complete else FAILED) == HEALTHY else {}
+    return links if control_group.max_over_ranks(HEALTHY if links else FAILED) == HEALTHY else {}
 
 
 def _address() -> str:
@@ -155,14 +154,9 @@ def _accept(server: socket.socket, token: int, size: int) -> dict[int, Heartbeat
 def _receive_greeting(connection: socket.socket, token: int) -> int | None:
     """Return the rank of the caller; None if it does not know the token."""
     connection.settimeout(5)
-    line = b""
     try:
-        while not line.endswith(b"\n") and len(line) < _MAX_GREETING_BYTES:
-            byte = connection.recv(1)  # one at a time: what follows the greeting belongs to the link
-            if not byte:
-                return None
-            line += byte
-        received, rank = line.decode().split()
+        with connection.makefile("rb", buffering=0) as file:  # a buffer would take what follows the greeting
+            received, rank = file.readline(_MAX_GREETING_BYTES).decode().split()
         return int(rank) if hmac.compare_digest(received, str(token)) else None
     except (OSError, ValueError, TypeError):
         return None

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 from moco_accel.common.errors import UserError
-from moco_accel.recipe.hardware_sections import Hardware
 from moco_accel.recipe.launch_command import FIRST_NODE, LaunchOptions, launch_command
 from moco_accel.recipe.rules import can_shard
 from moco_accel.recipe.schema import Recipe
@@ -19,11 +18,7 @@ _REQUIRED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Launch:
-    """The launcher's environment variables.
-
-    Attributes:
-        local_world_size: Number of processes on this node; None if the launcher does not report it.
-    """
+    """The launcher's environment variables; `local_world_size` is None if the launcher does not report it."""
 
     world_size: int
     rank: int
@@ -51,11 +46,6 @@ class Launch:
         port = _read_number("MASTER_PORT", 29_500)
         return cls(world_size, _read_number("RANK", 0), local_world_size, address, port)
 
-    def nodes(self, expected: int) -> int | None:
-        """Return the number of nodes: `expected` if the launcher does not report it, None if nodes differ in size."""
-        local = self.local_world_size or max(1, self.world_size // expected)
-        return None if self.world_size % local else self.world_size // local
-
 
 def _read_number(name: str, default: int, least: int = 0) -> int:
     text = os.environ.get(name, str(default))
@@ -71,16 +61,16 @@ def check_machine(recipe: Recipe, options: LaunchOptions, launch: Launch) -> Non
     Raises:
         UserError: If they do not fit; the message has the command that fits.
     """
+    hardware = recipe.hardware
     if not torch.cuda.is_available():
-        if recipe.hardware.vram_gib is not None:
+        if hardware.vram_gib is not None:
             raise UserError(
-                f"hardware.vram_gib={recipe.hardware.vram_gib:g} needs a GPU and torch finds none here; "
+                f"hardware.vram_gib={hardware.vram_gib:g} needs a GPU and torch finds none here; "
                 "--recipe recipes/cpu_demo.yaml runs on a CPU, and so does this recipe with --set "
                 "hardware.vram_gib=null"
             )
         if recipe.memory.mixed_precision == "fp16":
             raise UserError("memory.mixed_precision='fp16' needs a GPU; memory.mixed_precision=bf16 works on a CPU")
-    hardware = recipe.hardware
     if launch.world_size != hardware.num_devices:
         raise UserError(
             f"hardware.num_devices={hardware.num_devices} but {_describe_count(launch.world_size)} launched; "
@@ -101,24 +91,22 @@ def _describe_count(processes: int) -> str:
 
 def _advice(recipe: Recipe, options: LaunchOptions, launch: Launch) -> str:
     """Return the command that fits the recipe, and the changes that fit the recipe to this launch."""
-    command = f"launch with: {_command(recipe.hardware, options, launch)}"
+    first_node = FIRST_NODE if launch.address in ("localhost", "127.0.0.1") else launch.address
+    line = launch_command(recipe.hardware, options.recipe_path, 0, first_node)
+    command = f"launch with: {line}{options.as_text()}"
+    if recipe.hardware.num_nodes > 1:
+        command += f" (on node 0 of {recipe.hardware.num_nodes}, and on each other node with its own number)"
     changes = _recipe_changes(recipe, launch)
     return f"{command} — or, for this launch: {changes}" if changes else command
 
 
-def _command(hardware: Hardware, options: LaunchOptions, launch: Launch) -> str:
-    first_node = FIRST_NODE if launch.address in ("localhost", "127.0.0.1") else launch.address
-    line = launch_command(hardware, options.recipe_path, 0, first_node) + options.as_text()
-    if hardware.num_nodes == 1:
-        return line
-    return f"{line} (on node 0 of {hardware.num_nodes}, and on each other node with its own number)"
-
-
 def _recipe_changes(recipe: Recipe, launch: Launch) -> str:
     """Return `--set` options; empty if the batch is not divisible by the processes, or they by their nodes."""
-    batch, nodes = recipe.batch, launch.nodes(recipe.hardware.num_nodes)
-    if nodes is None or batch.global_batch_size % launch.world_size:
+    batch = recipe.batch
+    local_world_size = launch.local_world_size or max(1, launch.world_size // recipe.hardware.num_nodes)
+    if launch.world_size % local_world_size or batch.global_batch_size % launch.world_size:
         return ""
+    nodes = launch.world_size // local_world_size
     changes: dict[str, object] = {}
     if launch.world_size != recipe.hardware.num_devices:
         per_device, micro = batch.global_batch_size // launch.world_size, batch.micro_batch_size
@@ -134,11 +122,7 @@ def _recipe_changes(recipe: Recipe, launch: Launch) -> str:
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Check that every tracker is installed; Accelerate would ignore a missing one without notice.
-
-    Raises:
-        UserError: If one is missing.
-    """
+    """Raise UserError if a tracker is not installed; Accelerate would ignore it without notice."""
     for name in recipe.run.trackers:
         if importlib.util.find_spec(name) is None:
             others = [other for other in recipe.run.trackers if other != name]

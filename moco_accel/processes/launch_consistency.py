@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_accel.common.versions import library_versions
+from moco_accel.processes.diagnosis import describe_rank
 from moco_accel.recipe.launch_command import LaunchOptions
 from moco_accel.recipe.schema import Recipe
 
@@ -22,7 +23,6 @@ LaunchInfo = dict[str, Any]
 _OWN_FILES = "moco_accel/*.py"
 # every rank computes its own copy of the weights with these, so they must be the same
 _COMPUTE = ("moco-accel", _OWN_FILES, "torch", "cuda", "torchvision", "transformers", "accelerate")
-_COMPUTE_8BIT = "bitsandbytes"
 _MAX_NAMED = 3
 
 
@@ -87,15 +87,16 @@ def _compare_addresses(infos: dict[int, LaunchInfo]) -> str:
     )
 
 
-def find_harmless_differences(infos: dict[int, LaunchInfo]) -> list[str]:
-    """Return warnings about versions that may differ: libraries with which each rank reads and augments its tiles."""
+def find_harmless_difference(infos: dict[int, LaunchInfo]) -> str:
+    """Return a warning about versions that may differ: libraries that read and augment tiles. Empty if none differ."""
     others = [name for name in infos[0]["versions"] if name not in _versions_that_compute(infos[0])]
     line = _compare("versions", others, infos)
-    return [f"{line}; the run continues, because none of these computes weights"] if line else []
+    return f"{line}; the run continues, because none of these computes weights" if line else ""
 
 
 def _versions_that_compute(first: LaunchInfo) -> list[str]:
-    return [*_COMPUTE, *([_COMPUTE_8BIT] if str(first["asked"].get("optimizer.name")).endswith("8bit") else [])]
+    is_8bit = str(first["asked"].get("optimizer.name")).endswith("8bit")
+    return [*_COMPUTE, "bitsandbytes"] if is_8bit else [*_COMPUTE]
 
 
 def _compare(part: str, names: list[str], infos: dict[int, LaunchInfo]) -> str:
@@ -114,8 +115,7 @@ def _compare(part: str, names: list[str], infos: dict[int, LaunchInfo]) -> str:
 
 
 def _name(rank: int, infos: dict[int, LaunchInfo]) -> str:
-    several_hosts = len({info["host"] for info in infos.values()}) > 1
-    return f"rank {rank} on {infos[rank]['host']}" if several_hosts else f"rank {rank}"
+    return describe_rank(rank, infos[rank]["host"], {info["host"] for info in infos.values()})
 
 
 def describe_ranks(ranks: list[int]) -> str:

@@ -15,8 +15,6 @@ class Progress:
     """Progress of this process: written by the main or a backward thread, read by the watchdog's.
 
     Attributes:
-        phase: What the process does.
-        ticks: Number of work items done.
         waits: True while the process waits for other ranks.
         current_tiles: Returns (loader process id, tile index) of the tiles that are being read.
     """
@@ -38,12 +36,6 @@ def enter_phase(phase: str) -> None:
 def tick() -> None:
     """Count one work item of the phase, such as a micro-batch."""
     progress.ticks += 1
-
-
-def wait_for_data(current_tiles: Callable[[], list[tuple[int, int]]]) -> None:
-    """Enter the data phase; `current_tiles` is that of `Progress`."""
-    progress.current_tiles = current_tiles
-    enter_phase(DATA)
 
 
 @contextmanager

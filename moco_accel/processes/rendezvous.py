@@ -20,15 +20,12 @@ from moco_accel.processes import diagnosis
 from moco_accel.processes.launch_checks import Launch
 
 LOG_AFTER_SECONDS = 10.0
-LATER_TIMEOUT = timedelta(minutes=30)
-"""Timeout of the store once all ranks are connected, torch's default: a rank may compile kernels first."""
 _ATTEMPT_SECONDS = 5.0
 _RETRY_SECONDS = 0.2
 _SIOCGIFADDR = 0x8915  # the request for an interface's address
 
 Log = Callable[[str], None]
-Store = Any
-"""A store of torch, which has no types for it."""
+Store = Any  # torch has no types for its stores
 
 
 def open_store(launch: Launch, seconds: float, log: Log) -> Store:
@@ -58,11 +55,6 @@ def open_store(launch: Launch, seconds: float, log: Log) -> Store:
                 f"MASTER_PORT={launch.port + 1} on all nodes may be free"
             ) from None
         raise _unreachable(launch, seconds, diagnosis.describe_error(error)) from None
-
-
-def prefix_store(store: Store, name: str) -> Store:
-    """Return a view of `store` whose keys start with `name`."""
-    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
 
 def _wait_until_reachable(launch: Launch, serves: bool, seconds: float, log: Log) -> None:

@@ -59,7 +59,7 @@ class StopRequest:
         os.set_blocking(self._write, False)
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-                self._handlers_before[number] = signal.signal(number, _do_nothing)
+                self._handlers_before[number] = signal.signal(number, lambda *_: None)  # it wakes the listener
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(read,), daemon=True).start()
         return self
@@ -119,8 +119,8 @@ class StopRequest:
             os._exit(_INTERRUPTED_EXIT_CODE)
 
 
-def ignore_signals(worker: int = 0) -> None:
-    """Ignore stop requests in a loader worker: its trainer needs it until the step is done. `worker` is not used."""
+def ignore_signals() -> None:
+    """Ignore stop requests in a loader worker: its trainer needs it until the step is done."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -154,10 +154,7 @@ def _resume_command() -> str | None:
 
 def _launcher_command(pid: int) -> list[str] | None:
     """Return the command line of process `pid` if it is a launcher; None if not, or if it cannot be read."""
-    try:
-        words = [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
-    except OSError:
-        return None
+    words = _read_words(pid, "cmdline")
     is_script = any(Path(word).name in _LAUNCHERS for word in words[:2])
     is_module = any(word in _LAUNCHER_MODULES for word in words[:6])
     return words if is_script or is_module else None
@@ -165,16 +162,17 @@ def _launcher_command(pid: int) -> list[str] | None:
 
 def _launcher_variables(pid: int) -> list[str]:
     """Return the launcher's environment variables that matter, as `NAME=value`."""
-    try:
-        pairs = [os.fsdecode(pair) for pair in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if pair]
-    except OSError:
-        return []
+    pairs = _read_words(pid, "environ")
     found = [pair for pair in pairs if pair.startswith(("ACCELERATE_", "CUDA_VISIBLE_DEVICES="))]
     return [f"{name}={shlex.quote(value)}" for name, _, value in (pair.partition("=") for pair in sorted(found))]
 
 
-def _do_nothing(number: int, frame: object) -> None:
-    """Without a Python handler, a signal would not wake the listener."""
+def _read_words(pid: int, name: str) -> list[str]:
+    """Return the words of /proc/PID/NAME; none if it cannot be read."""
+    try:
+        return [os.fsdecode(word) for word in Path(f"/proc/{pid}/{name}").read_bytes().split(b"\0")[:-1]]
+    except OSError:
+        return []
 
 
 def _write(line: str) -> None:

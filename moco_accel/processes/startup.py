@@ -26,20 +26,13 @@ from moco_accel.processes import diagnosis, launch_consistency
 from moco_accel.processes.control_group import ControlGroup
 from moco_accel.processes.launch_checks import Launch, check_machine, check_trackers
 from moco_accel.processes.launch_consistency import LaunchInfo, describe_ranks, launch_info
-from moco_accel.processes.rendezvous import (
-    LATER_TIMEOUT,
-    LOG_AFTER_SECONDS,
-    Log,
-    Store,
-    choose_interface,
-    open_store,
-    prefix_store,
-)
+from moco_accel.processes.rendezvous import LOG_AFTER_SECONDS, Log, Store, choose_interface, open_store
 from moco_accel.recipe.launch_command import LaunchOptions
 from moco_accel.recipe.schema import Recipe
 
 _MISTAKE_SECONDS = 10.0  # in which a rank that cannot start reports it to the others
 _VERDICT_SECONDS = 15.0
+_LATER_TIMEOUT = timedelta(minutes=30)  # of the store, as torch's default: a rank may compile kernels
 _HEARD_SECONDS = 5.0
 _BROKEN = "broken"
 _EXIT_CODE = 2
@@ -56,7 +49,12 @@ def start_processes(recipe: Recipe, options: LaunchOptions, log: Log) -> tuple[P
         UserError: On every rank, if the launch does not fit the recipe, a rank differs or does not connect in time.
     """
     launch = Launch.from_environment()
-    mistake = _find_mistake(recipe, options, launch)
+    mistake: UserError | None = None
+    try:
+        check_machine(recipe, options, launch)
+        check_trackers(recipe)
+    except UserError as error:
+        mistake = error
     if launch.world_size > 1:
         return _connect(launch, _rendezvous(recipe, options, launch, mistake, log))
     if mistake is not None:
@@ -66,10 +64,11 @@ def start_processes(recipe: Recipe, options: LaunchOptions, log: Log) -> tuple[P
 
 def _connect(launch: Launch, store: Store) -> tuple[PartialState, ControlGroup]:
     choose_interface(launch.address)
-    group: dict[str, Any] = {"rank": launch.rank, "world_size": launch.world_size}
+    own_store = dist.PrefixStore("processes", store)  # type: ignore[attr-defined]
+    group: dict[str, Any] = {"rank": launch.rank, "world_size": launch.world_size, "store": own_store}
     with _exiting_if_peer_gives_up(store):
         try:
-            processes = PartialState(cpu=not torch.cuda.is_available(), store=prefix_store(store, "processes"), **group)
+            processes = PartialState(cpu=not torch.cuda.is_available(), **group)
             assert processes.num_processes == launch.world_size
             return processes, ControlGroup()
         except RuntimeError as error:
@@ -105,41 +104,30 @@ def _exiting_if_peer_gives_up(store: Store) -> Iterator[None]:
         done.set()
 
 
-def _find_mistake(recipe: Recipe, options: LaunchOptions, launch: Launch) -> UserError | None:
-    try:
-        check_machine(recipe, options, launch)
-        check_trackers(recipe)
-    except UserError as error:
-        return error
-    return None
-
-
 def _rendezvous(recipe: Recipe, options: LaunchOptions, launch: Launch, mistake: UserError | None, log: Log) -> Store:
-    """Meet the other ranks. Raises `mistake`, if there is one, once the others know of it."""
+    """Connect to the other ranks. Raises `mistake`, if there is one, once the others know it."""
     seconds = recipe.run.rendezvous_seconds if mistake is None else _MISTAKE_SECONDS
     try:
         store = open_store(launch, seconds, log)
-        met = prefix_store(store, f"met/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}")
-        verdict = _compare(met, launch, launch_info(recipe, options, launch.address, mistake), seconds, log)
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        shared = dist.PrefixStore(f"met/{restart}", store)  # type: ignore[attr-defined]
+        if verdict := _compare(shared, launch, launch_info(recipe, options, launch.address, mistake), seconds, log):
+            raise UserError(verdict)  # as it always does if there is a mistake
     except UserError as error:
         raise mistake or error from None
-    if mistake is not None:
-        raise mistake
-    if verdict:
-        raise UserError(verdict)
-    store.set_timeout(LATER_TIMEOUT)
+    store.set_timeout(_LATER_TIMEOUT)
     return store
 
 
-def _compare(met: Store, launch: Launch, own: LaunchInfo, seconds: float, log: Log) -> str:
+def _compare(shared: Store, launch: Launch, own: LaunchInfo, seconds: float, log: Log) -> str:
     """Return what is wrong with this launch, as rank 0 finds; empty if nothing is."""
     try:
         if launch.rank == 0:
-            return _compare_on_rank_zero(met, launch, own, seconds, log)
-        met.set(f"facts/{launch.rank}", json.dumps(own))
-        met.wait(["verdict"], timedelta(seconds=seconds + _VERDICT_SECONDS))
-        verdict: str = met.get("verdict").decode()
-        met.set(f"heard/{launch.rank}", "")
+            return _compare_on_rank_zero(shared, launch, own, seconds, log)
+        shared.set(f"facts/{launch.rank}", json.dumps(own))
+        shared.wait(["verdict"], timedelta(seconds=seconds + _VERDICT_SECONDS))
+        verdict: str = shared.get("verdict").decode()
+        shared.set(f"heard/{launch.rank}", "")
         return verdict
     except dist.DistError as error:
         raise UserError(
@@ -148,27 +136,27 @@ def _compare(met: Store, launch: Launch, own: LaunchInfo, seconds: float, log: L
         ) from None
 
 
-def _compare_on_rank_zero(met: Store, launch: Launch, own: LaunchInfo, seconds: float, log: Log) -> str:
+def _compare_on_rank_zero(shared: Store, launch: Launch, own: LaunchInfo, seconds: float, log: Log) -> str:
     infos = {0: own}
-    verdict = _await_infos(met, launch, infos, seconds, log)
-    met.set("verdict", verdict)
+    verdict = _await_infos(shared, launch, infos, seconds, log)
+    shared.set("verdict", verdict)
     if not verdict:
-        for line in launch_consistency.find_harmless_differences(infos):
+        if line := launch_consistency.find_harmless_difference(infos):
             log(f"[yellow]{escape(line)}[/]")
         return ""
     deadline = time.monotonic() + _HEARD_SECONDS  # the store ends with the process that serves it
-    while not met.check([f"heard/{rank}" for rank in infos if rank]) and time.monotonic() < deadline:
+    while not shared.check([f"heard/{rank}" for rank in infos if rank]) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
     return verdict
 
 
-def _await_infos(met: Store, launch: Launch, infos: dict[int, LaunchInfo], seconds: float, log: Log) -> str:
+def _await_infos(shared: Store, launch: Launch, infos: dict[int, LaunchInfo], seconds: float, log: Log) -> str:
     """Fill `infos` until all ranks are in it or one differs; return what is wrong."""
     begun, has_logged = time.monotonic(), False
     while len(infos) < launch.world_size:
         missing = [rank for rank in range(launch.world_size) if rank not in infos]
-        new = [rank for rank in missing if met.check([f"facts/{rank}"])]
-        infos |= {rank: json.loads(met.get(f"facts/{rank}")) for rank in new}
+        new = [rank for rank in missing if shared.check([f"facts/{rank}"])]
+        infos |= {rank: json.loads(shared.get(f"facts/{rank}")) for rank in new}
         if new and (verdict := launch_consistency.find_inconsistency(infos)):
             return verdict
         waited = time.monotonic() - begun

@@ -7,12 +7,12 @@ ends the process with `os._exit`, because the main thread may wait forever, in a
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import signal
 import statistics
 import threading
 import time
-import traceback
 from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from moco_accel.common.errors import UserError
-from moco_accel.processes import diagnosis, heartbeats, stack_dump
+from moco_accel.processes import diagnosis, heartbeats
 from moco_accel.processes.control_group import ControlGroup
 from moco_accel.processes.heartbeats import Heartbeat, HeartbeatLink, Message
 from moco_accel.processes.phases import DATA, START, enter_phase, progress, waiting_for_peers
@@ -48,7 +48,7 @@ class Watchdog:
         self._links: dict[int, HeartbeatLink] = heartbeats.connect_ranks(control_group, rank, size) if size > 1 else {}
         if size > 1 and not self._links and rank == 0:
             _write("ranks cannot watch each other: no connection for heartbeats can be made to MASTER_ADDR")
-        self._beats = dict.fromkeys(self._links, Heartbeat("", 0, progress.phase, 0.0, None))
+        self._beats = dict.fromkeys(self._links, Heartbeat("", 0, progress.phase, 0.0, math.inf))
         self._silence = dict.fromkeys(self._links, 0.0)
         self._failing: dict[int, tuple[str, float]] = {}  # each one's error, and seconds left to show it
         self._finished: set[int] = set()
@@ -118,7 +118,8 @@ class Watchdog:
             turns, passed, last = turns + 1, min(now - last, _MAX_TICK_SECONDS), now
             self._send_all(asdict(self._own_beat(passed)))
             if self._judges:
-                self._advance_clocks(passed)
+                self._silence = {rank: seconds + passed for rank, seconds in self._silence.items()}
+                self._failing = {rank: (error, left - passed) for rank, (error, left) in self._failing.items()}
                 self._end_if_stalled()
             if turns % 5 == 0 and os.environ.get("LOCAL_RANK", "0") == "0":
                 self._warn_of_low_memory()
@@ -157,7 +158,7 @@ class Watchdog:
         if rank in self._failing:
             self._end(diagnosis.describe_failed_rank(self._name(rank), self._failing[rank][0]), [rank])
         max_silence = self._allowed("")
-        if max_silence is not None and silence > max_silence / 2:  # it had stalled, and another rank has killed it
+        if silence > max_silence / 2:  # it had stalled, and another rank has killed it
             _, line = diagnosis.find_stall({rank: beat}, {rank: silence}, silence / 2, self._host) or ([], "")
             self._end(line, [rank])
         for_memory = beat.host == self._host and self._killed_for_memory()
@@ -167,10 +168,6 @@ class Watchdog:
         hosts = {self._host, *(beat.host for beat in self._beats.values())}
         return diagnosis.describe_rank(rank, self._beats[rank].host, hosts)
 
-    def _advance_clocks(self, passed: float) -> None:
-        self._silence = {rank: seconds + passed for rank, seconds in self._silence.items()}
-        self._failing = {rank: (error, left - passed) for rank, (error, left) in self._failing.items()}
-
     def _end_if_stalled(self) -> None:
         for rank, (error, left) in self._failing.items():
             if left < 0:
@@ -178,15 +175,15 @@ class Watchdog:
         if self._rank == 0:
             beats, silence = {0: self._own_beat(0.0), **self._beats}, {0: 0.0, **self._silence}
         else:  # the other ranks only check that rank 0 still sends
-            beats = {rank: replace(beat, limit=None) for rank, beat in self._beats.items()}
+            beats = {rank: replace(beat, limit=math.inf) for rank, beat in self._beats.items()}
             silence = self._silence
         max_silence = self._allowed("")
         for rank, seconds in silence.items():
-            if max_silence is not None and seconds > max_silence and beats[rank].host == self._host:
-                beats[rank] = replace(beats[rank], position=stack_dump.describe_process_state(beats[rank].pid))
+            if seconds > max_silence and beats[rank].host == self._host:
+                beats[rank] = replace(beats[rank], position=diagnosis.describe_process_state(beats[rank].pid))
         if beats and (stall := diagnosis.find_stall(beats, silence, max_silence, self._host)):
             blamed, line = stall
-            silent = [rank for rank in blamed if max_silence is not None and silence[rank] > max_silence]
+            silent = [rank for rank in blamed if silence[rank] > max_silence]
             self._end(line, blamed, silent)
 
     def _own_beat(self, passed: float) -> Heartbeat:
@@ -194,11 +191,11 @@ class Watchdog:
             self._ticks, self._seconds = progress.ticks, 0.0
         else:
             self._seconds += passed
-        position = stack_dump.describe_position() if self._seconds >= _POSITION_AFTER_SECONDS else ""
+        position = diagnosis.describe_position() if self._seconds >= _POSITION_AFTER_SECONDS else ""
         limit = self._allowed(progress.phase)
         return Heartbeat(self._host, os.getpid(), progress.phase, self._seconds, limit, progress.waits, position)
 
-    def _allowed(self, phase: str) -> float | None:
+    def _allowed(self, phase: str) -> float:
         median = None if self._step_begun is None else statistics.median(self._steps or [0.0])
         return diagnosis.allowed_seconds(phase, self._stall_seconds, median)
 
@@ -212,13 +209,13 @@ class Watchdog:
     def _end(self, line: str, blamed: list[int], silent: list[int] | None = None) -> None:
         """Print why the run ends, and end this process; rank 0 makes the others do the same."""
         if self._rank in blamed:
-            _write("".join(traceback.format_list(stack_dump.main_thread_stack())))
+            _write("".join(diagnosis.main_thread_stack().format()))
         _write(f"error: {line}" if self._size == 1 else f"error on rank {self._rank}: {line}")
         for rank in silent or []:
             if self._beats[rank].host == self._host:
-                stack_dump.kill_with_stack_dump(self._beats[rank].pid)
+                diagnosis.kill_with_stack_dump(self._beats[rank].pid)
         if self._rank in blamed and progress.phase == DATA:
-            stack_dump.dump_worker_stacks()
+            diagnosis.dump_worker_stacks()
         kill_workers()
         if self._rank == 0:
             self._end_others(line, blamed)

@@ -92,8 +92,7 @@ def picture_bands(names: Sequence[str] | None, count: int, sensor: str | None = 
         sensor: The shards' sensor: sentinel2, landsat8, landsat7 or sentinel1; None if unknown.
     """
     have = canonical_bands(names) if names else []
-    triples = [RGB, _RGB_OF_SENSOR[sensor]] if sensor in _RGB_OF_SENSOR else [RGB, _RGB_OF_SENSOR["sentinel2"]]
-    for red, green, blue in triples:
+    for red, green, blue in (RGB, _RGB_OF_SENSOR.get(sensor or "sentinel2", _RGB_OF_SENSOR["sentinel2"])):
         if {red, green, blue} <= set(have):
             return have.index(red), have.index(green), have.index(blue)
     return (0, 1, 2) if count >= 3 else (0, 0, 0)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from moco_accel.recipe.bands import canonical_band
 
+STORED_RANGES = {"uint8": (0.0, 255.0), "reflectance": (0.0, 10_000.0), "reflectance_offset": (1_000.0, 11_000.0)}
 _MAX_BANDS = 1000
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # bounds leave float32 room for arithmetic
@@ -31,11 +32,9 @@ class Data(Section):
         source: Folder, file or glob (parquet, arrow, tar), folder of images, or hub id.
         split: Split of a hub id.
         image_column: Column with the imagery; null: the only column that holds imagery.
-        pair_column: Column with the same place in another season, which one of the views shows; null: both views
-            show one tile.
+        pair_column: Column with the same place in another season, for one of the views; null: both show one tile.
         bands: Names of the bands in the encoder's order; null: all bands in their stored order.
-        stored_bands: Names of all bands in their stored order, for a source that does not name them; null: the
-            source's names.
+        stored_bands: Names of all bands in their stored order; null: the names that the source gives.
         nodata: Stored value of pixels without data, which become the mean of their band; null: the source's.
         scaling: Where low and high come from. `uint8`: 0 and 255; `reflectance`: 0 and 10,000 (Sentinel-2);
             `reflectance_offset`: 1,000 and 11,000 (Sentinel-2 from processing baseline 04.00 on); `percentiles`: each
@@ -44,8 +43,7 @@ class Data(Section):
         high: Stored value that becomes 1, one per band; null: as `scaling` says.
         mean: Mean of pixels in [0, 1], one per band; null: ImageNet's for three bands, else measured.
         std: Standard deviation of pixels in [0, 1], one per band; null: as for `mean`.
-        streaming: Read shards in place, without a cache, and shuffle within a buffer. Every loader worker of every
-            process reads all shards once per epoch.
+        streaming: Shuffle shards within a buffer, without a cache. Every loader worker reads all shards once per epoch.
         shuffle_buffer_mib: Size of the shuffle buffer in MiB, for each loader worker; used with `streaming`.
         max_damaged_share: Largest fraction of damaged tiles; the run stops above it.
         num_workers: Loader workers of each process; 0: the process loads tiles itself.
@@ -78,9 +76,8 @@ class Augment(Section):
     """Augmentation of both views. Brightness to greyscale apply to three bands, `band_…` to any other number.
 
     Attributes:
-        preset: Defaults of all other fields. `satellite`: quarter turns, both flips, mild colour jitter, sensor noise;
-            `paper`: MoCo v3's for a ViT (for a ResNet, set `crop_min_scale` to 0.2); `seasons`: for pairs of one
-            place, with milder colour jitter.
+        preset: Defaults of all other fields: `satellite`; `paper` (MoCo v3's for a ViT; for a ResNet, set
+            `crop_min_scale` to 0.2); `seasons` (for pairs of one place, with milder colour jitter).
         crop_min_scale: Smallest area of a crop as a fraction of the tile.
         jitter_probability: Probability of colour jitter, or of a gain and an offset per band.
         brightness: Brightness factor is drawn from 1 ± this.

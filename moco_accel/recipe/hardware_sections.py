@@ -17,11 +17,9 @@ class Memory(Section):
     Attributes:
         mixed_precision: Autocast type of the forward passes; `no`: float32.
         activation_checkpointing: Keep only the inputs of the encoder's blocks and recompute the rest in backward.
-        keep_last_micro_batch: Keep the activations of the last micro-batch, which backward needs first. This saves one
-            recomputation, but the activations coexist with those of the heads.
+        keep_last_micro_batch: Keep the last micro-batch's activations beside the heads' to save one recomputation.
         expandable_segments: Let CUDA's allocator grow its segments, which reduces fragmentation (Linux only).
-        fully_shard: Shard matrices, gradients and optimizer state over the devices of a node (FSDP2), for encoders too
-            large for one device.
+        fully_shard: Shard matrices, gradients and optimizer state over the devices of a node (FSDP2).
     """
 
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"

@@ -40,12 +40,13 @@ def apply_overrides(fields: object, overrides: list[str]) -> object:
 
 def override_argument(name: str, value: object) -> str:
     """Return `section.field=value`, quoted for a shell, which `apply_overrides` reads back as `value`."""
-    if not isinstance(value, str):
-        text = _yaml_line(value)
-    elif value.isprintable() and _parse_text(value) == value:
-        text = value
-    else:
-        text = _yaml_line(value, '"')
+    if isinstance(value, str) and value.isprintable() and _parse_text(value) == value:
+        return shlex.quote(f"{name}={value}")
+    style = '"' if isinstance(value, str) else None
+    text = yaml.dump(
+        value, Dumper=RecipeDumper, default_style=style, default_flow_style=True, width=float("inf"), allow_unicode=True
+    )
+    text = text.removesuffix("...\n").strip()
     return shlex.quote(f"{name}={text}")
 
 
@@ -59,18 +60,10 @@ def find_section(schema: type[BaseModel], path: Sequence[str]) -> type[BaseModel
     return schema
 
 
-def _yaml_line(value: object, style: str | None = None) -> str:
-    text = yaml.dump(
-        value, Dumper=RecipeDumper, default_style=style, default_flow_style=True, width=float("inf"), allow_unicode=True
-    )
-    return text.removesuffix("...\n").strip()
-
-
 def _is_text(section: str, field: str) -> bool:
     found = find_section(Recipe, [section])
-    return (
-        found is not None and field in found.model_fields and found.model_fields[field].annotation in (str, str | None)
-    )
+    known = found.model_fields if found else {}
+    return field in known and known[field].annotation in (str, str | None)
 
 
 def _parse_text(text: str) -> str | None:

@@ -6,8 +6,8 @@ import math
 import re
 
 from moco_accel.common.errors import UserError, short_repr
-from moco_accel.recipe.constants import ENCODER_NAMES, RESNET_NAMES, STORED_RANGES, VIT_NAMES
-from moco_accel.recipe.data_sections import Data
+from moco_accel.recipe.data_sections import STORED_RANGES, Data
+from moco_accel.recipe.encoder_names import ENCODER_NAMES, RESNET_NAMES, VIT_NAMES
 from moco_accel.recipe.schema import Recipe
 
 _LINEAR_SCALING_BASE = 256  # lr = base_lr * global_batch_size / 256 (Goyal et al. 2017; MoCo v3 section 4)
@@ -18,24 +18,17 @@ _MAX_TEXT_CHARACTERS = 4096  # of a path on Linux
 
 
 def check_rules(recipe: Recipe) -> None:
-    """Check all rules between fields.
-
-    Raises:
-        UserError: If a rule is violated. The message names the first one.
-    """
-    checks = (
-        _check_texts,
-        _check_encoder,
-        _check_nodes,
-        _check_batch,
-        _check_sharding,
-        _check_optimizer,
-        _check_schedule,
-        _check_queue,
-        _check_data,
-    )
-    for check in checks:
-        check(recipe)
+    """Check all rules between fields; raise UserError for the first that is violated."""
+    _check_texts(recipe)
+    _check_encoder(recipe)
+    _check_nodes(recipe)
+    _check_batch(recipe)
+    _check_sharding(recipe)
+    _check_optimizer(recipe)
+    _check_schedule(recipe)
+    _check_queue(recipe)
+    _check_data(recipe)
+    _check_scaling(recipe.data)
 
 
 def _check_texts(recipe: Recipe) -> None:
@@ -78,31 +71,30 @@ def min_micro_batch_size(encoder: str, image_size: int) -> int:
 
 
 def _check_batch(recipe: Recipe) -> None:
-    least = min_micro_batch_size(recipe.encoder.name, recipe.encoder.image_size)
-    if recipe.batch.micro_batch_size < least:
+    encoder, batch, devices = recipe.encoder, recipe.batch, recipe.hardware.num_devices
+    total, micro_batch = batch.global_batch_size, batch.micro_batch_size
+    least = min_micro_batch_size(encoder.name, encoder.image_size)
+    if micro_batch < least:
         raise UserError(
-            f"batch.micro_batch_size={recipe.batch.micro_batch_size} leaves {recipe.encoder.name}'s BatchNorm one "
-            f"value per channel at {recipe.encoder.image_size} pixels; batch.micro_batch_size={least} works"
+            f"batch.micro_batch_size={micro_batch} leaves {encoder.name}'s BatchNorm one value per channel at "
+            f"{encoder.image_size} pixels; batch.micro_batch_size={least} works"
         )
-    batch, devices = recipe.batch, recipe.hardware.num_devices
-    total = batch.global_batch_size
     if total % devices:
         raise UserError(
             f"batch.global_batch_size={total} does not divide over {devices} devices; "
             f"nearest: {nearest_multiples(total, devices)}"
         )
-    if batch.micro_batch_size * batch.accumulation_steps * devices == total:
+    product = recipe.per_device_batch_size * devices
+    if product == total:
         return
-    rule = (
-        f"batch.global_batch_size={total} is not micro_batch_size {batch.micro_batch_size} x accumulation_steps "
-        f"{batch.accumulation_steps} x num_devices {devices} = "
-        f"{batch.micro_batch_size * batch.accumulation_steps * devices}"
+    if total % (micro_batch * devices) == 0:
+        hint = f"batch.accumulation_steps={total // (micro_batch * devices)} works"
+    else:
+        hint = f"nearest global batches for this micro-batch: {nearest_multiples(total, micro_batch * devices)}"
+    raise UserError(
+        f"batch.global_batch_size={total} is not micro_batch_size {micro_batch} x accumulation_steps "
+        f"{batch.accumulation_steps} x num_devices {devices} = {product}; {hint}"
     )
-    per_device = total // devices
-    if per_device % batch.micro_batch_size == 0:
-        raise UserError(f"{rule}; batch.accumulation_steps={per_device // batch.micro_batch_size} works")
-    works = nearest_multiples(total, batch.micro_batch_size * devices)
-    raise UserError(f"{rule}; nearest global batches for this micro-batch: {works}")
 
 
 def _check_nodes(recipe: Recipe) -> None:
@@ -182,10 +174,9 @@ def _check_queue(recipe: Recipe) -> None:
 
 def _check_data(recipe: Recipe) -> None:
     data, bands = recipe.data, recipe.encoder.bands
-    if data.bands is not None and len(set(data.bands)) != len(data.bands):
-        raise UserError(f"data.bands={data.bands} names a band twice; every band once works")
-    if data.stored_bands is not None and len(set(data.stored_bands)) != len(data.stored_bands):
-        raise UserError(f"data.stored_bands={data.stored_bands} names a band twice; every band once works")
+    for field, names in (("bands", data.bands or []), ("stored_bands", data.stored_bands or [])):
+        if len(set(names)) != len(names):
+            raise UserError(f"data.{field}={names} names a band twice; every band once works")
     for field in ("bands", "low", "high", "mean", "std"):
         values = getattr(data, field)
         if values is not None and len(values) != bands:
@@ -198,7 +189,6 @@ def _check_data(recipe: Recipe) -> None:
             "augment.preset='seasons' needs pairs of one place, and data.pair_column=null; data.pair_column=image_pair "
             "works after moco-data build --pair-with, augment.preset=satellite without pairs"
         )
-    _check_scaling(data)
 
 
 def _check_scaling(data: Data) -> None:

@@ -7,10 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from moco_accel.recipe.constants import IMAGENET_MEAN, IMAGENET_STD, STORED_RANGES
-from moco_accel.recipe.data_sections import Augment, Data, Section
+from moco_accel.recipe.data_sections import STORED_RANGES, Augment, Data, Section
 from moco_accel.recipe.hardware_sections import Hardware, Memory, Planned
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 _MAX_COUNT = 1 << 24  # of tiles or keys
 _MAX_WIDTH = 1 << 17  # of a layer
 _MAX_STEPS = 1 << 40
@@ -20,7 +21,7 @@ class Encoder(Section):
     """The encoder of both sides.
 
     Attributes:
-        name: `vit_{tiny,small,base,large}_patch{8,16}`, `vit_huge_patch14` or `resnet{10,18,34,50,101}`.
+        name: One of `encoder_names.ENCODER_NAMES`, such as `vit_small_patch16` or `resnet50`.
         weights: File, folder or hub id of pretrained weights for both sides; null: random initialisation.
         image_size: Height and width of a view in pixels.
         bands: Number of bands.
@@ -63,8 +64,7 @@ class Batch(Section):
         global_batch_size: Tiles per optimizer step, over all devices.
         micro_batch_size: Tiles that a device processes at once.
         accumulation_steps: Micro-batches of a device per optimizer step.
-        contrast_over: Where negatives come from. `global_batch`: all keys of the step, exactly as without accumulation;
-            `micro_batch`: the keys of one micro-batch of every device (plain accumulation).
+        contrast_over: Keys in the loss: `global_batch` (as without accumulation), or one `micro_batch` of each device.
     """
 
     global_batch_size: int = Field(ge=2, le=_MAX_COUNT, examples=[4096])
@@ -132,10 +132,8 @@ class Run(Section):
         checkpoint_every_steps: Optimizer steps between checkpoints.
         checkpoint_every_minutes: Minutes between checkpoints, in addition; null: by steps alone.
         keep_checkpoints: Newest checkpoints to keep. The best one is always kept.
-        stall_seconds: Seconds without progress after which a rank is reported and the run ends; at least ten steps.
-            null: no watchdog for stalls.
-        heal_out_of_memory: Retry a step that ran out of memory in smaller micro-batches. For this, ranks exchange their
-            status before each collective, some 45 times per step.
+        stall_seconds: Seconds, or ten steps if longer, without progress after which the run ends; null: no limit.
+        heal_out_of_memory: Retry a step that ran out of memory in smaller micro-batches; ranks exchange their status.
         rendezvous_seconds: Seconds that ranks wait for each other at startup.
         trackers: Trackers that receive the metrics through Accelerate, besides metrics.jsonl.
     """
@@ -200,8 +198,7 @@ class Recipe(Section):
     def normalisation(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation per band, of pixels in [0, 1].
 
-        If `data.mean` or `data.std` is null, three bands take ImageNet's. Other numbers of bands take 0.5 and 0.25 as
-        placeholders for a plan; a run measures them first (`tiles.fill_data_fields`).
+        Three bands default to ImageNet's; others to placeholders for a plan, as a run measures them first.
         """
         bands = self.encoder.bands
         is_rgb = bands == len(IMAGENET_MEAN)

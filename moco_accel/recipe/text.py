@@ -13,7 +13,6 @@ from moco_accel.common.errors import UserError, short_repr
 
 MAX_RECIPE_BYTES = 1 << 18
 _MAX_NODES, _MAX_LEVELS = 4000, 20  # of YAML; a recipe has about 200 nodes in 3 levels
-_REPLACED_TAGS = ("bool", "float", "int", "timestamp", "merge", "value")
 
 
 class _Loader(yaml.SafeLoader):
@@ -41,9 +40,8 @@ class _Loader(yaml.SafeLoader):
         keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         for (_, key), count in keys.items():
             if count > 1:
-                raise yaml.YAMLError(
-                    f"line {node.start_mark.line + 1}: {short_repr(key)} is given {count} times; once works"
-                )
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"line {line}: {short_repr(key)} is given {count} times; once works")
         return super().construct_mapping(node, deep)
 
     def construct_int(self, node: yaml.ScalarNode) -> int:
@@ -58,7 +56,7 @@ class RecipeDumper(yaml.SafeDumper):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _REPLACED_TAGS]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith(":null")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$", re.I), list("tTfF"))
@@ -84,11 +82,7 @@ RecipeDumper.add_representer(float, _represent_float)
 
 
 def load_yaml(text: str) -> Any:
-    """Parse plain data of YAML 1.2.
-
-    Raises:
-        yaml.YAMLError, ValueError: If `text` is not YAML, too complex, or has anchors, tags or duplicate keys.
-    """
+    """Parse plain data of YAML 1.2; raise yaml.YAMLError or ValueError if `_Loader` refuses it."""
     return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from moco_accel.common.console import console, user_errors
+from moco_accel.common.console import console, run_command, user_errors
 from moco_accel.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,8 +62,6 @@ def report(
 
 def main() -> None:
     """Run `moco-report`. Exit codes: 0 done, 2 user's mistake."""
-    from moco_accel.common.console import run_command
-
     run_command(app)
 
 
@@ -104,10 +104,6 @@ def _evaluation_table(run_log: RunLog) -> Table:
 
 
 def _save_svg(path: Path, parts: list[Any]) -> None:
-    from io import StringIO
-
-    from rich.console import Console
-
     if path.suffix != ".svg":
         raise UserError(f"--svg={str(path)!r} does not end in .svg; --svg {path.with_suffix('.svg')} works")
     drawn = Console(record=True, width=console.width, file=StringIO(), force_terminal=True)

@@ -31,6 +31,11 @@ class Source:
         return f"{self.field}={self.path!r}"
 
 
+def describe_error(error: BaseException) -> str:
+    """Return an error's message in one line of at most 500 characters."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
 @dataclass(frozen=True)
 class ReadPattern:
     """How to read a source efficiently. Without units, every tile costs the same to read in any order.
@@ -152,8 +157,3 @@ def read_shards_metadata(
 
 def _bands(metadata: TileMetadata | None) -> str:
     return f"{metadata.dtype} bands [{', '.join(metadata.bands)}]" if metadata else "no band names"
-
-
-def describe_error(error: BaseException) -> str:
-    """Return an error's message in one line of at most 500 characters."""
-    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -35,8 +35,6 @@ _SUFFIX_ALIASES = {"jpeg": "jpg", "tiff": "tif"}
 _KEY, _LABEL = "__key__", "label"
 _ABSENT = (-1, 0, 0)
 
-Index = npt.NDArray[np.int64]
-
 
 class TarStore(Store):
     """Tiles in tar shards, as rows.
@@ -52,7 +50,7 @@ class TarStore(Store):
         self,
         files: list[Path],
         columns: list[str],
-        index: Index,
+        index: npt.NDArray[np.int64],
         keys: PackedNames,
         shard_sizes: list[int],
         metadata: TileMetadata | None,

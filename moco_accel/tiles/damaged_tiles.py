@@ -48,9 +48,9 @@ def read_or_replace(
 
 
 class DamageLog:
-    """Damaged tiles that all processes of a run have met, in `run/damaged_tiles.jsonl`.
+    """Damaged tiles that any process of a run found, in `run/damaged_tiles.jsonl`.
 
-    A process reads the file whenever it meets a new one. Create it before the first barrier: rank 0 deletes the file of
+    A process reads the file whenever it finds a new one. Create it before the first barrier: rank 0 deletes the file of
     an earlier run.
     """
 
@@ -66,11 +66,11 @@ class DamageLog:
 
     def add(self, damaged: Iterable[DamageRecord]) -> None:
         """Add the damaged tiles of a micro-batch; warn of the run's first one."""
-        met = {index: reason for index, reason in damaged if index not in self._known}
-        if not met:
+        found = {index: reason for index, reason in damaged if index not in self._known}
+        if not found:
             return
         self._known |= self._read_file()
-        new = {index: reason for index, reason in met.items() if index not in self._known}
+        new = {index: reason for index, reason in found.items() if index not in self._known}
         if new and self._first and not self._known:
             index, reason = next(iter(new.items()))
             console.print(

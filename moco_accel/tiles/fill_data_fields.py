@@ -9,9 +9,8 @@ from rich.markup import escape
 
 from moco_accel.common.errors import UserError
 from moco_accel.recipe.bands import band_labels
-from moco_accel.recipe.constants import IMAGENET_MEAN, IMAGENET_STD
 from moco_accel.recipe.rules import check_rules
-from moco_accel.recipe.schema import Recipe
+from moco_accel.recipe.schema import IMAGENET_MEAN, IMAGENET_STD, Recipe
 from moco_accel.sources.tile_metadata import BandStatistics
 from moco_accel.tiles.statistics import SAMPLE, MeasuredStatistics, clipped_share, measure_statistics, scaled_mean_std
 from moco_accel.tiles.tiles import Tiles

@@ -79,11 +79,7 @@ class Tiles:
         return self._read(self._columns, index)
 
     def pair(self, index: int) -> Tensor:
-        """Return the tile of the same place in another season, from `data.pair_column`.
-
-        Raises:
-            DamagedTile: As for the tile itself.
-        """
+        """Return the tile of the same place in another season, from `data.pair_column`; it can be damaged, too."""
         assert self._pair is not None, "data.pair_column was null"
         return self._read(self._pair, index)
 
@@ -115,10 +111,9 @@ class Tiles:
         )
 
     def labels(self, column: str) -> tuple[list[int | None], list[str]]:
-        """Return the class number of each tile, and the class names. Text labels are numbered in sorted order.
+        """Return the class number of each tile, None if it has no value or -1; and the class names.
 
-        Returns:
-            The number is None for an unlabelled tile, which has no value or -1.
+        Text labels are numbered in sorted order.
 
         Raises:
             UserError: If `column` holds no classes.

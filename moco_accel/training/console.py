@@ -29,17 +29,12 @@ class RunState:
     """What the panel shows.
 
     Attributes:
-        recipe: The recipe of the run.
-        run: The run's folder.
         total_steps: Optimizer steps of the whole run.
         first_step: Steps done before this process started.
-        steps_done: Steps done so far.
         elapsed_seconds: Seconds since this process started.
-        card_mib: Memory of the GPU in MiB.
-        on_gpu: True if the run uses a GPU.
+        card_mib: Total memory of the GPU; None on a CPU.
         row: Last row of metrics.jsonl.
         evaluation: Last figures of evaluations.jsonl.
-        health: Health of the run.
     """
 
     recipe: Recipe

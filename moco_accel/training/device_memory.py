@@ -13,7 +13,7 @@ import torch
 from moco_accel.common.errors import UserError
 from moco_accel.networks.collectives import rank as own_rank
 from moco_accel.processes.control_group import ControlGroup
-from moco_accel.recipe.constants import ASSUMED_PEAK_ERROR, encoder_family
+from moco_accel.recipe.encoder_names import ASSUMED_PEAK_ERROR, encoder_family
 from moco_accel.recipe.hardware_sections import Planned
 
 MIB = 1 << 20

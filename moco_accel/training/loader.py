@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from moco_accel.processes.phases import wait_for_data
+from moco_accel.processes.phases import DATA, enter_phase, progress
 from moco_accel.processes.signals import die_with_parent, ignore_signals
 from moco_accel.recipe.schema import Recipe
 from moco_accel.tiles.damaged_tiles import DamageLog, DamageRecord, max_damaged_tiles, read_or_replace
@@ -26,11 +26,10 @@ _NO_TILE = -1
 
 @dataclass(frozen=True)
 class CropPair:
-    """Both views of a tile, before photometric augmentation.
+    """Both views of a tile, before photometric augmentation, and the damaged tiles that it replaces.
 
     Attributes:
         crops: None if too many tiles in a row were damaged.
-        damaged: Damaged tiles that were replaced.
         swapped: True if view 1 shows the second of two paired seasons.
     """
 
@@ -98,11 +97,7 @@ class TwoViewDataset(Dataset[CropPair]):
 
 
 def open_training_tiles(recipe: Recipe) -> Tiles:
-    """Open the tiles of `data.source`.
-
-    Raises:
-        UserError: If they cannot be opened or do not fit the recipe.
-    """
+    """Open the tiles of `data.source`; raise UserError if they cannot be opened or do not fit the recipe."""
     return open_tiles(recipe.data.source, recipe.data, recipe.encoder.bands)
 
 
@@ -154,8 +149,9 @@ def sample_views(
 def _load(loader: DataLoader[CropPair], dataset: TwoViewDataset) -> Iterator[MicroBatch]:
     """Yield all micro-batches; the watchdog sees when one is waited for."""
     micro_batches = iter(loader)
+    progress.current_tiles = dataset.current_tiles
     while True:
-        wait_for_data(dataset.current_tiles)
+        enter_phase(DATA)
         micro_batch = next(micro_batches, None)
         if micro_batch is None:
             return

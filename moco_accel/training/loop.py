@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate.utils import set_seed
 from rich.markup import escape
 
 from moco_accel.checkpoints.checkpoint import Checkpoint
-from moco_accel.checkpoints.random_states import seed_all
 from moco_accel.checkpoints.run_folder import STOPPED_FILE, checkpoint_folder, mark_best
 from moco_accel.checkpoints.saver import CheckpointSaver
 from moco_accel.common.console import console
@@ -33,6 +33,7 @@ from moco_accel.training.metrics_logger import MetricsLogger
 from moco_accel.training.online_evaluation import OnlineEvaluation
 from moco_accel.training.oom_recovery import OutOfMemoryRecovery, describe_ranks
 from moco_accel.training.optimizers import build_optimizer, lr_at, momentum_coefficient_at, set_lr
+from moco_accel.training.run_context import RunContext
 from moco_accel.training.step import build_accelerator, prepare, train_step
 
 _STOP, _TOO_MANY_DAMAGED, _SAVE = 1, 2, 4  # bits of a rank's request before a step
@@ -49,13 +50,9 @@ class Trainer:
 
     Args:
         recipe: The resolved recipe.
-        run: The run's folder.
-        tiles: Tiles to train on.
         total_steps: Optimizer steps of the whole run.
         checkpoint: Checkpoint to resume from; None starts a new run.
         allow_recipe_change: Allow tiles other than the checkpoint's.
-        control_group: Control group of all ranks.
-        stop: Signals that ask the run to stop.
 
     Raises:
         UserError: If the plan does not fit the GPU, or weights, checkpoint or trackers cannot be used.
@@ -82,7 +79,7 @@ class Trainer:
             planned, recipe.encoder.name, control_group, accelerator.device, log, recipe.recovers_from_oom
         )
         self._memory.check()
-        seed_all(recipe.run.seed)
+        set_seed(recipe.run.seed)
         moco = build_moco(recipe)
         if checkpoint is None:
             load_weights(moco, recipe, log)
@@ -97,11 +94,10 @@ class Trainer:
         self._recovery = OutOfMemoryRecovery(recipe, moco, self._optimizer, control_group, on_halved)
         self._steps = range(first_step, total_steps)
         self._views = step_views(tiles, recipe, accelerator.device, rank(), first_step, self._damage)
-        self._logger = MetricsLogger(
-            recipe, run, len(tiles), self._steps, accelerator, control_group, self._damage, self._memory, skipped_steps
-        )
-        self._evaluation = OnlineEvaluation(recipe, run, tiles, accelerator, control_group, self._steps)
-        trackers.start_trackers(accelerator, control_group, recipe, run, first_step)
+        context = RunContext(recipe, run, tiles, self._steps, accelerator, control_group)
+        self._logger = MetricsLogger(context, self._damage, self._memory, skipped_steps)
+        self._evaluation = OnlineEvaluation(context)
+        trackers.start_trackers(context)
 
     def train(self, watchdog: Watchdog) -> None:
         """Train to the last step, or until a signal asks to stop.

@@ -5,72 +5,46 @@ from __future__ import annotations
 import json
 import resource
 import time
-from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.markup import escape
 
-from moco_accel.checkpoints.run_log import drop_rows_from_step
+from moco_accel.checkpoints.run_log import drop_rows_from_step, read_rows
 from moco_accel.common.atomic_files import write_atomically
 from moco_accel.common.console import console
 from moco_accel.common.errors import UserError
-from moco_accel.processes.control_group import ControlGroup
 from moco_accel.processes.phases import waiting_for_peers
-from moco_accel.recipe.schema import Recipe
 from moco_accel.tiles.damaged_tiles import DamageLog
 from moco_accel.training.console import RunState, TrainingConsole
 from moco_accel.training.device_memory import MIB, PlannedMemory
-from moco_accel.training.run_health import COLLAPSE_STEPS, COLLAPSED_STD, STYLES, assess_health
+from moco_accel.training.run_context import RunContext
+from moco_accel.training.run_health import COLLAPSE_STEPS, COLLAPSED_STD, STYLES, Row, assess_health
 from moco_accel.training.step import StepResult
 from moco_accel.training.trackers import log_row
 
 METRICS = "metrics.jsonl"
 
-Row = dict[str, Any]
-
 
 class MetricsLogger:
     """Logs the first step, every `run.log_every_steps`-th and the last. Use it as a context, on all ranks.
 
-    Args:
-        recipe: The recipe of the run.
-        run: The run's folder.
-        tile_count: Number of tiles.
-        steps: The steps of this process; `steps.stop` is the number of steps of the run.
-        accelerator: From `build_accelerator`.
-        control_group: Control group of all ranks.
-        damage: Damaged tiles of the run.
-        memory: Memory plan of the run.
-        skipped_steps: Steps that the gradient scaler skipped before a resume.
-
     Attributes:
-        skipped_steps: Steps that the gradient scaler has skipped in this run.
+        skipped_steps: Steps that the gradient scaler has skipped, also before a resume.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: Path,
-        tile_count: int,
-        steps: range,
-        accelerator: Accelerator,
-        control_group: ControlGroup,
-        damage: DamageLog,
-        memory: PlannedMemory,
-        skipped_steps: int = 0,
-    ) -> None:
-        self._recipe, self._run, self._accelerator, self._damage = recipe, run, accelerator, damage
-        self._control_group, self._memory = control_group, memory
-        self._first_step, self._total_steps, self._tile_count = steps.start, steps.stop, tile_count
-        self._window_start, self._window_step, self._waited = time.perf_counter(), steps.start, 0.0
+    def __init__(self, context: RunContext, damage: DamageLog, memory: PlannedMemory, skipped_steps: int) -> None:
+        self._recipe, self._run, self._accelerator = context.recipe, context.run, context.accelerator
+        self._control_group, self._damage, self._memory = context.control_group, damage, memory
+        first, last = context.steps.start, context.steps.stop
+        self._first_step, self._total_steps, self._tile_count = first, last, len(context.tiles)
+        self._window_start, self._window_step, self._waited = time.perf_counter(), first, 0.0
         self._started_at, self.skipped_steps, self._collapsed_steps = self._window_start, skipped_steps, 0
-        on_gpu = accelerator.device.type == "cuda"
-        card_mib = torch.cuda.get_device_properties(accelerator.device).total_memory // MIB if on_gpu else None
+        device = context.accelerator.device
+        on_gpu = device.type == "cuda"
+        card_mib = torch.cuda.get_device_properties(device).total_memory // MIB if on_gpu else None
         self._state = RunState(
-            recipe, str(run), steps.stop, steps.start, steps_done=steps.start, card_mib=card_mib, on_gpu=on_gpu
+            context.recipe, str(context.run), last, first, steps_done=first, card_mib=card_mib, on_gpu=on_gpu
         )
         self._console = TrainingConsole(self._state)
 
@@ -96,10 +70,7 @@ class MetricsLogger:
 
         Args:
             step: Step number from 0.
-            epoch: Fractional epoch of the step.
-            lr: Learning rate of the step.
-            momentum_coefficient: Momentum coefficient of the step.
-            result: Result of the step.
+            epoch: Fractional epoch.
             waited: Seconds spent waiting for data.
 
         Raises:
@@ -202,7 +173,7 @@ class MetricsLogger:
             console.print(f"resumed after step {self._first_step}")
 
     def _write_summary(self) -> None:
-        rows = [json.loads(row) for row in (self._run / METRICS).read_text().splitlines()]
+        rows = read_rows(self._run / METRICS)
         rates = sorted(row["tiles_per_second"] for row in rows)
         summary = {
             "steps": self._total_steps,

@@ -24,11 +24,11 @@ from moco_accel.evaluation.labelled_tiles import LabelledTiles, open_labelled_ti
 from moco_accel.evaluation.metrics import alignment, rank_me, score_predictions, uniformity
 from moco_accel.networks.loss import feature_std
 from moco_accel.networks.moco import MoCo
-from moco_accel.processes.control_group import ControlGroup
 from moco_accel.processes.phases import EVALUATION, enter_phase, tick, waiting_for_peers
 from moco_accel.recipe.schema import Recipe
 from moco_accel.tiles.tiles import Tiles
 from moco_accel.training.loader import sample_views
+from moco_accel.training.run_context import RunContext
 
 _BASELINES = "baselines.json"
 _SAMPLE_TILES = 1024  # for the measures without labels
@@ -46,24 +46,17 @@ class OnlineEvaluation:
     It does not change the run: it draws no random numbers, and BatchNorm uses its running statistics.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: Path,
-        tiles: Tiles,
-        accelerator: Accelerator,
-        control_group: ControlGroup,
-        steps: range,
-    ) -> None:
-        self._recipe, self._run, self._tiles = recipe, run, tiles
-        self._accelerator, self._control_group, self._total_steps = accelerator, control_group, steps.stop
+    def __init__(self, context: RunContext) -> None:
+        recipe, run, steps = context.recipe, context.run, context.steps
+        self._recipe, self._run, self._tiles, self._total_steps = recipe, run, context.tiles, steps.stop
+        self._accelerator, self._control_group = context.accelerator, context.control_group
         self._started_at, self._spent, self._last_seconds = time.perf_counter(), 0.0, {FEATURES: 0.0, ALL: 0.0}
         enabled = recipe.evaluation.every_epochs is not None
         has_labels = recipe.evaluation.train_source is not None and recipe.evaluation.test_source is not None
         self._labelled = open_labelled_tiles(recipe) if enabled and has_labels else None
         self._best, self._is_sharded = best_accuracy(run), False
         first_logged = steps.start + 1 if steps.start else 0
-        control_group.run_on_rank_zero(lambda: drop_rows_from_step(run / EVALUATIONS, first_logged))
+        self._control_group.run_on_rank_zero(lambda: drop_rows_from_step(run / EVALUATIONS, first_logged))
         self._evaluated_steps = {row["step"] for row in read_rows(run / EVALUATIONS)}
 
     def due(self, steps_done: int) -> int:
@@ -88,12 +81,7 @@ class OnlineEvaluation:
         return self._control_group.all_gather(scope if fits else NOTHING)[0]  # rank 0's clock decides
 
     def evaluate(self, moco: MoCo, scope: int, steps_done: int) -> Figures:
-        """Return the figures of the encoder, and append them to RUN/evaluations.jsonl.
-
-        Args:
-            moco: The model.
-            scope: ALL or FEATURES, from `due`.
-            steps_done: Optimizer steps done.
+        """Return the figures of the encoder, and append them to RUN/evaluations.jsonl; `scope` comes from `due`.
 
         Raises:
             UserError: If a sharded encoder runs out of memory.

@@ -18,9 +18,9 @@ from torch import Tensor
 from moco_accel.common.errors import UserError
 from moco_accel.networks.moco import MoCo, View
 from moco_accel.processes.control_group import HEALTHY, OUT_OF_MEMORY, ControlGroup, PeerOutOfMemory
-from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.encoder_names import RESNET_NAMES
 from moco_accel.recipe.schema import Recipe
-from moco_accel.training.step import Views
+from moco_accel.training.step import RetryPolicy, Views
 from moco_accel.views.augment import AugmentedView
 
 T = TypeVar("T")
@@ -39,14 +39,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-class OutOfMemoryRecovery:
-    """A `RetryPolicy` that halves the micro-batch size on all ranks when one runs out of memory.
+class OutOfMemoryRecovery(RetryPolicy):
+    """Halves the micro-batch size on all ranks when one runs out of memory.
 
     Args:
-        recipe: The recipe of the run.
-        moco: The model.
         optimizer: The optimizer, after `prepare`.
-        control_group: Control group of all ranks.
         on_halved: Called with each new recipe and the ranks that ran out of memory.
 
     Attributes:
@@ -146,10 +143,6 @@ def split_view(view: View, size: int) -> View:
 
 def halve_micro_batch(recipe: Recipe, oom_ranks: list[int]) -> Recipe:
     """Return the recipe with the largest micro-batch of at most half the size that divides the per-device batch.
-
-    Args:
-        recipe: The current recipe.
-        oom_ranks: Ranks that ran out of memory, for the error message.
 
     Raises:
         UserError: If the micro-batch size is 1, or a smaller one would change the result.

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from moco_accel.recipe.schema import Recipe
 
+_MOMENTUM, _TRUST_COEFFICIENT = 0.9, 0.001  # of LARS
+
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """Build the recipe's optimizer of the trainable parameters, with weight decay on all of them, as in MoCo v3."""
@@ -32,24 +34,11 @@ class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888) as MoCo v3 uses it.
 
     Parameters of more than one dimension: g ← g + wd·p, then g ← 0.001·(‖p‖/‖g‖)·g, with factor 1 if a norm is 0.
-    All parameters: μ ← momentum·μ + g; p ← p − lr·μ.
+    All parameters: μ ← 0.9·μ + g; p ← p − lr·μ.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float,
-        weight_decay: float = 0.0,
-        momentum: float = 0.9,
-        trust_coefficient: float = 0.001,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "trust_coefficient": trust_coefficient,
-        }
-        super().__init__(params, defaults)
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -71,12 +60,12 @@ class LARS(torch.optim.Optimizer):
         if parameter.ndim > 1:
             gradient = gradient.add(parameter, alpha=group["weight_decay"])
             norms = parameter.norm(), gradient.norm()
-            ratio = group["trust_coefficient"] * norms[0] / norms[1]
+            ratio = _TRUST_COEFFICIENT * norms[0] / norms[1]
             gradient *= torch.where((norms[0] > 0) & (norms[1] > 0), ratio, torch.ones_like(ratio))
         state = self.state[parameter]
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(parameter)
-        state["velocity"].mul_(group["momentum"]).add_(gradient)
+        state["velocity"].mul_(_MOMENTUM).add_(gradient)
         parameter.sub_(group["lr"] * state["velocity"])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from moco_accel.checkpoints.checkpoint import Checkpoint
-from moco_accel.checkpoints.folder_lock import FolderLock
+from moco_accel.checkpoints.folder_lock import lock_folder
 from moco_accel.checkpoints.resume_rules import resume_recipe
 from moco_accel.checkpoints.run_folder import check_unused, newest_intact
 from moco_accel.processes.control_group import use_control_group
@@ -34,10 +34,7 @@ def run_training(
     """Train in the folder `run`, or resume the run in it.
 
     Args:
-        recipe: The recipe of this launch.
-        run: The run's folder.
         resume: Resume from the newest intact checkpoint, if there is one.
-        stop: Signals that ask the run to stop.
         allow_recipe_change: Allow `resume` with a recipe that changes the result.
         options: Options of the command, which must be the same on all ranks.
 
@@ -48,7 +45,7 @@ def run_training(
         processes, control_group = start_processes(recipe, options or LaunchOptions(), log)
         use_control_group(control_group if recipe.recovers_from_oom else None)
         watchdog = Watchdog(control_group, processes.process_index, processes.num_processes, recipe.run.stall_seconds)
-    with watchdog, FolderLock(run, control_group):
+    with watchdog, lock_folder(run, control_group):
         checkpoint = _find_checkpoint(run, resume)
         recipe, tiles = _resolve(recipe, checkpoint, allow_recipe_change)
         total_steps = steps_per_epoch(recipe, len(tiles)) * recipe.schedule.epochs

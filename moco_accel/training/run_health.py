@@ -30,13 +30,7 @@ class Health:
 
 
 def assess_health(recipe: Recipe, row: Row, evaluation: Row | None) -> Health:
-    """Return the worst finding, or that the run is healthy.
-
-    Args:
-        recipe: The recipe of the run.
-        row: The last row of metrics.jsonl.
-        evaluation: The last figures of evaluations.jsonl; None before the first evaluation.
-    """
+    """Return the worst finding in the last row of metrics.jsonl and the last figures of evaluations.jsonl, if any."""
     if problem := _find_problem(recipe, row, evaluation):
         return Health("unhealthy", problem)
     if warning := _find_warning(recipe, row, evaluation):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -38,34 +38,15 @@ class StepResult:
     skipped: bool = False
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """Loss and spread as in `StepResult`, and view 2's keys of all ranks, for the queue."""
-
-    loss: Tensor
-    feature_std: Tensor
-    keys: Tensor
-
-
-class RetryPolicy(Protocol):
-    """Runs the two parts of a step; `OutOfMemoryRecovery` retries them."""
+class RetryPolicy:
+    """Runs the two parts of a step. This one raises every error; `OutOfMemoryRecovery` retries them."""
 
     def compute_gradients(self, compute: Callable[[Views], T], views: Views) -> T:
         """Return `compute(views)`; a retry may pass the same tiles in smaller micro-batches."""
-
-    def update_parameters(self, update: Callable[[], object]) -> None:
-        """Call `update`, which changes parameters in place."""
-
-
-class NoRetry:
-    """A `RetryPolicy` that raises every error."""
-
-    def compute_gradients(self, compute: Callable[[Views], T], views: Views) -> T:
-        """Return `compute(views)`."""
         return compute(views)
 
     def update_parameters(self, update: Callable[[], object]) -> None:
-        """Call `update`."""
+        """Call `update`, which changes parameters in place."""
         update()
 
 
@@ -73,8 +54,6 @@ def build_accelerator(recipe: Recipe, cpu: bool = False, trackers_folder: str | 
     """Build the Accelerator of a run or a trace; the step accumulates gradients itself, so Accelerate must not.
 
     Args:
-        recipe: The recipe of the run.
-        cpu: Use the CPU.
         trackers_folder: Folder for the local files of `run.trackers`; None starts no trackers.
     """
     accelerator = Accelerator(
@@ -98,9 +77,6 @@ def prepare(
     leaves the others waiting forever. The step averages them at once, after ranks have exchanged their status.
 
     Args:
-        accelerator: From `build_accelerator`.
-        moco: The model.
-        optimizer: Its optimizer.
         on_device: The model is on the device already.
     """
     names = {id(parameter): name for name, parameter in moco.named_parameters()}
@@ -129,39 +105,41 @@ def train_step(
     """Run one optimizer step of MoCo v3 on this rank's tiles (arXiv 2104.02057, algorithm 1).
 
     Args:
-        accelerator: From `build_accelerator`.
-        moco: Model from `prepare`.
-        optimizer: Optimizer from `prepare`.
+        moco: From `prepare`, as `optimizer`.
         views: Both views of the tiles, each of `accumulation_steps` micro-batches.
-        recipe: The recipe of the run.
         momentum_coefficient: m of the paper.
         retry_policy: What to do when memory runs out; by default, raise.
     """
-    retry_policy = retry_policy or NoRetry()
+    retry_policy = retry_policy or RetryPolicy()
     enter_phase("momentum update")
     version = moco.momentum_version
 
-    def update_and_contrast(views: Views) -> Contrast:
+    def update_and_contrast(views: Views) -> tuple[Tensor, Tensor, Tensor]:
         is_retry = moco.momentum_version != version
         # a step that the scaler skipped has not changed the encoder
         if not is_retry and (accelerator.scaler is None or moco.query_side_moved):
             moco.update_momentum_encoder(momentum_coefficient)
         return compute_gradients(accelerator, moco, views, recipe)
 
-    contrast = retry_policy.compute_gradients(update_and_contrast, views)
+    loss, feature_std, keys = retry_policy.compute_gradients(update_and_contrast, views)
     skipped = optimizer_step(accelerator, optimizer, retry_policy)
     if accelerator.scaler is not None:
         moco.query_side_moved.fill_(not skipped)
     if not skipped:
-        moco.enqueue(contrast.keys)
-    return StepResult(contrast.loss, contrast.feature_std, skipped)
+        moco.enqueue(keys)
+    return StepResult(loss, feature_std, skipped)
 
 
-def compute_gradients(accelerator: Accelerator, moco: MoCo, views: Views, recipe: Recipe) -> Contrast:
+def compute_gradients(
+    accelerator: Accelerator, moco: MoCo, views: Views, recipe: Recipe
+) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of both views' losses, averaged over ranks, into the gradient buffer.
 
     Keys carry no gradient, so each view's loss has its own backward: the gradient is exact, and the activations of one
     view exist at a time.
+
+    Returns:
+        Loss and spread as in `StepResult`, and view 2's keys of all ranks, for the queue.
     """
     moco.gradient_buffer.zero_()
     groups = contrast_groups(views, recipe)
@@ -176,7 +154,7 @@ def compute_gradients(accelerator: Accelerator, moco: MoCo, views: Views, recipe
             losses.append(loss.detach())
             spreads.append(spread)
     average_gradients(moco)
-    return Contrast(torch.stack(losses).sum() / len(groups), torch.stack(spreads).mean(), torch.cat(enqueued))
+    return torch.stack(losses).sum() / len(groups), torch.stack(spreads).mean(), torch.cat(enqueued)
 
 
 def contrast_groups(views: Views, recipe: Recipe) -> list[Views]:
@@ -210,5 +188,5 @@ def optimizer_step(
     """
     enter_phase("optimizer step")
     scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else 0.0
-    (retry_policy or NoRetry()).update_parameters(optimizer.step)
+    (retry_policy or RetryPolicy()).update_parameters(optimizer.step)
     return accelerator.scaler is not None and bool(accelerator.scaler.get_scale() < scale)

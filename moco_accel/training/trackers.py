@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
 from moco_accel.common.atomic_files import write_atomically
 from moco_accel.common.errors import UserError
-from moco_accel.processes.control_group import ControlGroup
-from moco_accel.recipe.schema import Recipe
+from moco_accel.training.run_context import RunContext
+from moco_accel.training.run_health import Row
 
 PROJECT = "moco-accel"
 TRACKING_FOLDER = "tracking"
 
-Row = dict[str, Any]
 
-
-def start_trackers(
-    accelerator: Accelerator, control_group: ControlGroup, recipe: Recipe, run: Path, first_step: int
-) -> None:
+def start_trackers(context: RunContext) -> None:
     """Start the trackers that `build_accelerator` got; those of a resumed run continue in the same page.
 
     Raises:
         UserError: If a tracker cannot be started.
     """
+    recipe, run, first_step = context.recipe, context.run, context.steps.start
     if not recipe.run.trackers:
         return
 
@@ -44,7 +40,7 @@ def start_trackers(
             for field, value in fields.items()
         }
         try:
-            accelerator.init_trackers(PROJECT, config, options)
+            context.accelerator.init_trackers(PROJECT, config, options)
         except Exception as error:  # each tracker has its own errors: no login, no network, no space
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
@@ -52,7 +48,7 @@ def start_trackers(
                 "WANDB_MODE=offline for wandb without a network"
             ) from None
 
-    control_group.run_on_rank_zero(start)
+    context.control_group.run_on_rank_zero(start)
 
 
 def log_row(accelerator: Accelerator, row: Row, prefix: str = "") -> None:

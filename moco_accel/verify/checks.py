@@ -23,7 +23,7 @@ from moco_accel.training.optimizers import build_optimizer, lr_at, momentum_coef
 from moco_accel.training.step import build_accelerator, contrast_groups, prepare, train_step
 from moco_accel.verify.network_checks import Check, check_networks
 from moco_accel.views.augment import augment_pixels
-from moco_accel.views.crops import make_crop
+from moco_accel.views.crops import CropBatch, make_crop
 from moco_accel.views.parameters import Photometry
 
 _TRIAL_TILES, _TRIAL_MICRO_BATCH, _TRIAL_SIDE = 16, 8, 32
@@ -32,8 +32,7 @@ _TRIAL_TILES, _TRIAL_MICRO_BATCH, _TRIAL_SIDE = 16, 8, 32
 def run_checks(recipe: Recipe) -> Iterator[Check]:
     """Yield the result of each check of `recipe`."""
     # no tiles are opened: 8-bit noise takes their place
-    stored = {"scaling": "uint8", "low": None, "high": None}
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=stored)})
+    recipe = _change(recipe, "data", scaling="uint8", low=None, high=None)
     torch.manual_seed(recipe.run.seed)
     yield from check_networks(build_moco(recipe), recipe)
     yield from _check_rates(recipe)
@@ -169,12 +168,7 @@ def _check_queue(before: Tensor, after: Tensor, keys: Tensor, start: int) -> Che
 def _check_rotations(recipe: Recipe) -> Check:
     """Check that each whole-tile crop is one of the eight turns and flips of a square."""
     side = min(recipe.encoder.image_size, _TRIAL_SIDE)
-    whole = recipe.model_copy(
-        update={
-            "augment": recipe.augment.model_copy(update={"crop_min_scale": 1.0}),
-            "encoder": recipe.encoder.model_copy(update={"image_size": side}),
-        }
-    )
+    whole = _change(_change(recipe, "augment", crop_min_scale=1.0), "encoder", image_size=side)
     tile = torch.randint(0, 256, (recipe.encoder.bands, side, side), dtype=torch.uint8)
     turned = [torch.rot90(tile, turns, (-2, -1)) for turns in range(4)]
     eight = [image.flip(axes) for image in turned for axes in ([], [-1])]
@@ -193,14 +187,18 @@ def _check_noise(recipe: Recipe) -> Check:
     name, std = "noise precedes normalisation", min(recipe.augment.noise_std, 0.05)  # beyond it, pixels saturate
     if not std:
         return Check(name, True, "off")
-    noisy = recipe.model_copy(update={"augment": recipe.augment.model_copy(update={"noise_std": std})})
+    noisy = _change(recipe, "augment", noise_std=std)
     grey = torch.full((8, recipe.encoder.bands, _TRIAL_SIDE, _TRIAL_SIDE), 0.5)
-    output = augment_pixels(grey, [Photometry()] * 8, list(range(8)), noisy)
+    output = augment_pixels(CropBatch(grey, [Photometry()] * 8, list(range(8))), noisy)
     mean, scale = (torch.tensor(values)[:, None, None] for values in recipe.normalisation)
     found = (output * scale + mean).std().item()
     return Check(
         name, abs(found / std - 1) < 0.05, f"standard deviation {found:.4f} of the pixel range; recipe {std:g}"
     )
+
+
+def _change(recipe: Recipe, section: str, **fields: object) -> Recipe:
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=fields)})
 
 
 def _norm(difference: Tensor) -> float:

@@ -10,19 +10,14 @@ from torch import nn
 from moco_accel.networks.collectives import GlobalBatchNorm1d
 from moco_accel.networks.encoders import patch_projection
 from moco_accel.networks.moco import MoCo
-from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.recipe.encoder_names import RESNET_NAMES
 from moco_accel.recipe.schema import Recipe
 from moco_accel.training.optimizers import build_optimizer
 
 
 @dataclass(frozen=True)
 class Check:
-    """Result of one check.
-
-    Attributes:
-        name: What must hold.
-        found: The numbers found.
-    """
+    """What must hold, if it does, and the numbers found."""
 
     name: str
     passed: bool

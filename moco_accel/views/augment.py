@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -55,39 +56,28 @@ class AugmentedView(Sequence[Tensor]):
 
     def _augment(self, index: int) -> Tensor:
         batch = self._micro_batches[index]
-        crops = batch.pixels.to(self._device, non_blocking=True)
+        on_device = replace(batch, pixels=batch.pixels.to(self._device, non_blocking=True))
         # the step accesses micro-batches under autocast, which would blur in 16 bits
         with torch.autocast(self._device.type, enabled=False):
-            return augment_pixels(crops, batch.photometry, batch.noise_seeds, self._recipe, self._on_gpu)
+            return augment_pixels(on_device, self._recipe, self._on_gpu)
 
 
 @torch.no_grad()
-def augment_pixels(
-    crops: Tensor,
-    photometry: Sequence[Photometry],
-    noise_seeds: Sequence[int],
-    recipe: Recipe,
-    on_gpu: bool | None = None,
-) -> Tensor:
-    """Apply photometric augmentation, sensor noise and normalisation to crops.
+def augment_pixels(batch: CropBatch, recipe: Recipe, on_gpu: bool | None = None) -> Tensor:
+    """Apply photometric augmentation, sensor noise and normalisation to crops; return float32 of the same shape.
 
     Noise is added before normalisation, in the pixel range [0, 1]. The batch is processed in parts: some 20 MB of
     pixels on a GPU, as many as fit the cache on a CPU.
 
     Args:
-        crops: [tiles, bands, size, size], uint8, or floats in [0, 1]; not changed.
-        photometry: Parameters of each tile.
-        noise_seeds: Seed of each tile's noise.
-        recipe: The recipe of the run.
-        on_gpu: Compute as on a GPU; by default if `crops` are on one. Traces on fake CPU tensors set it.
-
-    Returns:
-        float32 of the same shape.
+        batch: Crops, which are not changed.
+        on_gpu: Compute as on a GPU; by default if the crops are on one. Traces on fake CPU tensors set it.
     """
+    crops = batch.pixels
     if on_gpu is None:
         on_gpu = crops.device.type != "cpu"
     tiles_per_part = max(1, (_VALUES_ON_GPU if on_gpu else _VALUES_IN_CACHE) // crops[0].numel())
-    parameters = _BatchParameters(photometry, crops.device)
+    parameters = _BatchParameters(batch.photometry, crops.device)
     banks = photometric.noise_banks(crops[0].numel(), crops.device) if recipe.augment.noise_std else None
     pixels = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)
     for start in range(0, len(crops), tiles_per_part):
@@ -97,7 +87,7 @@ def augment_pixels(
             part_pixels.mul_(1 / 255)
         _apply_photometry_(part_pixels, parameters, part, on_gpu)
         if banks is not None:
-            photometric.add_noise_(part_pixels, recipe.augment.noise_std, noise_seeds[part], banks)
+            photometric.add_noise_(part_pixels, recipe.augment.noise_std, batch.noise_seeds[part], banks)
     photometric.normalise_(pixels, *recipe.normalisation)
     if (keep := parameters.get("band_keep", slice(None))) is not None:
         pixels.mul_(keep[:, :, None, None])  # a dropped band becomes its mean, which is 0 after normalisation

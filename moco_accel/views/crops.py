@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ class Crop:
 
     Attributes:
         pixels: [bands, size, size], uint8, or float16 in [0, 1].
-        geometry: How the crop was cut.
-        photometry: What photometric augmentation will apply.
-        noise_seed: Seed of the tile's sensor noise.
     """
 
     pixels: Tensor
@@ -48,7 +45,7 @@ class CropBatch:
 
     def pin_memory(self) -> CropBatch:
         """Return the batch in pinned memory."""
-        return CropBatch(self.pixels.pin_memory(), self.photometry, self.noise_seeds)
+        return replace(self, pixels=self.pixels.pin_memory())
 
     def split(self, size: int) -> list[CropBatch]:
         """Return batches of at most `size` tiles, in order."""
@@ -71,14 +68,7 @@ def crop_dtype(recipe: Recipe) -> torch.dtype:
 
 
 def make_crop(tile: Tensor, recipe: Recipe, epoch: int, tile_index: int, view: int) -> Crop:
-    """Make one view of a tile; it depends only on seed, epoch, tile and view.
-
-    Args:
-        tile: Stored values [bands, height, width].
-        recipe: The recipe of the run.
-        epoch: Epoch from 0.
-        tile_index: Index of the tile in the source.
-        view: 0 or 1.
+    """Make view 0 or 1 of a tile [bands, height, width]; it depends only on seed, epoch, tile and view.
 
     Raises:
         UserError: If `data.scaling` does not suit the stored type.

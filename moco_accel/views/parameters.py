@@ -34,8 +34,7 @@ class Photometry:
     Attributes:
         blur_sigma: Standard deviation in pixels of the crop; 0 for no blur.
         solarize: 1 to solarize, 0 not to.
-        band_gain: Factor of each band.
-        band_offset: Offset of each band in the pixel range [0, 1].
+        band_offset: In the pixel range [0, 1].
         band_keep: 1 for a band that is kept, 0 for one that is dropped.
     """
 
@@ -117,8 +116,8 @@ def worst_case_photometry(recipe: Recipe) -> Photometry:
     if bands == 3:
         jitter = augment.jitter_probability > 0
         saturation = 0.0 if augment.greyscale_probability else 1 + augment.saturation * jitter
-        colours = Photometry(1 + augment.brightness * jitter, 1 + augment.contrast * jitter, saturation)
-        colours = replace(colours, hue=augment.hue * jitter)
+        brightness, contrast = 1 + augment.brightness * jitter, 1 + augment.contrast * jitter
+        colours = Photometry(brightness, contrast, saturation, augment.hue * jitter)
     else:
         colours = Photometry(band_gain=(1.0,) * bands, band_offset=(0.0,) * bands, band_keep=(0.0,) * bands)
     sigma = _SIGMA_RANGE[1] * recipe.encoder.image_size / 224 if any(augment.blur_probability) else 0.0

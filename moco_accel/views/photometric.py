@@ -75,10 +75,7 @@ def _hue_in_sixths(pixels: Tensor, value: Tensor, scale: Tensor) -> Tensor:
 def blur(pixels: Tensor, sigma: Tensor, largest_sigma: float) -> Tensor:
     """Blur all tiles at once by a Gaussian, with reflected edges.
 
-    Args:
-        pixels: [tiles, bands, height, width].
-        sigma: Standard deviations [tiles] in pixels, above 0.
-        largest_sigma: Largest value of `sigma`, known on the host.
+    `sigma` holds standard deviations [tiles] in pixels, above 0; `largest_sigma` spares a device synchronisation.
     """
     tiles, bands, height, width = pixels.shape
     radius = _radius(largest_sigma, height, width)
@@ -134,22 +131,15 @@ def noise_banks(values: int, device: torch.device) -> Tensor:
 
 
 def add_noise_(pixels: Tensor, std: float, seeds: Sequence[int], banks: Tensor) -> Tensor:
-    """Add white Gaussian sensor noise; a tile's noise depends only on its seed.
+    """Add white Gaussian sensor noise of `std` in the pixel range [0, 1]; a tile's noise depends only on its seed.
 
     The noise is the sum of one window of each bank, one of 4·10⁹ combinations. Drawing new numbers for each tile would
     take longer than the rest of a view.
-
-    Args:
-        pixels: [tiles, bands, height, width].
-        std: Standard deviation in the pixel range [0, 1].
-        seeds: Seed of each tile.
-        banks: From `noise_banks`.
     """
     flat = pixels.view(len(pixels), -1)
     tiles, strength = list(flat.unbind(0)), std / math.sqrt(2)
-    for bank, starts in zip(
-        banks, ([s % _WINDOWS for s in seeds], [s // _WINDOWS % _WINDOWS for s in seeds]), strict=True
-    ):
+    for bank, divisor in zip(banks, (1, _WINDOWS), strict=True):
+        starts = [seed // divisor % _WINDOWS for seed in seeds]
         windows = [bank[start : start + flat.shape[1]] for start in starts]
         torch._foreach_add_(tiles, windows, alpha=strength)
     return pixels.clamp_(0, 1)

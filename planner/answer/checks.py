@@ -1,4 +1,4 @@
-"""Check the options of `moco-plan` before anything is traced."""
+"""Check the options of `moco-plan` before anything is traced. Each check raises UserError for the first mistake."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from moco_accel.common.errors import UserError
-from moco_accel.recipe.constants import ENCODER_NAMES
+from moco_accel.recipe.encoder_names import ENCODER_NAMES
 from moco_accel.recipe.load import load_recipe
 from moco_accel.recipe.rules import nearest_multiples
 from moco_accel.recipe.schema import Recipe
@@ -17,15 +17,12 @@ from planner.cards.fleet import Fleet
 _NOT_WITH_RECIPE = (
     "encoder", "image_size", "bands", "global_batch", "precision", "optimizer", "contrast_over", "epochs", "output",
 )  # fmt: skip
+_REPORT_ENDINGS = (".svg", ".html", ".txt")
 _KEPT_SECTIONS = ("encoder", "moco", "optimizer", "schedule", "augment", "data", "evaluation", "run")
 
 
 def check_request(request: Request, tiles: int | None) -> None:
-    """Check encoder, optimizer and global batch.
-
-    Raises:
-        UserError: For the first option that is wrong.
-    """
+    """Check encoder, optimizer and global batch."""
     if request.encoder is not None and request.encoder not in ENCODER_NAMES:
         near = difflib.get_close_matches(request.encoder, ENCODER_NAMES, n=3, cutoff=0.4) or ENCODER_NAMES
         raise UserError(f"--encoder={request.encoder} is not known; nearest: {', '.join(near)}")
@@ -43,11 +40,7 @@ def check_request(request: Request, tiles: int | None) -> None:
 
 
 def check_recipe_options(recipe_file: Path, given: list[str]) -> None:
-    """Check that no option that `--recipe` overrides is among the `given` ones.
-
-    Raises:
-        UserError: If there is one.
-    """
+    """Check that no option that `--recipe` overrides is among the `given` ones."""
     for name in given:
         if name in _NOT_WITH_RECIPE:
             option = name.replace("_", "-")
@@ -55,11 +48,7 @@ def check_recipe_options(recipe_file: Path, given: list[str]) -> None:
 
 
 def check_nodes(nodes: int | None, recipe: Recipe | None, recipe_file: Path | None) -> None:
-    """Check `--nodes`.
-
-    Raises:
-        UserError: If it is below 1 or not the recipe's number.
-    """
+    """Check that `--nodes` is at least 1 and the recipe's number."""
     if nodes is not None and nodes < 1:
         raise UserError(f"--nodes={nodes} must be at least 1; --nodes 1 works")
     if recipe is not None and nodes not in (None, own := recipe.hardware.num_nodes):
@@ -70,11 +59,7 @@ def check_nodes(nodes: int | None, recipe: Recipe | None, recipe_file: Path | No
 
 
 def check_recipe_hardware(cards: Fleet, recipe: Recipe, recipe_file: Path | None) -> None:
-    """Check that a recipe runs on these cards.
-
-    Raises:
-        UserError: If it is for another number of GPUs, or in a precision that a card does not have.
-    """
+    """Check that a recipe is for this number of GPUs, in a precision that they have."""
     hardware, card = recipe.hardware, cards.limiting
     per_node = hardware.num_devices // hardware.num_nodes
     if len(cards.cards) != per_node:
@@ -91,14 +76,7 @@ def check_recipe_hardware(cards: Fleet, recipe: Recipe, recipe_file: Path | None
 
 
 def check_writable(option: str, path: Path, works: str) -> None:
-    """Check that the file that `option` names can be written, and create its folder.
-
-    Args:
-        works: A value that works, for the message.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
+    """Check that the file that `option` names can be written, and create its folder; `works` is a value that works."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -107,15 +85,21 @@ def check_writable(option: str, path: Path, works: str) -> None:
         raise UserError(f"{option}={path} cannot be written; {option} {works} works")
 
 
+def check_report_path(path: Path | None) -> None:
+    """Check that `Page.save` knows the ending of `path` and can write it, and create its folder."""
+    if path is None:
+        return
+    if path.suffix not in _REPORT_ENDINGS:
+        raise UserError(f"--save={path} must end in {', '.join(_REPORT_ENDINGS)}; --save plan.svg works")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise UserError(f"--save={path} cannot be written: {error}; --save plan.svg works") from None
+
+
 def check_output(path: Path, recipe: Recipe, by_default: bool) -> None:
-    """Check that `recipe` can be written to `path`.
-
-    Args:
-        by_default: The user did not name `path`, so a recipe with other fields is not replaced.
-
-    Raises:
-        UserError: If it cannot be written, or would replace a recipe with other fields.
-    """
+    """Check that `recipe` can be written to `path`; by default, it does not replace a recipe with other fields."""
     check_writable("--output", path, "recipe.yaml")
     if not by_default or not path.exists():
         return

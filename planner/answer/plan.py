@@ -6,6 +6,8 @@ torch is imported only if a result is not cached.
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,48 +19,47 @@ from moco_accel.common.errors import UserError
 from moco_accel.recipe.launch_command import FIRST_NODE, launch_command
 from moco_accel.recipe.load import load_recipe, save_recipe
 from moco_accel.recipe.schema import Recipe
-from planner.answer.checks import check_nodes, check_output, check_recipe_hardware, check_request, check_writable
-from planner.answer.hardware import complete_request, find_cards
-from planner.answer.launch import launch_lines, write_slurm_job
-from planner.answer.recipe_header import recipe_header
+from planner.answer import checks
+from planner.answer.launch import launch_lines, recipe_header, write_slurm_job
 from planner.answer.request import (
     DEFAULT_ENCODER,
     TABLE_ENCODERS,
     PlanOptions,
     Request,
     build_recipe,
+    complete_request,
     default_recipe_path,
     few_steps_warning,
+    find_cards,
 )
-from planner.cards.card import Card
+from planner.cards.card import GIB, Card
 from planner.cards.fleet import Fleet
-from planner.evidence.prediction_error import evidence_label
-from planner.evidence.records import load_measurements
-from planner.memory.memory_estimate import PaperStepMemory
-from planner.report import reasons, step_costs, tables
+from planner.evidence.records import append_row, evidence_label, load_measurements, measured_path
+from planner.memory.allocator import replay
+from planner.memory.memory_estimate import MemoryEstimate
+from planner.report import reasons, tables
 from planner.report.json_output import PlanResult, result_as_json
-from planner.report.page import Page, check_report_path
+from planner.report.page import Page
 from planner.search.cache import cached
-from planner.search.candidate import Candidate, Changes, ScalingCheck, with_planned_section
+from planner.search.candidate import Candidate, Change, with_planned_section
 
 if TYPE_CHECKING:  # it imports torch
     from planner.evidence.measure import Measurement
 
+_CPU_RECIPE = Path("recipes/cpu_demo.yaml")
+
 
 def run_plan(options: PlanOptions) -> int:
-    """Print the report on stderr, and JSON on stdout if requested.
-
-    Returns:
-        The exit code: 0 if the recipe fits, 1 if not.
+    """Print the report on stderr, and JSON on stdout if requested; return 0 if the recipe fits, 1 if not.
 
     Raises:
         UserError: If an option is wrong.
     """
-    check_report_path(options.save)
+    checks.check_report_path(options.save)
     if options.slurm is not None:
-        check_writable("--slurm", options.slurm, "job.sbatch")
+        checks.check_writable("--slurm", options.slurm, "job.sbatch")
     recipe = load_recipe(options.recipe_file) if options.recipe_file is not None else None
-    check_nodes(options.nodes, recipe, options.recipe_file)
+    checks.check_nodes(options.nodes, recipe, options.recipe_file)
     cards = find_cards(options, recipe)
     page = Page()
     if cards is None:
@@ -74,26 +75,54 @@ def run_plan(options: PlanOptions) -> int:
 
 
 def _plan_without_gpu(options: PlanOptions, recipe: Recipe | None, page: Page) -> int:
-    check_request(options.request, options.tiles)
+    """Report that there is no GPU, and the host memory that a recipe takes on the CPU."""
+    checks.check_request(options.request, options.tiles)
     if recipe is None and options.slurm is not None:
         raise UserError(f"--slurm={options.slurm} needs named GPUs or a recipe; --vram 8 works")
-    from planner.answer.cpu import plan_for_cpu
+    page.show("torch finds no GPU on this machine; name the GPUs of another one: moco-plan --gpus 2 --vram 8")
+    path = options.recipe_file
+    if recipe is None and _CPU_RECIPE.is_file():
+        recipe, path = load_recipe(_CPU_RECIPE), _CPU_RECIPE
+    if recipe is None:
+        if options.as_json:
+            print(json.dumps({"hardware": {"gpu": None, "num_devices": 0}, "candidates": [], "chosen": None}))
+        return 0
+    return _plan_for_cpu(options, recipe, str(path), page)
 
-    code = plan_for_cpu(recipe, options.recipe_file, options.as_json, page)
-    if recipe is not None and code == 0:
-        page.show(*write_slurm_job(options.slurm, recipe, str(options.recipe_file)))
-    return code
+
+def _plan_for_cpu(options: PlanOptions, recipe: Recipe, path: str, page: Page) -> int:
+    from planner.trace.trace import trace_step
+
+    with console.status(f"tracing {recipe.encoder.name} for the CPU"):
+        peak_bytes = replay(trace_step(recipe, None, steps=2).events).peak_requested_bytes
+    machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fits = peak_bytes < machine_bytes
+    page.show(
+        f"{escape(path)} on the CPU: {tables.mib(peak_bytes)} MiB of tensors at the peak, beside Python and torch; "
+        f"this machine has {machine_bytes / GIB:.1f} GiB. Predicted, not measured."
+    )
+    if options.as_json:
+        fields = {
+            "hardware": {"gpu": None, "num_devices": 0, "machine_bytes": machine_bytes},
+            "candidates": [],
+            "chosen": {"peak_allocated_bytes": peak_bytes, "fits": fits, "evidence": "predicted"},
+            "recipe": path,
+        }
+        print(json.dumps(fields, indent=2))
+    if fits:
+        page.show(*write_slurm_job(options.slurm, recipe, path))
+    return 0 if fits else 1
 
 
 def _plan_recipe(options: PlanOptions, request: Request, cards: Fleet, page: Page) -> int:
     """Search a recipe for each encoder of the table, report on the chosen one and write it."""
     card, name = cards.limiting, request.encoder or DEFAULT_ENCODER
-    check_request(request, options.tiles)
+    checks.check_request(request, options.tiles)
     requested = build_recipe(request, name)  # mistakes that need no torch are reported before it is imported
     if request.mixed_precision == "bf16" and not card.has_bf16:
         raise UserError(f"--precision=bf16 but {card.name} has no bf16; --precision fp16 works")
     output = options.output or Path(default_recipe_path(request, card.marketed_gib))
-    check_output(output, requested, options.output is None)
+    checks.check_output(output, requested, options.output is None)
     page.show(tables.hardware_table(cards), f"\n{tables.training_summary(requested)}")
     candidates = _search_encoders(options, request, card, name)
     chosen = next(candidate for candidate in candidates if candidate.recipe.encoder.name == name)
@@ -101,7 +130,7 @@ def _plan_recipe(options: PlanOptions, request: Request, cards: Fleet, page: Pag
     page.show(*reasons.compare_encoders(candidates, chosen), *reasons.sharding_note(chosen), "")
     page.show(*tables.memory_budget(chosen))
     with console.status("tracing the paper's step"):
-        paper_step = cached("planner.memory.estimate.estimate_paper_step", PaperStepMemory, chosen.recipe, card)
+        paper_step = cached("planner.memory.estimate.estimate_paper_step", MemoryEstimate, chosen.recipe, card)
     page.show(tables.paper_step_comparison(chosen, paper_step))
     _show_step(page, chosen, options.tiles)
     measured = path = None
@@ -117,7 +146,7 @@ def _plan_recipe(options: PlanOptions, request: Request, cards: Fleet, page: Pag
 
 def _check_recipe(options: PlanOptions, recipe: Recipe, cards: Fleet, page: Page) -> int:
     """Report whether a recipe fits the cards as it is."""
-    check_recipe_hardware(cards, recipe, options.recipe_file)
+    checks.check_recipe_hardware(cards, recipe, options.recipe_file)
     card = cards.limiting
     page.show(tables.hardware_table(cards), f"\n{tables.training_summary(recipe)}")
     with console.status(f"tracing {recipe.encoder.name}"):
@@ -134,7 +163,7 @@ def _finish(options: PlanOptions, page: Page, cards: Fleet, result: PlanResult) 
     card, chosen, rows = cards.limiting, result.chosen, load_measurements()
     if not chosen.memory.fits:
         with console.status("searching for changes that make it fit"):
-            changes = cached("planner.search.advice.find_changes", Changes, chosen.recipe, card)
+            changes = cached("planner.search.best_recipe.find_changes", list[Change], chosen.recipe, card)
         result = dataclasses.replace(result, changes=changes)
         page.show(*reasons.explain_misfit(chosen, changes))
     if result.measured is not None:
@@ -153,7 +182,7 @@ def _finish(options: PlanOptions, page: Page, cards: Fleet, result: PlanResult) 
 
 
 def _show_step(page: Page, candidate: Candidate, tiles: int | None) -> None:
-    page.show(step_costs.describe_operations(candidate), *step_costs.communication_report(candidate))
+    page.show(tables.describe_operations(candidate), *tables.communication_report(candidate))
     recipe = candidate.recipe
     few_steps = few_steps_warning(recipe.batch.global_batch_size, recipe.hardware.num_devices, tiles)
     warnings = [text for text in (few_steps, reasons.micro_batch_warning(candidate)) if text]
@@ -162,7 +191,7 @@ def _show_step(page: Page, candidate: Candidate, tiles: int | None) -> None:
 
 def _check_scaling(page: Page, chosen: Candidate, card: Card) -> None:
     """Check the scaled trace at the chosen micro-batch size, before a recipe is written."""
-    difference = cached("planner.search.best_recipe.check_scaling", ScalingCheck, chosen.recipe, card).difference
+    difference = cached("planner.search.best_recipe.check_scaling", float, chosen.recipe, card)
     page.show(f"A second trace at this micro-batch size differs from the table by {difference:+.1%}.")
     allowed = max(chosen.memory.off_share, card.headroom_bytes / chosen.memory.peak_reserved_bytes)
     assert abs(difference) < allowed, f"scaling is off by {difference:+.1%} for {chosen.recipe}"
@@ -187,7 +216,7 @@ def _measure(options: PlanOptions, candidate: Candidate) -> Measurement | None:
         return None
     import torch
 
-    from planner.evidence.measure import measure, save_measurement
+    from planner.evidence.measure import measure, measurement_row
 
     encoder = candidate.recipe.encoder.name
     try:
@@ -198,5 +227,5 @@ def _measure(options: PlanOptions, candidate: Candidate) -> Measurement | None:
         raise UserError(f"the plan does not hold: {encoder} ran out of memory ({short})") from None
     memory = candidate.memory
     predicted = {"peak_reserved": memory.peak_reserved_bytes, "peak_allocated": memory.peak_allocated_bytes}
-    save_measurement(measured, candidate.recipe, predicted)
+    append_row(measured_path(), measurement_row(measured, candidate.recipe, predicted))
     return measured

@@ -1,16 +1,20 @@
-"""The options of `moco-plan` and the recipe that they request. Imports no torch, so that mistakes are reported fast."""
+"""The options of `moco-plan`, and the cards and the recipe that they request. No torch unless it looks for GPUs."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moco_accel.recipe.constants import RESNET_NAMES
+from moco_accel.common.errors import UserError
+from moco_accel.recipe.encoder_names import RESNET_NAMES
+from moco_accel.recipe.hardware_sections import Hardware
 from moco_accel.recipe.load import recipe_from_dict
 from moco_accel.recipe.rules import scaled_lr
 from moco_accel.recipe.schema import Recipe
+from planner.cards.fleet import Fleet, local_cards, parse_fleet
 
 DEFAULT_ENCODER = "vit_small_patch16"
 # base_lr and weight decay as published: MoCo v3's ViT recipes, and its ResNet-50 of 300 epochs
@@ -22,12 +26,9 @@ _FEW_STEPS = 20  # per epoch; below, an epoch is too coarse a unit for warm-up a
 
 @dataclass(frozen=True)
 class Request:
-    """The training that is requested. The planner chooses micro-batches and memory settings.
+    """The training that is requested, on `gpus` per node. The planner chooses micro-batches and memory settings.
 
-    Attributes:
-        gpus: GPUs per node.
-        encoder: None plans for a table of encoders.
-        mixed_precision: None takes the 16-bit format of the card.
+    An `encoder` of None plans for a table of encoders; a `mixed_precision` of None takes the card's 16-bit format.
     """
 
     gpus: int = 1
@@ -65,6 +66,58 @@ class PlanOptions:
     measure: bool = False
     nodes: int | None = None
     slurm: Path | None = None
+
+
+def find_cards(options: PlanOptions, recipe: Recipe | None) -> Fleet | None:
+    """Return the cards named on the command line, else the recipe's, else those of this machine; None without any.
+
+    Raises:
+        UserError: If the options contradict each other, the recipe or this machine.
+    """
+    if options.measure and (options.gpu or options.vram):
+        raise UserError("--measure runs on the GPUs of this machine; omit --gpu and --vram")
+    gpus, nodes = options.gpus, options.nodes or 1
+    if recipe is not None:
+        nodes = recipe.hardware.num_nodes
+        gpus = recipe.hardware.num_devices // nodes if gpus is None else gpus
+    named = parse_fleet(options.gpu, options.vram, gpus, nodes)
+    if named is None and recipe is not None and recipe.hardware.vram_gib is not None and not options.measure:
+        named = _cards_of_recipe(recipe.hardware, gpus)
+    if named is not None:
+        return named
+    found = local_cards()
+    if options.measure and not found:
+        from planner.evidence.measure import NO_GPU
+
+        raise UserError(NO_GPU)
+    if found and options.gpus is not None and options.gpus > len(found):
+        raise UserError(
+            f"--gpus={options.gpus} but this machine has {len(found)}; --gpus {len(found)} works, or name the GPUs of "
+            "another machine: --vram 8"
+        )
+    return Fleet(tuple(found[: gpus or len(found)]), nodes) if found else None
+
+
+def _cards_of_recipe(hardware: Hardware, gpus: int | None) -> Fleet | None:
+    """Return the cards that a recipe was planned for, by size if their name is not known."""
+    vram = f"{hardware.vram_gib:g}"
+    try:
+        return parse_fleet(hardware.gpu, vram, gpus, hardware.num_nodes)
+    except UserError:
+        return parse_fleet(None, vram, gpus, hardware.num_nodes)
+
+
+def complete_request(request: Request, cards: Fleet) -> Request:
+    """Return the request with the fields that the cards determine."""
+    card = cards.limiting
+    return dataclasses.replace(
+        request,
+        gpus=len(cards.cards),
+        nodes=cards.num_nodes,
+        vram_gib=card.marketed_gib,
+        gpu=card.name if card.product else None,
+        mixed_precision=request.mixed_precision or card.precision,
+    )
 
 
 def few_steps_warning(batch: int, gpus: int, tiles: int | None) -> str | None:
@@ -112,10 +165,9 @@ def build_recipe(request: Request, encoder: str) -> Recipe:
             "vram_gib": request.vram_gib,
             "gpu": request.gpu,
         },
-        "data": {},
+        # with other bands the values may have any range; the run takes percentiles from its tiles
+        "data": {} if request.bands == 3 else {"scaling": "percentiles"},
     }
-    if request.bands != 3:  # the values may have any range; the run takes percentiles from its tiles
-        fields["data"] = {"scaling": "percentiles"}
     return recipe_from_dict(fields)
 
 

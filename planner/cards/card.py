@@ -75,10 +75,6 @@ class Card:
         return self.reported_bytes - self.desktop_bytes - self.headroom_bytes - self.outside_bytes(num_devices)
 
     def free_and_needed_bytes(self, peak_bytes: int, off_share: float, num_devices: int) -> tuple[int, int]:
-        """Return the bytes that stay free beside a peak, and the bytes that must stay free for the peak to fit.
-
-        Args:
-            off_share: Relative error of the predicted peak.
-        """
+        """Return the bytes that stay free beside a peak, and those that its relative error `off_share` requires."""
         free = self.budget_bytes(num_devices) + self.headroom_bytes - peak_bytes
         return free, max(self.headroom_bytes, int(off_share * peak_bytes))

@@ -45,6 +45,7 @@ class Spec(NamedTuple):
     """Specification of one card.
 
     Attributes:
+        name: Lower case without blanks; a mobile chip is called `laptop`, as in `rtx3060laptop`.
         product: The name that `torch.cuda.get_device_name` returns.
         compute_capability: 86 means 8.6.
         ecc: ECC is on by default and reduces the reported memory.

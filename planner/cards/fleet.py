@@ -1,14 +1,19 @@
-"""The cards of a run: how many on how many nodes, and which of them limits the plan."""
+"""The cards of a run, named or of this machine, and which of them limits the plan. Imports torch only when called."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import platform
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from moco_accel.common.errors import UserError
-from planner.cards.card import Card
-from planner.cards.lookup import find_card, generic_card, parse_vram
+from planner.cards.card import CONTEXT_BYTES, GIB, MIB, Card
+from planner.cards.lookup import CARDS, PRODUCTS, find_card, generic_card, most_common_card, normalize_name, parse_vram
+
+_USED_STEP_BYTES = 64 * MIB  # used memory is rounded up to it, so that cached results stay valid for small changes
 
 
 @dataclass(frozen=True)
@@ -61,15 +66,9 @@ class Fleet:
 
 
 def parse_fleet(gpu: str | None, vram: str | None, gpus: int | None, nodes: int = 1) -> Fleet | None:
-    """Return the cards that the options name.
+    """Return the cards that the options name; None if neither `gpu` nor `vram` is given.
 
-    Args:
-        gpu: `--gpu`: one name, or one per GPU of a node, separated by commas.
-        vram: `--vram`: one size, or one per GPU of a node.
-        gpus: `--gpus`: GPUs per node.
-
-    Returns:
-        None if neither `gpu` nor `vram` is given.
+    `gpu` is one name and `vram` one size, or one per GPU of a node, separated by commas.
 
     Raises:
         UserError: If the options contradict each other or name no card.
@@ -98,3 +97,46 @@ def parse_fleet(gpu: str | None, vram: str | None, gpus: int | None, nodes: int 
     else:
         cards = [generic_card(size) for size in sizes]
     return Fleet(tuple(cards if listed > 1 else cards * (gpus or 1)), nodes)
+
+
+def local_cards() -> list[Card]:
+    """Return the GPUs that torch finds, with the memory that is in use now.
+
+    Throughput and bandwidth come from the catalogue's card of the same name, else from one of a similar size.
+    """
+    import torch
+
+    return [
+        _build_local_card(torch.cuda.get_device_properties(index), _free_bytes(index))
+        for index in range(torch.cuda.device_count())
+    ]
+
+
+def _free_bytes(index: int) -> int:
+    """Return the bytes that are free beside this process's context; 0 if the context itself does not fit."""
+    import torch
+
+    try:
+        return int(torch.cuda.mem_get_info(index)[0])
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        return 0
+
+
+def _build_local_card(properties: Any, free_bytes: int) -> Card:
+    name, total = properties.name, properties.total_memory
+    matches = [CARDS[key] for product, key in PRODUCTS if normalize_name(product) == normalize_name(name)]
+    similar = min(matches, key=lambda card: abs(card.reported_bytes - total), default=most_common_card(total / GIB))
+    return dataclasses.replace(
+        similar, name=name, product=name, reported_bytes=total, assumed=False,
+        marketed_gib=similar.marketed_gib if matches else math.ceil(total / GIB),
+        compute_capability=10 * properties.major + properties.minor,
+        rates_of=None if matches else similar.name,
+        used_bytes=-(-max(total - CONTEXT_BYTES - free_bytes, 0) // _USED_STEP_BYTES) * _USED_STEP_BYTES,
+    )  # fmt: skip
+
+
+def falls_back_to_system_memory() -> bool:
+    """Return whether the driver uses system memory when a card is full (Windows and WSL) instead of failing."""
+    return platform.system() == "Windows" or "microsoft" in platform.release().lower()

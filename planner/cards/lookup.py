@@ -1,10 +1,15 @@
-"""Find a card by the name that people use, by its memory, or by the memory that a run needs."""
+"""Find a card by the name that people use, by its memory, or by the memory that a run needs; list all cards."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 
+from rich import box
+from rich.table import Table
+
+from moco_accel.common.console import console
 from moco_accel.common.errors import UserError
 from planner.cards import catalogue
 from planner.cards.card import GIB, MIB, Card
@@ -49,8 +54,7 @@ _SPELLINGS = _build_spellings()
 def find_card(name: str, vram_gib: float | None = None) -> Card:
     """Return the card that people call `name`, with or without size, RTX and the vendor's words.
 
-    Args:
-        vram_gib: Marketed memory; selects among cards of the same name.
+    The marketed memory `vram_gib` selects among cards of the same name.
 
     Raises:
         UserError: If no card, or more than one, matches.
@@ -144,13 +148,43 @@ def most_common_card(vram_gib: float) -> Card:
 
 
 def smallest_fitting_card(peak_bytes: int, off_share: float, num_devices: int) -> Card | None:
-    """Return the smallest bf16 card on which a peak fits, the most common of its size; no laptop GPU.
-
-    Args:
-        off_share: Relative error of the predicted peak.
-    """
+    """Return the smallest bf16 card on which a peak with the relative error `off_share` fits; no laptop GPU."""
     for card in CARDS.values():
         free, needed = card.free_and_needed_bytes(peak_bytes, off_share, num_devices)
         if card.has_bf16 and "laptop" not in card.name and free >= needed:
             return card
     return None
+
+
+def show_cards(as_json: bool) -> None:
+    """Print the known cards as a table, or as JSON on stdout."""
+    if as_json:
+        print(json.dumps([_card_fields(card) for card in CARDS.values()], indent=2))
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("--gpu", "sold\nGB", "has\nGiB", "com-\npute", "", "16-bit\nTFLOPS", "GB/s"):
+        table.add_column(heading, justify="left" if heading in ("--gpu", "") else "right", no_wrap=True)
+    table.add_column("product", overflow="ellipsis", no_wrap=True, max_width=22)
+    for card in CARDS.values():
+        reported = f"{'~' if card.assumed else ''}{card.reported_bytes / GIB:.1f}"
+        product = (card.product or "").removeprefix("NVIDIA ").removeprefix("GeForce ")
+        table.add_row(
+            card.name, f"{card.marketed_gib:g}", reported, f"{card.compute_capability / 10:.1f}", card.precision,
+            f"{card.tensor_tflops:.0f}", f"{card.bandwidth_gb_per_second:g}", product,
+        )  # fmt: skip
+    console.print(table)
+    console.print("~ assumed: no published figure was found. For any other NVIDIA card, use --vram with its GB.")
+
+
+def _card_fields(card: Card) -> dict[str, object]:
+    return {
+        "name": card.name,
+        "product": card.product,
+        "gib_sold": card.marketed_gib,
+        "gib_reported": card.reported_bytes / GIB,
+        "reported_is_assumed": card.assumed,
+        "compute_capability": card.compute_capability / 10,
+        "precision": card.precision,
+        "tensor_tflops": card.tensor_tflops,
+        "gb_per_second": card.bandwidth_gb_per_second,
+    }

@@ -28,7 +28,6 @@ from moco_accel.training.step import build_accelerator, prepare, train_step
 from moco_accel.views.augment import AugmentedView
 from moco_accel.views.crops import Crop, CropBatch, crop_dtype, stack_crops
 from moco_accel.views.parameters import Geometry, draw_photometry
-from planner.evidence.records import append_row, measured_path
 from planner.trace.fake_processes import fresh_accelerate
 
 NO_GPU = "--measure needs a GPU, but torch finds none; omit --measure for a prediction"
@@ -52,7 +51,6 @@ class Measurement:
         retries: How often the allocator freed cached blocks to serve a request.
         seconds_per_step: Median over all steps but the first.
         tiles_per_second: Tiles of all the recipe's devices, if each were as fast and communication cost nothing.
-        expandable_segments: The allocator used expandable segments.
     """
 
     peak_allocated_bytes: int
@@ -135,10 +133,9 @@ def random_crops(recipe: Recipe, view: int) -> CropBatch:
 
 
 def measurement_row(measured: Measurement, recipe: Recipe, predicted_bytes: Mapping[str, int]) -> dict[str, Any]:
-    """Return a measurement as a row of JSON.
+    """Return a measurement as a row of JSON with the predicted `peak_reserved` and `peak_allocated`.
 
-    Args:
-        predicted_bytes: `peak_reserved` and `peak_allocated`. The row's `ratio` is predicted ÷ measured reserved bytes.
+    The row's `ratio` is predicted ÷ measured reserved bytes.
     """
     return {
         "recipe": recipe_fields(recipe),
@@ -152,11 +149,6 @@ def recipe_fields(recipe: Recipe) -> dict[str, Any]:
     """Return the fields of a recipe that determine memory and speed."""
     whole = dict.fromkeys(("encoder", "moco", "batch", "memory"), True)
     return recipe.model_dump(include={**whole, "optimizer": {"name"}, "hardware": {"num_devices"}})
-
-
-def save_measurement(measured: Measurement, recipe: Recipe, predicted_bytes: Mapping[str, int]) -> None:
-    """Append a measurement to those of this machine, see `measurement_row`."""
-    append_row(measured_path(), measurement_row(measured, recipe, predicted_bytes))
 
 
 def _micro_batches(crops: CropBatch, recipe: Recipe, device: torch.device) -> list[CropBatch]:

@@ -1,17 +1,21 @@
-"""Read and append measurements: one JSON object per line. Imports no torch."""
+"""Read and append measurements, one JSON object per line, and derive how far predictions may be off. No torch."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moco_accel.common.errors import UserError
+from moco_accel.recipe.encoder_names import ASSUMED_PEAK_ERROR, encoder_family
+from planner.cards.card import Card
 
 Rows = Sequence[Mapping[str, Any]]
 SHIPPED = Path(__file__).parents[2] / "benchmarks" / "results"
+_MIN_MEASUREMENTS = 8  # below, the largest measured error is not used as the interval
 
 
 def cache_folder() -> Path:
@@ -71,3 +75,53 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
+
+
+@dataclass(frozen=True)
+class PredictionError:
+    """The share by which a predicted peak may be off in either direction, and where it comes from, in words."""
+
+    share: float
+    source: str
+
+    def interval(self, peak_bytes: int) -> tuple[int, int]:
+        """Return the lowest and the highest peak."""
+        return int(peak_bytes * (1 - self.share)), int(peak_bytes * (1 + self.share))
+
+
+def prediction_error(encoder: str, card: Card, rows: Rows) -> PredictionError:
+    """Return the error of predictions for this family of encoders on this kind of card.
+
+    It is the largest error in `rows` if enough configurations were measured on cards of the same compute capability.
+    Otherwise it is assumed, or the largest error on any card if that is larger.
+    """
+    kind = encoder_family(encoder)
+    measured = [row for row in rows if encoder_family(row["recipe"]["encoder"]["name"]) == kind]
+    similar = _on_similar_cards(measured, card)
+    if len(similar) >= _MIN_MEASUREMENTS:
+        share, source = _largest_error(similar), f"the worst of {_count_by_card(similar)}"
+    else:
+        share, source = max(ASSUMED_PEAK_ERROR[kind], _largest_error(measured)), "assumed; checked against "
+        source += f"only {_count_by_card(measured)}" if measured else "no card yet"
+    return PredictionError(share, f"{kind} ± {share:.0%}: {source}")
+
+
+def evidence_label(card: Card, rows: Rows) -> str:
+    """Return which kind of evidence supports the figures for this kind of card."""
+    similar = _on_similar_cards(rows, card)
+    if not similar:
+        return "predicted, not yet measured on this kind of card"
+    return f"predicted; predictions were measured on such cards: {_count_by_card(similar)}"
+
+
+def _on_similar_cards(rows: Rows, card: Card) -> Rows:
+    return [row for row in rows if row["measured"]["compute_capability"] == card.compute_capability]
+
+
+def _largest_error(rows: Rows) -> float:
+    return max((abs(1 / row["ratio"] - 1) for row in rows), default=0.0)
+
+
+def _count_by_card(rows: Rows) -> str:
+    where = sorted({f"{row['measured']['gpu']} with torch {row['measured']['torch']}" for row in rows})
+    return f"{len(rows)} measured configuration{'s' if len(rows) > 1 else ''} ({', '.join(where)})"

@@ -38,12 +38,11 @@ class AllocatorPeaks:
 
 
 class _Block:
-    __slots__ = ("address", "free", "next", "previous", "requested", "size")
+    __slots__ = ("address", "free", "next", "previous", "size")
 
     def __init__(self, address: int, size: int) -> None:
         self.address = address
         self.size = size
-        self.requested = 0
         self.free = True
         self.previous: _Block | None = None
         self.next: _Block | None = None
@@ -88,11 +87,7 @@ class _Pool:
         return LARGE_SEGMENT_BYTES if size < LARGE_SEGMENT_BELOW_BYTES else round_up(size, SEGMENT_ROUND_BYTES)
 
     def extend(self, size: int, base_address: int) -> tuple[_Block, int]:
-        """Map memory for `size` at the end of the expandable segment.
-
-        Returns:
-            The free block at the end, and the newly mapped bytes.
-        """
+        """Map memory for `size` at the end of the expandable segment; return its last block and the mapped bytes."""
         tail = self._last
         missing = size - (tail.size if tail is not None and tail.free else 0)
         mapped = round_up(missing, SMALL_SEGMENT_BYTES if self.small else LARGE_SEGMENT_BYTES)
@@ -149,7 +144,7 @@ class CachingAllocator:
         self._expandable = expandable_segments
         self._small = _Pool(True, expandable_segments)
         self._large = _Pool(False, expandable_segments)
-        self._live: dict[int, tuple[_Block, _Pool, int]] = {}
+        self._live: dict[int, tuple[_Block, _Pool]] = {}
         self._next_address = 0
 
     def allocate(self, number: int, requested_bytes: int) -> int:
@@ -161,13 +156,13 @@ class CachingAllocator:
         pool.remove(block)
         if pool.splits(block.size - size):
             pool.split(block, size)
-        self._live[number] = block, pool, size
+        self._live[number] = block, pool
         self.allocated_bytes += block.size
         return size
 
     def free(self, number: int) -> None:
         """Free a live tensor."""
-        block, pool, _ = self._live.pop(number)
+        block, pool = self._live.pop(number)
         self.allocated_bytes -= block.size
         pool.release(block)
 

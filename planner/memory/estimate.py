@@ -6,15 +6,12 @@ from collections import Counter
 
 from moco_accel.recipe.schema import Recipe
 from planner.cards.card import Card
-from planner.evidence.prediction_error import prediction_error
-from planner.evidence.records import load_measurements
+from planner.evidence.records import load_measurements, prediction_error
 from planner.memory.allocator import live_tensors, replay
-from planner.memory.memory_estimate import CATEGORIES, MemoryEstimate, PaperStepMemory
+from planner.memory.memory_estimate import CATEGORIES, MemoryEstimate
 from planner.trace.events import Event
-from planner.trace.paper_step import both_views_step
-from planner.trace.recipe_variants import with_memory, with_micro_batch
-from planner.trace.scaling import ScalableTrace, make_scalable, with_traceable_batch
-from planner.trace.trace import trace_step
+from planner.trace.scaling import ScalableTrace, make_scalable, with_memory, with_micro_batch, with_traceable_batch
+from planner.trace.trace import both_views_step, trace_step
 
 
 def estimate_memory(traced: ScalableTrace, recipe: Recipe, card: Card) -> MemoryEstimate:
@@ -42,13 +39,12 @@ def estimate_memory(traced: ScalableTrace, recipe: Recipe, card: Card) -> Memory
     )
 
 
-def estimate_paper_step(recipe: Recipe, card: Card) -> PaperStepMemory:
+def estimate_paper_step(recipe: Recipe, card: Card) -> MemoryEstimate:
     """Predict the memory of the paper's step on the same per-device batch: both views at once, no micro-batches."""
     recipe = with_memory(recipe, activation_checkpointing=False)
     traceable = with_traceable_batch(recipe, 1)
     traced = make_scalable(trace_step(traceable, card.compute_capability, step=both_views_step), traceable)
-    memory = estimate_memory(traced, with_micro_batch(recipe, recipe.per_device_batch_size), card)
-    return PaperStepMemory(peak_reserved_bytes=memory.peak_reserved_bytes, breakdown_bytes=memory.breakdown_bytes)
+    return estimate_memory(traced, with_micro_batch(recipe, recipe.per_device_batch_size), card)
 
 
 def _categories_at(events: list[Event], index: int, traced: ScalableTrace) -> Counter[str]:

@@ -14,15 +14,11 @@ class MemoryEstimate(BaseModel, frozen=True):
     """Predicted memory of one device, in bytes.
 
     Attributes:
-        peak_reserved_bytes: Peak of the allocator.
         off_share: Relative error of the peak, see `prediction_error`.
-        device_used_bytes: The peak and the memory outside the allocator.
+        device_used_bytes: The reserved peak and the memory outside the allocator.
         breakdown_bytes: By category at the instant of the allocated peak; with fragmentation it sums to the reserved
             peak, with context and headroom to the card's memory.
         fits: `off_share` of the peak and the card's headroom stay free.
-        headroom_bytes: Memory that stays free.
-        missing_bytes: Memory that is missing for it to fit.
-        peak_operation: The operation at the allocated peak.
     """
 
     peak_reserved_bytes: int
@@ -34,10 +30,3 @@ class MemoryEstimate(BaseModel, frozen=True):
     headroom_bytes: int
     missing_bytes: int
     peak_operation: str
-
-
-class PaperStepMemory(BaseModel, frozen=True):
-    """Predicted memory per card of the paper's step: both views at once, no micro-batches."""
-
-    peak_reserved_bytes: int
-    breakdown_bytes: dict[str, int]

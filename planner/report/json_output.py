@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from planner.cards.card import Card
 from planner.cards.fleet import Fleet
-from planner.evidence.prediction_error import evidence_label, prediction_error
-from planner.evidence.records import Rows
-from planner.memory.memory_estimate import PaperStepMemory
-from planner.search.candidate import Candidate, Changes
-from planner.time.network import node_link_bytes, node_links, ring_bytes
-from planner.time.throughput import operations_share
+from planner.evidence.records import Rows, evidence_label, prediction_error
+from planner.memory.memory_estimate import MemoryEstimate
+from planner.search.candidate import Candidate, Change
+from planner.time.step_time import node_link_bytes, node_links, operations_share, ring_bytes
 
 if TYPE_CHECKING:  # it imports torch
     from planner.evidence.measure import Measurement
@@ -21,20 +19,14 @@ if TYPE_CHECKING:  # it imports torch
 
 @dataclass(frozen=True)
 class PlanResult:
-    """Everything that a plan found.
-
-    Attributes:
-        recipe_path: The recipe's file; None if none was written.
-        changes: Changes that make it fit; None if it fits.
-        slurm_job: The job's file, if one was written.
-    """
+    """Everything that a plan found; `changes` that make the recipe fit are None if it fits."""
 
     candidates: list[Candidate]
     chosen: Candidate
     recipe_path: str | None
     measured: Measurement | None = None
-    paper_step: PaperStepMemory | None = None
-    changes: Changes | None = None
+    paper_step: MemoryEstimate | None = None
+    changes: list[Change] | None = None
     slurm_job: str | None = None
 
 
@@ -46,8 +38,8 @@ def result_as_json(cards: Fleet, result: PlanResult, rows: Rows) -> str:
         "candidates": [_candidate_fields(candidate, cards.limiting, rows) for candidate in result.candidates],
         "chosen": _candidate_fields(result.chosen, cards.limiting, rows)
         | ({} if measured is None else {"evidence": "measured", "measured": asdict(measured)}),
-        "changes_that_fit": None if changes is None else [change.model_dump() for change in changes.changes],
-        "papers_way": None if paper_step is None else paper_step.model_dump(),
+        "changes_that_fit": None if changes is None else [change.model_dump() for change in changes],
+        "papers_way": paper_step and paper_step.model_dump(include={"peak_reserved_bytes", "breakdown_bytes"}),
         "recipe": result.recipe_path,
         "slurm_job": result.slurm_job,
     }

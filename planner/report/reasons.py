@@ -6,15 +6,14 @@ from importlib.metadata import version
 
 from rich.markup import escape
 
-from moco_accel.recipe.constants import RESNET_NAMES, VIT_NAMES, encoder_family
+from moco_accel.recipe.encoder_names import RESNET_NAMES, VIT_NAMES, encoder_family
 from moco_accel.recipe.schema import Recipe
 from planner.cards.card import GIB, MIB, Card
 from planner.cards.lookup import smallest_fitting_card
-from planner.evidence.prediction_error import evidence_label, prediction_error
-from planner.evidence.records import Rows
+from planner.evidence.records import Rows, evidence_label, prediction_error
 from planner.report.tables import gib, mib
-from planner.search.candidate import MIN_EFFICIENT_MICRO_BATCH, Candidate, Changes
-from planner.time.throughput import UTILISATION
+from planner.search.candidate import MIN_EFFICIENT_MICRO_BATCH, Candidate, Change
+from planner.time.step_time import UTILISATION
 
 _LARGE_GAP = 4  # ratio of the next possible micro-batch size
 _DIVISIBLE_BATCH = 64  # tiles per device; a multiple of it has many divisors
@@ -59,7 +58,7 @@ def sharding_note(chosen: Candidate) -> list[str]:
     ]
 
 
-def explain_misfit(candidate: Candidate, changes: Changes) -> list[str]:
+def explain_misfit(candidate: Candidate, changes: list[Change]) -> list[str]:
     """Return what takes the most memory, the fastest changes that make it fit, and the smallest card that fits."""
     memory, name = candidate.memory, candidate.recipe.encoder.name
     inside = {k: size for k, size in memory.breakdown_bytes.items() if k not in ("context", "headroom")}
@@ -69,11 +68,11 @@ def explain_misfit(candidate: Candidate, changes: Changes) -> list[str]:
         f"[bold red]{name} does not fit:[/] {mib(memory.missing_bytes)} MiB are missing with micro-batches of "
         f"{candidate.recipe.batch.micro_batch_size} ({parts}){_smallest_card(candidate)}."
     ]
-    for change in changes.changes[:_LISTED_CHANGES]:
+    for change in changes[:_LISTED_CHANGES]:
         lines.append(
             f"It fits with {change.words}: {change.memory_bytes / GIB:+.1f} GiB, {change.time_share:+.0%} time."
         )
-    if not changes.changes:
+    if not changes:
         lines.append("No change of memory settings makes it fit; a smaller encoder, image size or batch may.")
     return lines
 

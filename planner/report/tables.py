@@ -1,4 +1,4 @@
-"""Tables of the report: usable memory, candidates, the memory budget, predicted and measured figures."""
+"""Tables of the report: usable memory, candidates, the memory budget, a step's operations and communication."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich.text import Text
 
 from moco_accel.recipe.schema import Recipe
 from planner.cards.card import GIB, MIB
-from planner.cards.fleet import Fleet
-from planner.cards.local import falls_back_to_system_memory
-from planner.memory.memory_estimate import PaperStepMemory
+from planner.cards.fleet import Fleet, falls_back_to_system_memory
+from planner.memory.memory_estimate import MemoryEstimate
 from planner.search.candidate import Candidate
+from planner.time.step_time import node_links, operations_share, ring_bytes
 
 if TYPE_CHECKING:  # it imports torch
     from planner.evidence.measure import Measurement
@@ -35,6 +35,13 @@ _COLOURS = {
     "headroom": "bright_black",
 }
 _BAR_CELLS = 60
+_LABELS = {
+    "keys": "gathered keys",
+    "batch_norm": "BatchNorm statistics",
+    "gradients": "gradients",
+    "parameters": "gathered parameters",
+}
+_PARTS = ("encoder", "momentum_encoder", "heads", "loss")
 
 
 def hardware_table(cards: Fleet) -> RenderableType:
@@ -80,11 +87,9 @@ def training_summary(recipe: Recipe) -> str:
 
 
 def candidates_table(candidates: list[Candidate], tiles: int | None, pending: str | None = None) -> Table:
-    """Return a table with a row per candidate.
+    """Return a table with a row per candidate, and one for the encoder that is `pending`.
 
-    Args:
-        tiles: Tiles of the data set, for a column of days; None for hours per million tiles.
-        pending: Name of the encoder that is being traced.
+    The last column has days for a data set of `tiles`, or hours per million tiles for None.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for name, justify in (
@@ -145,7 +150,7 @@ def memory_budget(candidate: Candidate) -> list[RenderableType]:
     return [title, bar, legend, f"The peak occurs in {candidate.memory.peak_operation}."]
 
 
-def paper_step_comparison(chosen: Candidate, paper: PaperStepMemory) -> str:
+def paper_step_comparison(chosen: Candidate, paper: MemoryEstimate) -> str:
     """Return a sentence on the memory of the paper's step."""
     inside = {name: size for name, size in paper.breakdown_bytes.items() if name not in ("context", "headroom")}
     name, size = max(inside.items(), key=lambda item: item[1])
@@ -153,6 +158,49 @@ def paper_step_comparison(chosen: Candidate, paper: PaperStepMemory) -> str:
         f"The paper's step, both views of {chosen.recipe.per_device_batch_size:,} tiles at once, would take "
         f"{gib(paper.peak_reserved_bytes)} GiB per card, of which {gib(size)} GiB are {name.replace('_', ' ')}."
     )
+
+
+def describe_operations(candidate: Candidate) -> str:
+    """Return the share of each part in a step's operations; heads and loss run on the per-device batch at once."""
+    shares = operations_share(candidate.flops)
+    parts = ", ".join(f"{part.replace('_', ' ')} {shares.get(part, 0):.1%}" for part in _PARTS)
+    return f"Counted operations of a step, per card: {parts}."
+
+
+def communication_report(candidate: Candidate) -> list[RenderableType]:
+    """Return a table of a step's collectives and, for several nodes, their time; empty for one process."""
+    if not candidate.collectives:
+        return []
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("communication per step")
+    for name in ("operation", "GPUs", "times", "MiB", "sent per GPU, MiB"):
+        table.add_column(name, justify="left" if name == "operation" else "right")
+    for each in sorted(candidate.collectives, key=lambda each: list(_LABELS).index(each.what)):
+        figures = f"{each.size_bytes / MIB:,.1f}", f"{ring_bytes(each) / MIB:,.1f}"
+        table.add_row(_LABELS[each.what], each.operation, f"{each.processes:,}", f"{each.times:,}", *figures)
+    note = "Counted in the trace; the last column assumes a ring."
+    if candidate.status_exchanges:
+        note += f" All processes exchange their status {candidate.status_exchanges:,} times, through the CPU."
+    return [table, note, *_between_nodes(candidate)]
+
+
+def _between_nodes(candidate: Candidate) -> list[RenderableType]:
+    hardware = candidate.recipe.hardware
+    if hardware.num_nodes == 1:
+        return []
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in ("between nodes", "seconds sending", "share of a step"):
+        table.add_column(name, justify="right")
+    for link in node_links(hardware, candidate.collectives, candidate.computing_seconds):
+        table.add_row(f"{link.gbits_per_second} Gbit/s", f"{link.seconds:,.2f}", f"{link.share:.1%}")
+    per_node = hardware.num_devices // hardware.num_nodes
+    users = f"its {per_node} GPUs share" if per_node > 1 else "its GPU uses"
+    return [
+        table,
+        f"Predicted, with {candidate.computing_seconds:,.1f} s of computation. Each node has one link with this "
+        f"bandwidth in each direction, which {users}. GPUs of a node reduce among themselves first; all keys of a node "
+        "cross the link. Nothing overlaps; latency is left out.",
+    ]
 
 
 def measurement_table(candidate: Candidate, measured: Measurement) -> RenderableType:

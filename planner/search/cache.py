@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
 import moco_accel
 from moco_accel.recipe.schema import Recipe
@@ -24,30 +24,27 @@ from planner.cards.card import Card
 from planner.evidence.records import cache_folder, load_measurements
 
 _LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "bitsandbytes")
-Result = TypeVar("Result", bound=BaseModel)
+Result = TypeVar("Result")
 
 
 def cached(function: str, kind: type[Result], recipe: Recipe, card: Card) -> Result:
-    """Return `function(recipe, card)`, from the cache if it was computed before.
+    """Return the result of the function with this dotted name, from the cache if it was computed before.
 
     The function's module, and torch with it, is imported only on a miss. A result that cannot be read is computed
     again; one that cannot be written is not cached.
-
-    Args:
-        function: Dotted name, such as "planner.search.best_recipe.find_best".
-        kind: The class of the result.
     """
     call = f"{function} {recipe.model_dump_json(exclude={'planned'})} {asdict(card)}"
     key = hashlib.sha256(f"{_code_fingerprint()} {load_measurements()} {call}".encode()).hexdigest()
     path = cache_folder() / "plans" / f"{key[:32]}.json"
+    adapter = TypeAdapter(kind)
     with suppress(OSError, ValueError):  # errors of pydantic and of decoding are ValueErrors
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+        return adapter.validate_json(path.read_text(encoding="utf-8"))
     module, _, name = function.rpartition(".")
     result: Result = getattr(import_module(module), name)(recipe, card)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(result.model_dump_json(), encoding="utf-8")
+        partial.write_bytes(adapter.dump_json(result))
         partial.replace(path)
     return result
 

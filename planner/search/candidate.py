@@ -18,11 +18,8 @@ MIN_EFFICIENT_MICRO_BATCH = 8  # tiles; below, a GPU is underused, and recomputi
 class Candidate(BaseModel, frozen=True):
     """A recipe on a card, with predicted memory and time.
 
-    Attributes:
-        tiles_per_second: Of all devices together.
-        flops: Counted operations of an optimizer step on one device, by part.
-        collectives: Collectives of an optimizer step.
-        status_exchanges: How often all processes exchange their status in a step.
+    `tiles_per_second` counts all devices; `flops` (by part), `collectives` and `status_exchanges` are those of an
+    optimizer step on one device.
     """
 
     recipe: Recipe
@@ -39,14 +36,7 @@ class Candidate(BaseModel, frozen=True):
 
 
 class Change(BaseModel, frozen=True):
-    """A change of a recipe, and its predicted effect.
-
-    Attributes:
-        words: The change, for people.
-        memory_bytes: Difference of the reserved peaks.
-        time_share: Difference of the step times, as a share of the present one.
-        fits: The changed recipe fits.
-    """
+    """A change of a recipe, and the predicted differences of the reserved peak and, as a share, of the step time."""
 
     words: str
     memory_bytes: int
@@ -54,24 +44,8 @@ class Change(BaseModel, frozen=True):
     fits: bool
 
 
-class Changes(BaseModel, frozen=True):
-    """The changes that make a recipe fit, the fastest first."""
-
-    changes: list[Change]
-
-
-class ScalingCheck(BaseModel, frozen=True):
-    """The peak of a trace at the chosen micro-batch size, relative to that of the scaled trace, minus 1."""
-
-    difference: float
-
-
 def with_planned_section(candidate: Candidate, measured_on: str | None) -> Recipe:
-    """Return the candidate's recipe with its predictions in the `planned` section.
-
-    Args:
-        measured_on: The card on which they were measured, if any.
-    """
+    """Return the candidate's recipe with its predictions, and the card on which they were measured, if any."""
     memory = candidate.memory
     expected = Planned(
         peak_reserved_mib=round(memory.peak_reserved_bytes / MIB),

@@ -41,7 +41,7 @@ def cublas_workspaces(compute_capability: int, torch_version: str = torch.__vers
     matrix product on; 2.11 keeps a separate one for cuBLASLt. From 2.15 on every product allocates and frees one, which
     counts as one that is kept.
     """
-    version = _version(torch_version)
+    version = tuple(int(part) for part in torch_version.split(".")[:2])
     # read from the libraries of 2.11 and 2.14; the change for Blackwell is pytorch/pytorch#175344, after 2.11
     large = compute_capability // 10 in (9, 10, 11, 12) if version >= (2, 12) else compute_capability == 90
     each = [CUBLAS_WORKSPACE_BYTES_LARGE if large else CUBLAS_WORKSPACE_BYTES]
@@ -104,8 +104,3 @@ def _fp32(*shape: int) -> Scratch:
 
 def _round_up(size: int, unit: int) -> int:
     return math.ceil(size / unit) * unit
-
-
-def _version(text: str) -> tuple[int, int]:
-    major, minor = text.split(".")[:2]
-    return int(major), int(minor)

@@ -13,13 +13,9 @@ Event = tuple[int, int]
 
 @dataclass
 class TracedTensor:
-    """One storage.
+    """One storage, and the first tensor, operation and part of the step that used it.
 
-    Attributes:
-        shape: Shape of the tensor that held the storage first.
-        operation: The operation that made it.
-        phase: The part of the step in which it was made.
-        category: One of `memory_estimate.CATEGORIES`, or "forward" until it is freed.
+    `category` is one of `memory_estimate.CATEGORIES`, or "forward" until it is freed.
     """
 
     size_bytes: int
@@ -64,7 +60,6 @@ class Collective(NamedTuple):
         operation: "all-reduce", "all-gather" or "reduce-scatter".
         what: "keys", "batch_norm", "gradients" or "parameters".
         size_bytes: The whole tensor that is reduced, or gathered from all processes.
-        processes: Number of ranks that take part.
         apart: Distance between consecutive ranks of the group.
         micro_batch: The current or last micro-batch; -1 for none.
     """
@@ -78,12 +73,7 @@ class Collective(NamedTuple):
 
 
 class CollectiveTotal(BaseModel, frozen=True):
-    """All collectives of one kind in an optimizer step; attributes as in `Collective`.
-
-    Attributes:
-        times: Number of calls.
-        size_bytes: Sum over the calls.
-    """
+    """All collectives of one kind in an optimizer step; `size_bytes` is their sum. Other fields as in `Collective`."""
 
     operation: str
     what: str

@@ -8,14 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import ScriptObject, Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from planner.trace.communication import find_collective
 from planner.trace.cuda_rules import Scratch, scratch_phases
-from planner.trace.events import Mark, OperationFlops, Trace, TracedTensor
+from planner.trace.events import Collective, Mark, OperationFlops, Trace, TracedTensor
 from planner.trace.fake_ops import FakeOps
 
 _CPU = torch.device("cpu")
@@ -30,23 +31,18 @@ class Recorder(TorchDispatchMode):
 
     Attributes:
         phase: The part of the step that runs; `step_hooks.record_phases` sets it.
-        backward_of: The part whose backward runs.
         closed: Once set, frees are not recorded.
+        compute_capability: Adds the internal allocations of CUDA kernels on such a card; None adds nothing.
     """
 
     def __init__(self, fake_ops: FakeOps, compute_capability: int | None) -> None:
-        """Create an empty trace.
-
-        Args:
-            compute_capability: Adds the internal allocations of CUDA kernels on such a card; None adds nothing.
-        """
         super().__init__()
         self._fake_ops = fake_ops
         self.trace = Trace()
         self.phase = "setup"
         self.backward_of = "loss"
         self.closed = False
-        self._compute_capability = compute_capability
+        self.compute_capability = compute_capability
         self._numbers: dict[int, int] = {}  # storage → tensor number, or _HOST
         self._resized_to_zero: set[int] = set()
 
@@ -70,8 +66,8 @@ class Recorder(TorchDispatchMode):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._numbers:
                 self._allocate(tensor, str(func), self._category(func, args))
         self._count(func, args, kwargs or {}, result)
-        if self._compute_capability is not None:
-            for phase in scratch_phases(func, args, self._compute_capability):
+        if self.compute_capability is not None:
+            for phase in scratch_phases(func, args, self.compute_capability):
                 self._record_scratch(phase, str(func))
         return result
 
@@ -81,7 +77,7 @@ class Recorder(TorchDispatchMode):
             recomputed = bool(self.trace.marks) and self.trace.marks[-1].kind == "recomputed"
             flops = int(count_flops(*args, **kwargs, out_val=result))
             self.trace.flops.append(OperationFlops(flops, recomputed, self._part()))
-        collective = find_collective(func, args, self._phase_or_backward(), self.trace.marks)
+        collective = _find_collective(func, args, self._phase_or_backward(), self.trace.marks)
         if collective is not None:
             self.trace.collectives.append(collective)
 
@@ -116,14 +112,12 @@ class Recorder(TorchDispatchMode):
             self._resized_to_zero.add(storage._cdata)
         elif storage._cdata in self._resized_to_zero:
             self._resized_to_zero.remove(storage._cdata)
-            self._numbers[storage._cdata] = len(self.trace.tensors)
-            self.trace.events.append((len(self.trace.tensors), storage.nbytes()))
-            self.trace.tensors.append(replace(tensor, operation="gathered again", phase=self._phase_or_backward()))
+            again = replace(tensor, operation="gathered again", phase=self._phase_or_backward())
+            self._numbers[storage._cdata] = self._append(again)
 
     def reserve(self, size_bytes: int, operation: str, category: str) -> None:
         """Record bytes that a library allocates and never frees."""
-        self.trace.events.append((len(self.trace.tensors), size_bytes))
-        self.trace.tensors.append(TracedTensor(size_bytes, (size_bytes,), operation, self.phase, category))
+        self._append(TracedTensor(size_bytes, (size_bytes,), operation, self.phase, category))
 
     def mark(self, kind: str, index: int = -1) -> None:
         """Append a mark, see `Mark`."""
@@ -140,12 +134,15 @@ class Recorder(TorchDispatchMode):
         size = storage.nbytes()
         if not size:
             return
-        key, number = storage._cdata, len(self.trace.tensors)
-        self._numbers[key] = number
-        shape = tuple(tensor.shape)
-        self.trace.tensors.append(TracedTensor(size, shape, operation, self._phase_or_backward(), category))
-        self.trace.events.append((number, size))
-        weakref.finalize(storage, self._free, key)
+        traced = TracedTensor(size, tuple(tensor.shape), operation, self._phase_or_backward(), category)
+        self._numbers[storage._cdata] = self._append(traced)
+        weakref.finalize(storage, self._free, storage._cdata)
+
+    def _append(self, tensor: TracedTensor) -> int:
+        number = len(self.trace.tensors)
+        self.trace.tensors.append(tensor)
+        self.trace.events.append((number, tensor.size_bytes))
+        return number
 
     def _free(self, key: int) -> None:
         if self.closed:
@@ -161,12 +158,9 @@ class Recorder(TorchDispatchMode):
             tensor.category = "temporaries" if torch.is_grad_enabled() else "activations"
 
     def _record_scratch(self, phase: Sequence[Scratch], operation: str) -> None:
-        first = len(self.trace.tensors)
-        for shape, size in phase:
-            tensor = TracedTensor(size, shape, operation, self._phase_or_backward(), "temporaries")
-            self.trace.tensors.append(tensor)
-        self.trace.events += [(first + index, size) for index, (_, size) in enumerate(phase)]
-        self.trace.events += [(first + index, 0) for index in range(len(phase))]
+        part = self._phase_or_backward()
+        numbers = [self._append(TracedTensor(size, shape, operation, part, "temporaries")) for shape, size in phase]
+        self.trace.events += [(number, 0) for number in numbers]
 
     def _phase_or_backward(self) -> str:
         if torch._C._current_autograd_node() is None:  # type: ignore[attr-defined]
@@ -206,3 +200,31 @@ def _is_gradient_sum_in_place(func: Any, args: Sequence[Any]) -> bool:
         return False
     storage = args[0].untyped_storage()._cdata
     return bool(torch._C._storage_Use_Count(storage) == _ENGINE_STORAGE_USES)  # type: ignore[attr-defined]
+
+
+def _find_collective(func: Any, args: Sequence[Any], phase: str, marks: Sequence[Mark]) -> Collective | None:
+    """Return the collective that a dispatched operation performs; None if it is not one.
+
+    Only keys are gathered as rows; sharded parameters are gathered flat. An all-reduce outside networks and backward is
+    the gradient buffer's, one inside is BatchNorm's.
+    """
+    if func.namespace != "c10d":
+        return None
+    leaves = tree_leaves(list(args))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    operation, what = _collective_kind(func.overloadpacket.__name__, tensors, phase)
+    group = dist.ProcessGroup.unbox(next(leaf for leaf in leaves if isinstance(leaf, ScriptObject)))
+    ranks = dist.get_process_group_ranks(group)
+    apart = ranks[1] - ranks[0] if len(ranks) > 1 else 1
+    micro_batch = next((mark.index for mark in reversed(marks) if mark.kind != "forward end"), -1)
+    size = max(tensor.numel() * tensor.itemsize for tensor in tensors)
+    return Collective(operation, what, size, len(ranks), apart, micro_batch)
+
+
+def _collective_kind(name: str, tensors: Sequence[Tensor], phase: str) -> tuple[str, str]:
+    if "gather" in name:
+        return "all-gather", "keys" if tensors[0].dim() > 1 else "parameters"
+    if "reduce_scatter" in name:
+        return "reduce-scatter", "gradients"
+    assert name == "allreduce_", f"the step calls {name}, which is not counted"
+    return "all-reduce", "gradients" if phase == "loss" else "batch_norm"

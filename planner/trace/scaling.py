@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from moco_accel.recipe.schema import Recipe
+from moco_accel.recipe.schema import Batch, Recipe
 from planner.cards.card import Card
 from planner.trace.events import Collective, CollectiveTotal, Event, Trace
-from planner.trace.recipe_variants import with_batch
 from planner.trace.trace import trace_step
 
 _PRIMES = (61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127)
@@ -53,8 +52,7 @@ class ScalableTrace:
     def events(self, micro_batch_size: int, accumulation_steps: int, steps: int = 2) -> list[Event]:
         """Return the events of the setup and of `steps` optimizer steps at these sizes.
 
-        Tensors have their numbers in `trace.tensors`; copies that further micro-batches keep have higher numbers, see
-        `original`.
+        Tensors keep their numbers; copies that further micro-batches keep have higher numbers, see `original`.
         """
         traced = min(accumulation_steps, MAX_TRACED_MICRO_BATCHES)
         assert self.traced_steps == traced, "steps of fewer micro-batches are traced separately"
@@ -71,12 +69,11 @@ class ScalableTrace:
         """Return the number in `trace.tensors` of a tensor or of its copy."""
         return number % len(self.rules)
 
-    def flops(self, micro_batch_size: int, accumulation_steps: int) -> float:
-        """Return the floating-point operations of one optimizer step on one device, recomputation included."""
-        return sum(self.flops_by_part(micro_batch_size, accumulation_steps).values())
+    def flops(self, micro_batch_size: int, accumulation_steps: int) -> dict[str, float]:
+        """Return the operations of one optimizer step on one device by part, see `OperationFlops`.
 
-    def flops_by_part(self, micro_batch_size: int, accumulation_steps: int) -> dict[str, float]:
-        """Return `flops` by part, see `OperationFlops`. The loss grows with the square of the per-device batch."""
+        Recomputation is included. The loss grows with the square of the per-device batch.
+        """
         # all micro-batches are recomputed, except a last one that is kept
         recomputations = (accumulation_steps - self.keep_last) / (self.traced_steps - self.keep_last or 1)
         recomputations *= micro_batch_size / self.traced_micro_batch_size
@@ -106,10 +103,7 @@ class ScalableTrace:
         ]  # fmt: skip
 
     def status_exchanges(self, accumulation_steps: int) -> int:
-        """Return how often all processes exchange their status in an optimizer step.
-
-        They do so before every collective except the gathers of sharded parameters.
-        """
+        """Return how often all processes exchange their status: before all collectives but gathers of parameters."""
         last = sum(each.operation == "all-reduce" and each.what == "gradients" for each in self.trace.collectives)
         if self.contrast_over == "global_batch":
             return self.trace.status_exchanges
@@ -147,10 +141,7 @@ _traces: dict[tuple[str, int], ScalableTrace] = {}
 
 
 def trace_for(recipe: Recipe, card: Card) -> ScalableTrace:
-    """Return a trace of `recipe`'s step that scales to every micro-batch size.
-
-    One trace serves all numbers of micro-batches from three on, and is computed once per process.
-    """
+    """Return a trace of `recipe`'s step that scales to every micro-batch size; it is computed once per process."""
     traceable = with_traceable_batch(recipe, min(recipe.batch.accumulation_steps, MAX_TRACED_MICRO_BATCHES))
     key = (traceable.model_dump_json(exclude={"planned"}), card.compute_capability)
     if key not in _traces:
@@ -167,6 +158,29 @@ def with_traceable_batch(recipe: Recipe, accumulation_steps: int) -> Recipe:
     other_sizes |= {recipe.moco.output_dim, recipe.moco.projector_hidden_dim, recipe.moco.queue_size}
     prime = next(p for p in _PRIMES if all(n % p for n in other_sizes if n))
     return with_batch(recipe, prime, accumulation_steps)
+
+
+def with_micro_batch(recipe: Recipe, micro_batch_size: int) -> Recipe:
+    """Return `recipe` with the same global batch in micro-batches that divide the per-device batch."""
+    steps, rest = divmod(recipe.per_device_batch_size, micro_batch_size)
+    assert rest == 0, f"micro-batches of {micro_batch_size} do not divide {recipe.per_device_batch_size}"
+    return with_batch(recipe, micro_batch_size, steps)
+
+
+def with_batch(recipe: Recipe, micro_batch_size: int, accumulation_steps: int) -> Recipe:
+    """Return `recipe` with these sizes and the global batch that follows from them."""
+    batch = Batch(
+        global_batch_size=micro_batch_size * accumulation_steps * recipe.hardware.num_devices,
+        micro_batch_size=micro_batch_size,
+        accumulation_steps=accumulation_steps,
+        contrast_over=recipe.batch.contrast_over,
+    )
+    return recipe.model_copy(update={"batch": batch})
+
+
+def with_memory(recipe: Recipe, **settings: object) -> Recipe:
+    """Return `recipe` with other settings in its `memory` section."""
+    return recipe.model_copy(update={"memory": recipe.memory.model_copy(update=settings)})
 
 
 def make_scalable(trace: Trace, recipe: Recipe) -> ScalableTrace:
@@ -214,10 +228,7 @@ def _micro_batch_tensors(trace: Trace, recipe: Recipe) -> tuple[set[int], set[in
 
 
 def _end_of_backward(trace: Trace, index: int) -> int:
-    """Return the event at which the backward of a micro-batch ends that begins at `marks[index]`.
-
-    It ends where the next micro-batch's begins, or where anything else follows.
-    """
+    """Return where the backward that begins at `marks[index]` ends: at the next micro-batch's, or at anything else."""
     following = next((m for m in trace.marks[index + 1 :] if m.kind != "forward end"), None)
     for event in range(trace.marks[index].event, len(trace.events)):
         if following is not None and event == following.event:

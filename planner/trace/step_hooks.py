@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.distributed import device_mesh
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
 
+from moco_accel.processes.control_group import ControlGroup, use_control_group
+from planner.trace.events import Trace
 from planner.trace.recorder import ENCODERS, HEADS, Recorder
 
 
@@ -106,3 +108,21 @@ def record_sharding(recorder: Recorder) -> Iterator[None]:
     finally:
         device_mesh.init_device_mesh = make_mesh
         torch.UntypedStorage.resize_ = resize  # type: ignore[assignment, method-assign]
+
+
+@contextmanager
+def count_status_exchanges(trace: Trace) -> Iterator[None]:
+    """Count the status exchanges before collectives in `trace`, without performing them."""
+    use_control_group(_CountingControlGroup(trace))
+    try:
+        yield
+    finally:
+        use_control_group(None)
+
+
+class _CountingControlGroup(ControlGroup):
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def exchange_status(self) -> None:
+        self._trace.status_exchanges += 1

@@ -16,19 +16,25 @@ from moco_accel.networks.moco import MoCo, View, build_moco
 from moco_accel.networks.sharding import local_tensor
 from moco_accel.recipe.schema import Recipe
 from moco_accel.training.optimizers import build_optimizer
-from moco_accel.training.step import StepResult, build_accelerator, prepare, train_step
+from moco_accel.training.step import (
+    StepResult,
+    average_gradients,
+    build_accelerator,
+    gather_keys_of_views,
+    optimizer_step,
+    prepare,
+    train_step,
+)
 from moco_accel.views.augment import AugmentedView
 from moco_accel.views.crops import CropBatch, crop_dtype
 from moco_accel.views.parameters import worst_case_photometry
 from planner.trace.autocast_rules import cuda_autocast_rules
-from planner.trace.communication import count_status_exchanges
 from planner.trace.cuda_rules import cublas_workspaces
 from planner.trace.events import Trace
 from planner.trace.fake_ops import FakeOps
 from planner.trace.fake_processes import fresh_accelerate
-from planner.trace.recipe_variants import with_memory
 from planner.trace.recorder import Recorder
-from planner.trace.step_hooks import TracedView, record_phases, record_sharding
+from planner.trace.step_hooks import TracedView, count_status_exchanges, record_phases, record_sharding
 
 _CPU = torch.device("cpu")
 
@@ -38,11 +44,8 @@ def trace_step(
 ) -> Trace:
     """Trace construction, preparation and `steps` optimizer steps of `recipe` on fake CPU tensors.
 
-    fp16 is traced as bf16, whose tensors have the same bytes and which Accelerate can run on a CPU.
-
-    Args:
-        compute_capability: Apply CUDA's rules for such a card (86 is 8.6); None traces a CPU.
-        step: The trainer's step, or one to compare it with.
+    CUDA's rules for a card of `compute_capability` (86 is 8.6) apply; None traces a CPU. fp16 is traced as bf16, whose
+    tensors have the same bytes and which Accelerate can run on a CPU.
     """
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -51,7 +54,8 @@ def trace_step(
         if compute_capability is not None:
             stack.enter_context(cuda_autocast_rules())
         if recipe.memory.mixed_precision == "fp16":
-            recipe = with_memory(recipe, mixed_precision="bf16")
+            memory = recipe.memory.model_copy(update={"mixed_precision": "bf16"})
+            recipe = recipe.model_copy(update={"memory": memory})
         with torch.device("meta"):
             moco = build_moco(recipe)
         _replace_by_fake_tensors(moco, mode := FakeTensorMode())
@@ -62,10 +66,9 @@ def trace_step(
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of missing CPU kernels, which are not used
         with disable_current_modes():  # bitsandbytes computes its quantisation tables, which need real tensors
             optimizer = build_optimizer(recipe, moco)
-        crops = _host_crops(recipe)
+        views = _views(recipe, recorder)
         with recorder:
-            model, prepared = _prepare(recorder, accelerator, moco, optimizer, recipe, compute_capability)
-            views = _views(crops, recipe, recorder)
+            model, prepared = _prepare(recorder, accelerator, moco, optimizer, recipe)
             recorder.trace.step_start = len(recorder.trace.events)
             for _ in range(steps):
                 with record_phases(recorder, moco, optimizer), count_status_exchanges(recorder.trace):
@@ -76,12 +79,7 @@ def trace_step(
 
 
 def _prepare(
-    recorder: Recorder,
-    accelerator: Accelerator,
-    moco: MoCo,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    compute_capability: int | None,
+    recorder: Recorder, accelerator: Accelerator, moco: MoCo, optimizer: torch.optim.Optimizer, recipe: Recipe
 ) -> tuple[MoCo, torch.optim.Optimizer]:
     if recipe.memory.fully_shard:  # whole parameters stay on the host; only their shards move to the device
         for tensor in moco.parameters():
@@ -91,8 +89,8 @@ def _prepare(
     # fake tensors are on the device already, and torch refuses to move them
     model, prepared = prepare(accelerator, moco, optimizer, on_device=True)
     _record_model(recorder, moco)  # shards have replaced sharded parameters
-    if compute_capability is not None:
-        for size in cublas_workspaces(compute_capability):
+    if recorder.compute_capability is not None:
+        for size in cublas_workspaces(recorder.compute_capability):
             recorder.reserve(size, "cuBLAS workspace", "workspaces")
     return model, prepared
 
@@ -113,16 +111,12 @@ def _record_model(recorder: Recorder, moco: MoCo) -> None:
         recorder.record(local_tensor(tensor), name, "momentum_weights" if name.startswith("momentum_") else "weights")
 
 
-def _host_crops(recipe: Recipe) -> CropBatch:
-    """One micro-batch of one view on the host, as the loader yields it, with the most expensive photometry."""
+def _views(recipe: Recipe, recorder: Recorder) -> tuple[View, View]:
+    """The trainer's own views: crops on the host with the most expensive photometry, augmented when requested."""
     tiles, size = recipe.batch.micro_batch_size, recipe.encoder.image_size
     pixels = torch.empty(tiles, recipe.encoder.bands, size, size, dtype=crop_dtype(recipe))
-    return CropBatch(pixels, [worst_case_photometry(recipe)] * tiles, [0] * tiles)
-
-
-def _views(crops: CropBatch, recipe: Recipe, recorder: Recorder) -> tuple[View, View]:
-    """The trainer's own views, which augment a micro-batch on the device when it is requested."""
-    recorder.ignore(crops.pixels)
+    recorder.ignore(pixels)
+    crops = CropBatch(pixels, [worst_case_photometry(recipe)] * tiles, [0] * tiles)
     batches = [crops] * recipe.batch.accumulation_steps
     view1, view2 = (TracedView(AugmentedView(batches, recipe, _CPU, on_gpu=True), recorder) for _ in range(2))
     return view1, view2
@@ -134,3 +128,28 @@ def _categorize_lasting(recorder: Recorder, moco: MoCo, optimizer: torch.optim.O
         for value in state.values():
             if isinstance(value, torch.Tensor) and recorder.number_of(value) is not None:
                 recorder.record(value, "optimizer state", "optimizer_state")
+
+
+def both_views_step(
+    accelerator: Accelerator,
+    moco: MoCo,
+    optimizer: torch.optim.Optimizer,
+    views: tuple[View, View],
+    recipe: Recipe,
+    momentum_coefficient: float,
+) -> StepResult:
+    """Compute the result of `train_step` as the paper does, with both views at once and without micro-batches.
+
+    Negatives come from the global batch. For comparison only. Source: algorithm 1 of arXiv 2104.02057.
+    """
+    moco.update_momentum_encoder(momentum_coefficient)
+    moco.gradient_buffer.zero_()
+    view1, view2 = ([torch.cat([view[index] for index in range(len(view))])] for view in views)
+    keys1, keys2 = gather_keys_of_views(accelerator, moco, view1, view2)
+    loss1, spread1 = moco(view1, keys2)
+    loss2, spread2 = moco(view2, keys1)
+    accelerator.backward(loss1 + loss2)
+    average_gradients(moco)
+    skipped = optimizer_step(accelerator, optimizer)
+    moco.enqueue(keys2)
+    return StepResult((loss1 + loss2).detach(), (spread1 + spread2) / 2, skipped)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.trainer_processes import Trainer, quick_recipe, start_quick
 
-from moco_accel.checkpoints.folder_lock import FolderLock
+from moco_accel.checkpoints.folder_lock import lock_folder
 from moco_accel.common.errors import UserError
 from moco_accel.processes.control_group import ControlGroup
 
@@ -21,14 +21,14 @@ def test_a_second_run_is_refused_until_the_first_ends(tmp_path: Path, tiles_fold
     try:
         first.wait_for_phase("step")
         with pytest.raises(UserError, match=rf"is in use: process {first.process.pid} on .* trains in it"):
-            FolderLock(first.run, ControlGroup()).__enter__()
+            lock_folder(first.run, ControlGroup()).__enter__()
         assert first.process.poll() is None
         first.process.send_signal(signal.SIGSTOP)
         with pytest.raises(UserError, match="is in use"):
-            FolderLock(first.run, ControlGroup()).__enter__()
+            lock_folder(first.run, ControlGroup()).__enter__()
         first.process.kill()
         first.process.wait()
-        with FolderLock(first.run, ControlGroup()):
+        with lock_folder(first.run, ControlGroup()):
             assert (first.run / "running").read_text().startswith(f"process {os.getpid()} on ")
         assert not (first.run / "running").exists()
     finally:
@@ -36,7 +36,7 @@ def test_a_second_run_is_refused_until_the_first_ends(tmp_path: Path, tiles_fold
 
 
 def test_a_run_that_never_started_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="wrong"), FolderLock(tmp_path / "a" / "run", ControlGroup()):
+    with pytest.raises(UserError, match="wrong"), lock_folder(tmp_path / "a" / "run", ControlGroup()):
         raise UserError("something is wrong")
     assert not (tmp_path / "a" / "run").exists()
 
@@ -44,7 +44,7 @@ def test_a_run_that_never_started_leaves_nothing(tmp_path: Path) -> None:
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(UserError, match=r"run is a file; a run needs a folder, e\.g\. .*run_run"):
-        FolderLock(tmp_path / "run", ControlGroup()).__enter__()
+        lock_folder(tmp_path / "run", ControlGroup()).__enter__()
 
 
 def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(
@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.lockf", no_locks)
-    with FolderLock(tmp_path / "run", ControlGroup()):
+    with lock_folder(tmp_path / "run", ControlGroup()):
         pass
     assert "cannot be locked (No locks available): make sure that no other run uses it" in capsys.readouterr().err
 

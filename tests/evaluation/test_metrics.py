@@ -9,7 +9,6 @@ import torch
 
 from moco_accel.evaluation.metrics import (
     alignment,
-    mean_and_sd,
     rank_me,
     score_predictions,
     summarise_scores,
@@ -26,9 +25,8 @@ def test_balanced_accuracy_weights_all_classes_equally() -> None:
 
 
 def test_mean_and_sample_deviation() -> None:
-    assert mean_and_sd([0.5]) == (0.5, None)
-    assert mean_and_sd([1, 2, 3, 4]) == (2.5, pytest.approx((5 / 3) ** 0.5))
     right, wrong = (score_predictions(torch.tensor([0]), torch.tensor([p]), 2) for p in (0, 1))
+    assert summarise_scores({("knn", ""): [right]}) == {"knn_top1": 1, "knn_balanced": 1}
     assert summarise_scores({("knn", "_grey"): [right, wrong]}) == {
         "knn_top1_grey": 0.5,
         "knn_top1_grey_sd": pytest.approx(0.5**0.5),

@@ -11,7 +11,7 @@ from torch import nn
 
 from moco_accel.networks.encoders import build_encoder, feature_dim, patch_projection, sincos_position_embedding
 from moco_accel.networks.moco import build_moco
-from moco_accel.recipe.constants import ENCODER_NAMES
+from moco_accel.recipe.encoder_names import ENCODER_NAMES
 from moco_accel.recipe.load import recipe_from_dict
 from moco_accel.recipe.schema import Encoder
 

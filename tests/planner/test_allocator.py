@@ -121,7 +121,7 @@ def test_invariants(events: list[Event], expandable: bool) -> None:
             allocator.allocate(number, size)
         else:
             allocator.free(number)
-        blocks = sorted((pool.small, b.address, b.size) for b, pool, _ in allocator._live.values())
+        blocks = sorted((pool.small, b.address, b.size) for b, pool in allocator._live.values())
         for (pool, start, length), (next_pool, next_start, _) in pairwise(blocks):
             assert pool != next_pool or start + length <= next_start
         assert sum(length for _, _, length in blocks) == allocator.allocated_bytes

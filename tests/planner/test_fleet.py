@@ -13,8 +13,7 @@ import torch
 
 from moco_accel.common.errors import UserError
 from planner.cards.card import GIB, MIB, Card
-from planner.cards.fleet import Fleet, parse_fleet
-from planner.cards.local import _build_local_card, falls_back_to_system_memory, local_cards
+from planner.cards.fleet import Fleet, _build_local_card, falls_back_to_system_memory, local_cards, parse_fleet
 from planner.cards.lookup import CARDS, generic_card
 
 

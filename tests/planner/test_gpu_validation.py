@@ -17,7 +17,7 @@ from support.traces import HEADS, VIT
 
 from moco_accel.recipe.load import recipe_from_dict
 from planner.cards.card import CONTEXT_BYTES
-from planner.cards.local import local_cards
+from planner.cards.fleet import local_cards
 from planner.cards.lookup import CARDS
 from planner.evidence.measure import measure
 from planner.memory.allocator import replay, round_up
@@ -119,8 +119,8 @@ def test_predicted_blocks_sum_to_the_predicted_peak() -> None:
 def test_measured_blocks_are_those_live_at_the_peak() -> None:
     frames = [
         {"name": "layer_norm", "filename": "/lib/torch/nn/functional.py", "line": 1},
-        {"name": "encode", "filename": "/here/moco_accel/moco.py", "line": 99},
-        {"name": "train_step", "filename": "/here/moco_accel/step.py", "line": 70},
+        {"name": "encode", "filename": "/here/moco_accel/networks/moco.py", "line": 99},
+        {"name": "train_step", "filename": "/here/moco_accel/training/step.py", "line": 70},
     ]
     entries = [
         {"action": "segment_alloc", "addr": 0, "size": 2048, "frames": []},
@@ -132,7 +132,7 @@ def test_measured_blocks_are_those_live_at_the_peak() -> None:
         {"action": "free_completed", "addr": 512, "size": 100, "frames": []},
         {"action": "alloc", "addr": 512, "size": 50, "frames": []},
     ]
-    expected = {(100, "layer_norm < encode, moco_accel/moco.py:99"): 1, (300, "no Python frame: backward"): 1}
+    expected = {(100, "layer_norm < encode, moco_accel/networks/moco.py:99"): 1, (300, "no Python frame: backward"): 1}
     assert measured_blocks(entries) == Counter(expected)
     compared = compare_blocks(
         Counter({(100, "aten.mm.default in encoder, heads"): 3, (50, "x"): 1}), measured_blocks(entries)

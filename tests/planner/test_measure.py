@@ -18,7 +18,7 @@ from moco_accel.networks.moco import MoCo, build_moco
 from moco_accel.training.optimizers import build_optimizer
 from moco_accel.training.step import build_accelerator, prepare, train_step
 from moco_accel.views.augment import AugmentedView
-from planner.evidence.measure import measure, measurement_row, random_crops, run_steps, save_measurement
+from planner.evidence.measure import measure, measurement_row, random_crops, run_steps
 from planner.evidence.records import append_row, measured_path, read_rows
 from planner.memory.allocator import replay
 from planner.trace.fake_processes import fresh_accelerate
@@ -96,7 +96,7 @@ def test_measurements_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert read_rows(measured_path()) == []
     for recipe in (recipe_on(1), recipe_on(2)):
-        save_measurement(MEASUREMENT, recipe, PREDICTED)
+        append_row(measured_path(), measurement_row(MEASUREMENT, recipe, PREDICTED))
     one, two = read_rows(measured_path())
     assert (tmp_path / "moco-accel" / "measured.jsonl").is_file()
     assert one == json.loads(json.dumps(measurement_row(MEASUREMENT, recipe_on(1), PREDICTED)))

@@ -15,8 +15,7 @@ from moco_accel.networks.moco import build_moco
 from moco_accel.training.optimizers import build_optimizer
 from moco_accel.training.step import build_accelerator, prepare, train_step
 from planner.memory.allocator import replay
-from planner.trace.paper_step import both_views_step
-from planner.trace.trace import trace_step
+from planner.trace.trace import both_views_step, trace_step
 
 
 @pytest.mark.usefixtures("float64")

@@ -13,7 +13,7 @@ import pytest
 from support.plans import SMALL, moco_plan, two_device_recipe
 
 from moco_accel.recipe.load import load_recipe, save_recipe
-from planner.answer.recipe_header import differences_from_paper
+from planner.answer.launch import differences_from_paper
 from planner.answer.request import Request, default_recipe_path
 from planner.cards.card import CONTEXT_BYTES, NCCL_BYTES
 from planner.cards.lookup import CARDS, generic_card

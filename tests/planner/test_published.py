@@ -21,8 +21,7 @@ from moco_accel.recipe.rules import scaled_lr
 from moco_accel.recipe.schema import Recipe
 from moco_accel.training.step import StepResult, optimizer_step
 from planner.memory.allocator import MIB, AllocatorPeaks, replay
-from planner.trace.paper_step import both_views_step
-from planner.trace.trace import trace_step
+from planner.trace.trace import both_views_step, trace_step
 
 LOGGED_BYTES = 18_037 * MIB
 A10 = 86

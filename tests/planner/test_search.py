@@ -13,15 +13,14 @@ from support.recipes import small_recipe
 from moco_accel.recipe.schema import Recipe
 from planner.answer.request import Request, build_recipe, few_steps_warning
 from planner.cards.lookup import CARDS, generic_card
-from planner.evidence.prediction_error import evidence_label, prediction_error
+from planner.evidence.records import evidence_label, prediction_error
 from planner.memory.allocator import MIB, replay
 from planner.memory.estimate import estimate_paper_step
 from planner.report.reasons import micro_batch_warning
-from planner.search.advice import find_changes
-from planner.search.best_recipe import check_scaling, evaluate, find_best
+from planner.search.best_recipe import check_scaling, evaluate, find_best, find_changes
 from planner.search.cache import cached
 from planner.search.candidate import Candidate, Change
-from planner.trace.recipe_variants import with_memory, with_micro_batch
+from planner.trace.scaling import with_memory, with_micro_batch
 from planner.trace.trace import trace_step
 
 
@@ -50,7 +49,7 @@ def test_search_finds_the_largest_micro_batch_that_fits() -> None:
     assert found.memory.fits
     larger = with_micro_batch(found.recipe, 2 * size)
     assert not evaluate(larger, card).memory.fits
-    assert check_scaling(found.recipe, card).difference == pytest.approx(0, abs=0.001)  # measured: 0
+    assert check_scaling(found.recipe, card) == pytest.approx(0, abs=0.001)  # measured: 0
 
 
 def test_checkpointing_and_bf16_reduce_the_peak() -> None:
@@ -91,7 +90,7 @@ def test_changes_fit_at_the_predicted_cost() -> None:
     recipe, card = with_micro_batch(two_device_recipe("vit_small_patch16", 2048, 1024), 512), generic_card(3)
     now = evaluate(recipe, card)
     assert not now.memory.fits
-    found = find_changes(recipe, card).changes
+    found = find_changes(recipe, card)
     assert {change.words.split()[0] for change in found} == {"micro-batch", "activation"}
     for change in found:
         after = evaluate(applied(change, recipe), card)

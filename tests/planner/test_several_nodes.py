@@ -13,15 +13,14 @@ from moco_accel.recipe.hardware_sections import Hardware
 from moco_accel.recipe.launch_command import launch_command
 from moco_accel.recipe.load import load_recipe
 from moco_accel.recipe.schema import Recipe
-from planner.answer import hardware as answer_hardware
+from planner.answer import request as answer_request
 from planner.answer.launch import launch_lines
 from planner.answer.request import Request, default_recipe_path
 from planner.cards.fleet import Fleet, parse_fleet
 from planner.cards.lookup import CARDS, generic_card
 from planner.search.best_recipe import evaluate
 from planner.search.candidate import Candidate
-from planner.time.network import node_link_bytes, node_links, ring_bytes
-from planner.time.throughput import operations_share
+from planner.time.step_time import node_link_bytes, node_links, operations_share, ring_bytes
 from planner.trace.events import CollectiveTotal
 from planner.trace.scaling import trace_for
 
@@ -102,7 +101,7 @@ def test_wrong_options_exit_with_code_2(arguments: list[str], message: str) -> N
 
 def test_nodes_with_the_gpus_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """This machine is given two GPUs."""
-    monkeypatch.setattr(answer_hardware, "local_cards", lambda: [generic_card(8)] * 2)
+    monkeypatch.setattr(answer_request, "local_cards", lambda: [generic_card(8)] * 2)
     result = moco_plan("--nodes", "3", *SMALL[:-1], "240", "--json", "--output", str(tmp_path / "r.yaml"))
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["hardware"]["num_devices"] == 6
@@ -130,7 +129,7 @@ def test_fleet_of_several_nodes() -> None:
     assert cards.num_devices == 32
     one = parse_fleet("rtx3070", None, None, 2)
     assert one is not None
-    assert one.deciding.budget_bytes(one.num_devices) < one.deciding.budget_bytes(1)  # NCCL, also with one GPU per node
+    assert one.limiting.budget_bytes(one.num_devices) < one.limiting.budget_bytes(1)  # NCCL, also with one GPU per node
 
 
 def test_launch_lines_of_many_nodes_show_the_first_two() -> None:
@@ -200,7 +199,7 @@ def test_collectives_do_not_depend_on_the_number_of_nodes() -> None:
     recipe = recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"accumulation_steps": 1})})
     card = CARDS["rtx3070"]
     together, apart = evaluate(recipe, card), evaluate(with_nodes(recipe, 4), card)
-    assert together.sent == apart.collectives
+    assert together.collectives == apart.collectives
     assert together.tiles_per_second == apart.tiles_per_second
     assert sum(operations_share(apart.flops).values()) == pytest.approx(1)
     assert trace_for(with_nodes(recipe, 4), card).status_exchanges(1) == apart.status_exchanges

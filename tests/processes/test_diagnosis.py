@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from moco_accel.processes.diagnosis import allowed_seconds, describe_lost_worker
 from moco_accel.processes.heartbeats import Heartbeat
 
 
-def beat(phase: str = "the keys", seconds: float = 0.0, limit: float | None = 90.0, **more: Any) -> Heartbeat:
+def beat(phase: str = "the keys", seconds: float = 0.0, limit: float = 90.0, **more: Any) -> Heartbeat:
     return Heartbeat("here", 7, phase, seconds, limit, **more)
 
 
@@ -27,12 +28,12 @@ def beat(phase: str = "the keys", seconds: float = 0.0, limit: float | None = 90
         ("the keys", 90, None, 90),
         ("checkpoint", 90, 2.0, 900),
         ("evaluation", 90, 20.0, 2000),
-        ("start", 90, None, None),
-        ("data", None, 2.0, None),
+        ("start", 90, None, inf),
+        ("data", None, 2.0, inf),
     ],
 )
 def test_allowed_seconds(
-    phase: str, stall_seconds: float | None, median_step_seconds: float | None, expected: float | None
+    phase: str, stall_seconds: float | None, median_step_seconds: float | None, expected: float
 ) -> None:
     assert allowed_seconds(phase, stall_seconds, median_step_seconds) == expected
 
@@ -41,21 +42,21 @@ def test_the_ranks_to_blame() -> None:
     waiting = beat("data", 95, waits=True)
     late = beat("view 1's forward and backward", 91, position="forward at vit.py:3")
     silence = {0: 0.0, 1: 1.0, 2: 1.0}
-    assert find_stall({0: waiting, 1: beat(seconds=89), 2: waiting}, silence, 90) is None
-    assert find_stall({0: waiting, 1: beat("checkpoint", 600, 900), 2: waiting}, silence, 90) is None
-    assert find_stall({0: beat("start", 900, None)}, {0: 0.0}, None) is None
-    assert find_stall({0: waiting, 1: late, 2: beat(seconds=3)}, silence, 90) == (
+    assert find_stall({0: waiting, 1: beat(seconds=89), 2: waiting}, silence, 90, "here") is None
+    assert find_stall({0: waiting, 1: beat("checkpoint", 600, 900), 2: waiting}, silence, 90, "here") is None
+    assert find_stall({0: beat("start", 900, inf)}, {0: 0.0}, inf, "here") is None
+    assert find_stall({0: waiting, 1: late, 2: beat(seconds=3)}, silence, 90, "here") == (
         [1],
         "rank 1 has stalled: 91 s in view 1's forward and backward (forward at vit.py:3), limit 90 s; --resume "
         "continues from the last checkpoint, a larger run.stall_seconds waits longer",
     )
-    blamed, line = find_stall({0: waiting, 1: beat(seconds=60), 2: late}, silence, 90) or ([], "")
+    blamed, line = find_stall({0: waiting, 1: beat(seconds=60), 2: late}, silence, 90, "here") or ([], "")
     assert blamed == [2, 1]
     assert "rank 2 has stalled: 91 s in view 1's forward and backward (forward at vit.py:3) and rank 1" in line
-    blamed, line = find_stall({0: waiting, 1: late, 2: beat("data")}, {0: 0, 1: 1, 2: 91}, 90) or ([], "")
+    blamed, line = find_stall({0: waiting, 1: late, 2: beat("data")}, {0: 0, 1: 1, 2: 91}, 90, "here") or ([], "")
     assert blamed == [2]
     assert line.startswith("rank 2 (process 7) has stalled: no heartbeat for 91 s, last phase data; ")
-    blamed, line = find_stall({0: waiting, 1: waiting}, silence, 90) or ([], "")
+    blamed, line = find_stall({0: waiting, 1: waiting}, silence, 90, "here") or ([], "")
     assert blamed == [0, 1]
     assert line.startswith("all ranks wait for each other (rank 0 in data, rank 1 in data)")
 
@@ -77,7 +78,7 @@ def test_another_host_is_named_and_lost_as_a_whole() -> None:
     assert blamed == [0]
     assert line.startswith("rank 0 on north (process 7) cannot be reached (its host or the network is down, or it")
     slow = {**beats, 3: replace(on["south"], seconds=95.0)}
-    assert "rank 3 on south has stalled: 95 s in the" in (find_stall(slow, {}, None, "north pid:[40]") or "")[1]
+    assert "rank 3 on south has stalled: 95 s in the" in (find_stall(slow, silence, inf, "north pid:[40]") or "")[1]
     assert diagnosis.describe_rank(1, "", {"", "north pid:[40]"}) == "rank 1"  # before its first heartbeat
 
 

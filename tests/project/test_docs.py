@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from support.recipes import small_recipe
 from support.tile_files import write_labelled
 from support.trainer_processes import train
-from support.recipes import small_recipe
 
 from moco_accel.evaluation import cli as eval_cli
 from moco_accel.export import cli as export_cli
@@ -116,8 +116,9 @@ def test_options_fields_and_files_of_a_command_exist(command: Command) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_named_in_the_text_exist(page: Path) -> None:
-    for name in re.findall(rf"`(?:pytest )?((?:{_FOLDERS})/[\w./*-]*)[^`]*`", page.read_text()):
-        assert list(ROOT.glob(name)) or name in WRITTEN_BY_THE_PLANNER, name
+    for code in re.findall(r"`([^`\n]+)`", page.read_text()):
+        for name in re.findall(rf"(?<![\w./])(?:{_FOLDERS})/[\w./*-]*", code):
+            assert list(ROOT.glob(name)) or name in WRITTEN_BY_THE_PLANNER, name
 
 
 def test_error_messages_in_the_table_of_resume_md_are_in_the_code() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from moco_accel.networks import encoders
+from moco_accel.recipe.encoder_names import VIT_SIZES, VitSize
 
 MAX_SECONDS = 60.0
 
@@ -18,7 +18,7 @@ MAX_SECONDS = 60.0
 def prepare() -> None:
     """Make training fast in the forks, and import what they need."""
     torch.set_num_threads(1)
-    encoders._VIT_SIZES["tiny"] = (192, 1, 3)
+    VIT_SIZES["tiny"] = VitSize(192, 1, 3)
     Image.preinit()
 
 

@@ -23,10 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from moco_accel.recipe.encoder_names import VIT_SIZES, VitSize
+
 PR_SET_CHILD_SUBREAPER = 36
 GRACE_SECONDS = 30.0  # as torchrun
 LIMIT_SECONDS = 120.0
-TINY = (48, 2, 3)  # width, blocks, heads
+TINY = VitSize(48, 2, 3)  # width, blocks, heads
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,9 @@ def warm_up() -> None:
     from transformers import ViTConfig, ViTModel  # noqa: F401
     from transformers.initialization import no_init_weights  # noqa: F401
 
-    from moco_accel.networks import encoders
     from moco_accel.training import run  # noqa: F401
 
-    encoders._VIT_SIZES["tiny"] = TINY  # 2 blocks instead of 12, a quarter of the width
+    VIT_SIZES["tiny"] = TINY  # 2 blocks instead of 12, a quarter of the width
 
 
 def serve() -> None:

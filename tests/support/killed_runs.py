@@ -22,7 +22,7 @@ from support.run_differences import differences, logs, rows_of
 
 from moco_accel.checkpoints.checkpoint import verify_checkpoint
 from moco_accel.checkpoints.run_folder import newest_intact
-from moco_accel.networks import encoders
+from moco_accel.recipe.encoder_names import VIT_SIZES
 from moco_accel.recipe.load import save_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -79,8 +79,8 @@ class KilledRuns:
         _write_tiles(folder / "tiles")
 
     def __enter__(self) -> KilledRuns:
-        self._tiny = encoders._VIT_SIZES["tiny"]
-        encoders._VIT_SIZES["tiny"] = TINY  # this process verifies checkpoints, too
+        self._tiny = VIT_SIZES["tiny"]
+        VIT_SIZES["tiny"] = TINY  # this process verifies checkpoints, too
         changes = {
             "OMP_NUM_THREADS": "1",
             "HF_DATASETS_CACHE": str(self._folder / "cache"),
@@ -98,7 +98,7 @@ class KilledRuns:
         return self
 
     def __exit__(self, *_: object) -> None:
-        encoders._VIT_SIZES["tiny"] = self._tiny
+        VIT_SIZES["tiny"] = self._tiny
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()

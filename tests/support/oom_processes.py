@@ -19,9 +19,9 @@ from support.steps import own_views
 from torch import Tensor
 
 from moco_accel.common.errors import UserError
-from moco_accel.networks.encoders import _VIT_SIZES
 from moco_accel.networks.moco import MoCo, build_moco
 from moco_accel.processes.control_group import ControlGroup, use_control_group
+from moco_accel.recipe.encoder_names import VIT_SIZES, VitSize
 from moco_accel.recipe.schema import Recipe
 from moco_accel.training import step as step_module
 from moco_accel.training.oom_recovery import OutOfMemoryRecovery
@@ -137,7 +137,7 @@ def relative_difference(one: Tensor, other: Tensor) -> float:
 def main() -> None:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    _VIT_SIZES["tiny"] = (192, 2, 3)  # two blocks: many steps in seconds
+    VIT_SIZES["tiny"] = VitSize(192, 2, 3)  # two blocks: many steps in seconds
     recipe = small_recipe(**json.loads(sys.argv[1]))
     cases = json.loads(sys.stdin.read() if len(sys.argv) < 3 else sys.argv[2])
     accelerator = build_accelerator(recipe, cpu=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 from support.recipes import small_recipe
 from support.steps import make_views
 
-from moco_accel.checkpoints.random_states import seed_all
 from moco_accel.checkpoints.run_folder import newest_intact
 from moco_accel.checkpoints.saver import CheckpointSaver
 from moco_accel.networks.moco import build_moco
@@ -33,7 +33,7 @@ class SavedRun:
         self.accelerator = build_accelerator(self.recipe, cpu=True)
         if scale is not None:
             self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
-        seed_all(self.recipe.run.seed)
+        set_seed(self.recipe.run.seed)
         self.moco = build_moco(self.recipe)
         self.model, self.optimizer = prepare(self.accelerator, self.moco, build_optimizer(self.recipe, self.moco))
         micro_batch = self.recipe.batch.micro_batch_size

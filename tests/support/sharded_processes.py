@@ -34,10 +34,10 @@ from moco_accel.checkpoints.tensor_files import read_layout, read_tensors, safet
 from moco_accel.common.errors import UserError
 from moco_accel.common.versions import library_versions
 from moco_accel.evaluation.features import in_eval_mode
-from moco_accel.networks.encoders import _VIT_SIZES
 from moco_accel.networks.moco import MoCo, build_moco
 from moco_accel.networks.sharding import full_tensor, is_sharded, local_tensor, no_status_exchange
 from moco_accel.processes.control_group import ControlGroup
+from moco_accel.recipe.encoder_names import VIT_SIZES, VitSize
 from moco_accel.recipe.schema import Recipe
 from moco_accel.training.optimizers import build_optimizer
 from moco_accel.training.step import build_accelerator, prepare, train_step
@@ -206,7 +206,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if "8bit" not in sys.argv[2]:
         torch.set_default_dtype(torch.float64)
-    _VIT_SIZES["tiny"] = (192, 3, 3)
+    VIT_SIZES["tiny"] = VitSize(192, 3, 3)
     count = int(os.environ["WORLD_SIZE"])
     base: dict[str, dict[str, Any]] = {
         "hardware": {"num_devices": count},

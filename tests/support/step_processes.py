@@ -12,8 +12,8 @@ from support.recipes import small_recipe
 from support.steps import all_gradients, own_views
 from torch import Tensor
 
-from moco_accel.networks.encoders import _VIT_SIZES
 from moco_accel.networks.moco import MoCo, build_moco
+from moco_accel.recipe.encoder_names import VIT_SIZES, VitSize
 from moco_accel.training.optimizers import build_optimizer
 from moco_accel.training.step import build_accelerator, prepare, train_step
 
@@ -33,7 +33,7 @@ def count_gradient_reductions(moco: MoCo) -> list[int]:
 def main() -> None:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    _VIT_SIZES["tiny"] = (192, 3, 3)  # 3 of 12 blocks, for steps of milliseconds
+    VIT_SIZES["tiny"] = VitSize(192, 3, 3)  # 3 of 12 blocks, for steps of milliseconds
     recipe = small_recipe(**json.loads(sys.argv[1]))
     torch.manual_seed(0)
     accelerator = build_accelerator(recipe, cpu=True)

@@ -7,7 +7,7 @@ import torch
 
 from moco_accel.common.errors import UserError
 from moco_accel.processes.control_group import ControlGroup
-from moco_accel.recipe.constants import ASSUMED_PEAK_ERROR
+from moco_accel.recipe.encoder_names import ASSUMED_PEAK_ERROR
 from moco_accel.recipe.hardware_sections import Planned
 from moco_accel.training import device_memory
 from moco_accel.training.device_memory import (

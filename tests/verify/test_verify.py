@@ -23,8 +23,7 @@ from moco_accel.recipe.schema import Recipe
 from moco_accel.verify import checks as subject
 from moco_accel.verify import network_checks
 from moco_accel.verify.cli import app
-from moco_accel.views.crops import Crop
-from moco_accel.views.parameters import Photometry
+from moco_accel.views.crops import Crop, CropBatch
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 RECIPE = small_recipe(
@@ -123,9 +122,9 @@ def moved_by_a_pixel(tile: Tensor, *arguments: Any) -> Crop:
     return dataclasses.replace(real, pixels=torch.roll(real.pixels, 1, -1))
 
 
-def noise_after_normalisation(pixels: Tensor, photometry: list[Photometry], seeds: list[int], recipe: Recipe) -> Tensor:
+def noise_after_normalisation(batch: CropBatch, recipe: Recipe) -> Tensor:
     quiet = recipe.model_copy(update={"augment": recipe.augment.model_copy(update={"noise_std": 0.0})})
-    clean = real_augment_pixels(pixels, photometry, seeds, quiet)
+    clean = real_augment_pixels(batch, quiet)
     return clean + recipe.augment.noise_std * torch.randn_like(clean)
 
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as transforms
 from moco_accel.recipe.schema import Recipe
 from moco_accel.views import photometric
 from moco_accel.views.augment import AugmentedView, augment_pixels
-from moco_accel.views.crops import make_crop, stack_crops
+from moco_accel.views.crops import CropBatch, make_crop, stack_crops
 from moco_accel.views.parameters import Photometry, worst_case_photometry
 
 CPU = torch.device("cpu")
@@ -127,7 +127,7 @@ def test_noise_comes_before_normalisation() -> None:
     noisy = small_recipe(
         augment=NO_AUGMENTATION | {"noise_std": 0.05}, data={"mean": [0.5, 0.5, 0.5], "std": [0.1, 0.2, 0.5]}
     )
-    output = augment_pixels(torch.full((4, 3, 64, 64), 0.5), [Photometry()] * 4, [1, 2, 3, 4], noisy)
+    output = augment_pixels(CropBatch(torch.full((4, 3, 64, 64), 0.5), [Photometry()] * 4, [1, 2, 3, 4]), noisy)
     torch.testing.assert_close(output.std((0, 2, 3)), torch.tensor([0.5, 0.25, 0.1]), rtol=0.02, atol=0)
 
 
@@ -154,7 +154,7 @@ def test_bands_get_gain_and_offset_and_a_dropped_band_is_its_mean() -> None:
         Photometry(band_gain=(1, 1.5, 1, 1, 1), band_offset=(0, 0, 0.1, 0, 0), band_keep=(1, 1, 1, 0, 1)),
         Photometry(band_gain=(1, 1, 1, 1, 3), band_offset=(0, 0, 0, -0.9, 0), band_keep=(1, 1, 1, 1, 1)),
     ]
-    output = augment_pixels(torch.full((2, 5, 8, 8), 0.4), changes, [0, 1], recipe)
+    output = augment_pixels(CropBatch(torch.full((2, 5, 8, 8), 0.4), changes, [0, 1]), recipe)
     expected = torch.tensor([[0.4, 0.6, 0.5, 0.4, 0.4], [0.4, 0.4, 0.4, 0.0, 1.0]])  # clamped to 0 and 1
     torch.testing.assert_close(denormalise(output, recipe), expected[:, :, None, None].expand_as(output))
     assert torch.equal(output[0, 3], torch.zeros(8, 8))  # its mean, exactly
@@ -172,5 +172,5 @@ def test_crops_are_not_changed() -> None:
     recipe = small_recipe()
     for crops in (torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8), torch.rand(2, 3, 16, 16).half()):
         before = crops.clone()
-        augment_pixels(crops, [worst_case_photometry(recipe)] * 2, [0, 1], recipe)
+        augment_pixels(CropBatch(crops, [worst_case_photometry(recipe)] * 2, [0, 1]), recipe)
         assert torch.equal(crops, before)

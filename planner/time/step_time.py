@@ -1,29 +1,40 @@
-"""Predict the time that a step's collectives take between nodes. Bytes are counted, rings are assumed; no torch.
+"""Predict a step's time: its counted operations on a card, and its collectives between nodes. Imports no torch.
 
-Keys are gathered before the first forward with gradient and gradients are reduced after the last backward, so nothing
-overlaps and the seconds add to those of computation. Latency is left out, also that of status exchanges.
+Bytes between nodes are counted, rings are assumed. Keys are gathered before the first forward with gradient and
+gradients are reduced after the last backward, so nothing overlaps and the seconds add to those of computation. Latency
+is left out, also that of status exchanges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moco_accel.recipe.hardware_sections import Hardware
+from moco_accel.recipe.schema import Recipe
+from planner.cards.card import Card
 from planner.trace.events import CollectiveTotal
 
-GBITS_PER_SECOND = (1, 10, 100)
+UTILISATION = 0.35
+"""Assumed share of a card's peak throughput that training reaches: usual for ViTs in 16 bits, a guess for any card."""
+_GBITS_PER_SECOND = (1, 10, 100)
+
+
+def predicted_tiles_per_second(flops: float, recipe: Recipe, card: Card) -> float:
+    """Predict the tiles per second of all devices together from a step's operations on one, without communication."""
+    seconds = flops / (card.tensor_tflops * 1e12 * UTILISATION)
+    return recipe.batch.global_batch_size / seconds
+
+
+def operations_share(flops: Mapping[str, float]) -> dict[str, float]:
+    """Return the share of each part in a step's counted operations."""
+    total = sum(flops.values())
+    return {part: count / total for part, count in flops.items()}
 
 
 @dataclass(frozen=True)
 class NodeLink:
-    """A link per node that its GPUs share.
-
-    Attributes:
-        gbits_per_second: Bandwidth in each direction.
-        seconds: Predicted time of a step's collectives.
-        share: Their share of the step's time.
-    """
+    """A link per node that its GPUs share, the predicted time of a step's collectives, and their share of the step."""
 
     gbits_per_second: int
     seconds: float
@@ -33,8 +44,7 @@ class NodeLink:
 def ring_bytes(collective: CollectiveTotal, parties: int | None = None) -> float:
     """Return the bytes that each process sends in a ring: n - 1 of n parts, twice that for an all-reduce.
 
-    Args:
-        parties: Members of the ring; None takes the processes of the collective.
+    `parties` are the members of the ring; None takes the processes of the collective.
     """
     parties = parties or collective.processes
     rounds = 2 if collective.operation == "all-reduce" else 1
@@ -60,7 +70,7 @@ def node_links(hardware: Hardware, collectives: Sequence[CollectiveTotal], compu
     if hardware.num_nodes == 1:
         return []
     links = []
-    for gbits in GBITS_PER_SECOND:
+    for gbits in _GBITS_PER_SECOND:
         seconds = 8 * node_link_bytes(hardware, collectives) / (gbits * 1e9)
         links.append(NodeLink(gbits, seconds, seconds / (seconds + computing_seconds)))
     return links
