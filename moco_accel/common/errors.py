@@ -25,3 +25,8 @@ def short_repr(value: object, limit: int = MAX_NAME_CHARACTERS) -> str:
     """Return `repr(value)`, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def error_reason(error: BaseException, limit: int = 500) -> str:
+    """Return an error's message in one line of at most `limit` characters; its type if it has no message."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from moco_accel.common.console import console, run_command, user_errors
-from moco_accel.common.errors import UserError
+from moco_accel.common.errors import UserError, error_reason
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -92,7 +92,7 @@ def _upload(folder: Path, name: str) -> str:
         address = api.create_repo(name, repo_type="model", exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by moco-export")
     except (HfHubHTTPError, client_error, OSError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = error_reason(error, 200)
         raise UserError(
             f"--push-to-hub={name}: upload to {api.endpoint} failed ({reason}); {folder} is written, and "
             f"hf upload {name} {folder} uploads it later"

@@ -14,7 +14,7 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from moco_accel.common.errors import UserError
+from moco_accel.common.errors import UserError, error_reason
 from moco_accel.common.pixels import Pixels
 from moco_accel.images.gdal import read_raster
 from moco_accel.images.headers import (
@@ -54,7 +54,7 @@ def decode_raster(raw: bytes, bands: int | None = None) -> Tensor:
     except (DamagedTile, UserError, MemoryError):
         raise
     except Exception as error:  # decoders raise anything for malformed bytes
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = error_reason(error, 300)
         raise DamagedTile(f"cannot be decoded ({reason})") from None
     _check_type(pixels.dtype)
     return torch.from_numpy(pixels.astype(pixels.dtype.newbyteorder("="), copy=not pixels.flags.writeable))

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from moco_accel.checkpoints.manifest import MANIFEST
 from moco_accel.common.atomic_files import parse_strict_json, read_regular_file
-from moco_accel.common.errors import UserError, short_repr
+from moco_accel.common.errors import UserError, error_reason, short_repr
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -101,7 +101,7 @@ def _download(source: str, name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "config.json"]))
     except (HfHubHTTPError, HFValidationError, client_error, OSError) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = error_reason(error, 160)
         raise UserError(
             f"encoder.weights={short_repr(source)} is not a local path, and the hub does not provide it ({reason}); "
             "a folder or a .safetensors file works"

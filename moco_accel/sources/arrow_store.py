@@ -21,9 +21,9 @@ import pyarrow as pa
 from datasets.io.parquet import ParquetDatasetReader
 
 from moco_accel.common.console import console
-from moco_accel.common.errors import UserError
+from moco_accel.common.errors import UserError, error_reason
 from moco_accel.sources.arrow_validation import check_arrow_file, read_features
-from moco_accel.sources.base import Source, Store, describe_error, read_shards_metadata
+from moco_accel.sources.base import Source, Store, read_shards_metadata
 from moco_accel.sources.parquet_footers import Footer, open_parquet_file
 from moco_accel.sources.parquet_pages import find_page_problem
 from moco_accel.sources.tile_metadata import TileMetadata
@@ -66,7 +66,7 @@ class ArrowStore(Store):
         try:
             return list(self._dataset.data.column(name).to_pylist())
         except (pa.ArrowException, ValueError) as error:  # ValueError: invalid UTF-8
-            raise UserError(f"column {name!r} of {self.paths[0]} cannot be read ({describe_error(error)})") from None
+            raise UserError(f"column {name!r} of {self.paths[0]} cannot be read ({error_reason(error)})") from None
 
     def _open_column(self, name: str) -> tuple[list[int], list[pa.Array]]:
         chunks = [chunk for chunk in self._dataset.data.column(name).chunks if len(chunk)]
@@ -91,7 +91,7 @@ def open_arrow(files: list[Path], source: Source) -> ArrowStore:
         except Exception as error:  # arrow and `datasets` raise many types
             raise UserError(
                 f"{source}: {file} is not an Arrow stream as save_to_disk of datasets writes it "
-                f"({describe_error(error)}); parquet works too"
+                f"({error_reason(error)}); parquet works too"
             ) from None
     metadata = read_shards_metadata(files, [part.data.schema.metadata for part in parts], source)
     try:
@@ -183,7 +183,7 @@ def array_row_bytes(feature: Any) -> int | None:
 
 
 def _different_columns(source: Source, error: BaseException) -> UserError:
-    reason = describe_error(error)
+    reason = error_reason(error)
     return UserError(f"{source}: its shards have different columns or damaged values ({reason}); rebuild them")
 
 

@@ -14,9 +14,9 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from moco_accel.common.errors import UserError
+from moco_accel.common.errors import UserError, error_reason
 from moco_accel.images.headers import MAX_TILE_BYTES
-from moco_accel.sources.base import Source, describe_error
+from moco_accel.sources.base import Source
 
 _MAX_COLUMNS = 10_000
 _MAX_METADATA_BYTES = 1 << 23
@@ -37,7 +37,7 @@ def read_features(schema: pa.Schema, source: Source) -> dict[str, Any]:
                 _check_array(feature)
     except Exception as error:  # the metadata may hold anything
         raise UserError(
-            f"{source}: the column types in its schema cannot be read ({describe_error(error)}); rebuild it"
+            f"{source}: the column types in its schema cannot be read ({error_reason(error)}); rebuild it"
         ) from None
     if len(set(schema.names)) != len(schema.names) or len(schema.names) > _MAX_COLUMNS:
         raise UserError(f"{source} has duplicate column names, or more than {_MAX_COLUMNS}; rebuild it")

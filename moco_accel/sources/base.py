@@ -31,11 +31,6 @@ class Source:
         return f"{self.field}={self.path!r}"
 
 
-def describe_error(error: BaseException) -> str:
-    """Return an error's message in one line of at most 500 characters."""
-    return " ".join(str(error).split())[:500] or type(error).__name__
-
-
 @dataclass(frozen=True)
 class ReadPattern:
     """How to read a source efficiently. Without units, every tile costs the same to read in any order.

@@ -11,11 +11,11 @@ import datasets
 import fsspec  # type: ignore[import-untyped]
 import huggingface_hub
 
-from moco_accel.common.errors import UserError
+from moco_accel.common.errors import UserError, error_reason
 from moco_accel.images.kinds import IMAGE_SUFFIXES, is_hidden
 from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.arrow_store import ArrowStore, open_arrow
-from moco_accel.sources.base import Source, Store, describe_error
+from moco_accel.sources.base import Source, Store
 from moco_accel.sources.folder_store import open_folder
 from moco_accel.sources.parquet_store import open_parquet
 from moco_accel.sources.tar_store import open_tar
@@ -179,7 +179,7 @@ def _list_parquet_urls(source: Source) -> list[str]:
         filesystem, pattern = fsspec.core.url_to_fs(source.path)
         names = sorted(str(name) for name in filesystem.glob(pattern)) if "*" in pattern else [pattern]
     except Exception as error:  # each file system has its own errors
-        raise UserError(f"{source} cannot be listed ({describe_error(error)})") from None
+        raise UserError(f"{source} cannot be listed ({error_reason(error)})") from None
     urls = [filesystem.unstrip_protocol(name) for name in names if name.endswith(".parquet")]
     if not urls:
         folder = source.path.partition("*")[0].rstrip("/")
@@ -198,7 +198,7 @@ def _open_hub(name: str, split: str, source: Source, data: Data) -> Store:
     except KeyError:
         raise UserError(f"data.split={split!r} is not a split of {name!r}; data.split=train works most often") from None
     except Exception as error:  # of the network, of the hub, or of a dataset's own code
-        raise UserError(f"{source} cannot be loaded from the hub ({describe_error(error)})") from None
+        raise UserError(f"{source} cannot be loaded from the hub ({error_reason(error)})") from None
     if not data.streaming:
         return ArrowStore(dataset, [name], [len(dataset)], None, source)
     if other := next((file for file in files if not str(file).endswith(".parquet")), None):
@@ -214,6 +214,6 @@ def _check_on_hub(name: str, source: Source) -> None:
         huggingface_hub.HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_SECONDS)
     except Exception as error:  # of the network or of the hub
         raise UserError(
-            f"{source} is no local path, and the hub cannot be reached or lacks it ({describe_error(error)}); "
+            f"{source} is no local path, and the hub cannot be reached or lacks it ({error_reason(error)}); "
             f"moco-data build YOUR_IMAGES {name} makes tiles there, HF_HUB_OFFLINE=1 uses an earlier download"
         ) from None

@@ -12,8 +12,8 @@ import fsspec  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moco_accel.common.errors import UserError
-from moco_accel.sources.base import Source, describe_error
+from moco_accel.common.errors import UserError, error_reason
+from moco_accel.sources.base import Source
 
 _THREADS = 16  # over a network
 _MAX_ROWS = 1 << 30
@@ -62,7 +62,7 @@ def read_footers(paths: list[str], source: Source) -> list[Footer]:
                 sizes = [group.total_byte_size for group in groups]
                 footer = Footer(file.schema_arrow, [group.num_rows for group in groups], sizes)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise UserError(f"{source}: {path} is not a complete parquet file ({describe_error(error)})") from None
+            raise UserError(f"{source}: {path} is not a complete parquet file ({error_reason(error)})") from None
         if problem := _find_implausible_size(footer, path):
             raise UserError(f"{source}: {path} {problem}; rebuild it")
         return footer

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moco_accel.common.errors import UserError
+from moco_accel.common.errors import UserError, error_reason
 from moco_accel.images.decoding import DamagedTile
 from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.arrow_store import array_row_bytes, prepare_arrow_cache
 from moco_accel.sources.arrow_validation import read_features
-from moco_accel.sources.base import ReadPattern, Source, Store, describe_error, read_shards_metadata
+from moco_accel.sources.base import ReadPattern, Source, Store, read_shards_metadata
 from moco_accel.sources.parquet_footers import Footer, open_parquet_file, read_footers
 from moco_accel.sources.parquet_pages import find_page_problem
 from moco_accel.sources.tile_metadata import TileMetadata
@@ -98,7 +98,7 @@ class ParquetStore(Store):
                 with open_parquet_file(path) as file:
                     values += file.read(columns=[name]).column(name).to_pylist()
             except (pa.ArrowException, OSError, ValueError) as error:
-                reason = describe_error(error)
+                reason = error_reason(error)
                 raise UserError(
                     f"{self.source}: column {name!r} of {path} cannot be read ({reason}); rebuild it"
                 ) from None
@@ -162,7 +162,7 @@ class ParquetStore(Store):
             with open_parquet_file(path, self._footer(shard)) as file:
                 table = file.read_row_group(number, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError, ValueError) as error:
-            reason = describe_error(error)
+            reason = error_reason(error)
             if "://" not in path:  # a local file stays damaged: skip its tiles
                 raise DamagedTile(f"lies in a row group that cannot be read ({reason})") from None
             # a network recovers, and the run can be resumed

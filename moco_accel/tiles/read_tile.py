@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from moco_accel.common.errors import error_reason
 from moco_accel.images.decoding import decode_raster
 from moco_accel.images.headers import MAX_TILE_BYTES, DamagedTile, read_file
-from moco_accel.sources.base import Store, describe_error
+from moco_accel.sources.base import Store
 
 _MIN_SIDE = 8  # pixels
 
@@ -90,7 +91,7 @@ def encoded_bytes(value: Any) -> bytes:
     try:
         raw = value if value is None or isinstance(value, bytes) else value.as_py()
     except (pa.ArrowException, ValueError, OverflowError) as error:  # ValueError: invalid UTF-8
-        raise DamagedTile(f"cannot be read ({describe_error(error)})") from None
+        raise DamagedTile(f"cannot be read ({error_reason(error)})") from None
     if isinstance(raw, dict):
         encoded, path = raw.get("bytes"), raw.get("path")
         raw = encoded if encoded is not None or not isinstance(path, str) else _read_linked_file(path)
@@ -120,7 +121,7 @@ def _read_array(value: Any, columns: TileColumns) -> Tensor:
         return _to_tensor(value, columns.array_shape, columns.bands_last)
     except (pa.ArrowException, AttributeError, RuntimeError, TypeError, ValueError) as error:
         shape = list(columns.array_shape)
-        raise DamagedTile(f"is not an array of {shape}, as its column declares ({describe_error(error)})") from None
+        raise DamagedTile(f"is not an array of {shape}, as its column declares ({error_reason(error)})") from None
 
 
 def _to_tensor(value: Any, shape: tuple[int | None, ...], bands_last: bool) -> Tensor:

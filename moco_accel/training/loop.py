@@ -31,7 +31,7 @@ from moco_accel.training.device_memory import PlannedMemory
 from moco_accel.training.loader import step_views
 from moco_accel.training.metrics_logger import MetricsLogger
 from moco_accel.training.online_evaluation import OnlineEvaluation
-from moco_accel.training.oom_recovery import OutOfMemoryRecovery, describe_ranks
+from moco_accel.training.oom_recovery import OutOfMemoryRecovery, describe_oom
 from moco_accel.training.optimizers import build_optimizer, lr_at, momentum_coefficient_at, set_lr
 from moco_accel.training.run_context import RunContext
 from moco_accel.training.step import build_accelerator, prepare, train_step
@@ -196,7 +196,7 @@ def _continue_in_smaller_micro_batches(
 ) -> None:
     batch = smaller.batch
     log(
-        f"[yellow]{describe_ranks(oom_ranks)}: this step is retried in micro-batches of {batch.micro_batch_size} × "
+        f"[yellow]{describe_oom(oom_ranks)}: this step is retried in micro-batches of {batch.micro_batch_size} × "
         f"{batch.accumulation_steps}, which later steps use as well. Tiles, global batch {batch.global_batch_size}, "
         f"{smaller.negatives_per_query} negatives and lr stay the same[/]"
     )

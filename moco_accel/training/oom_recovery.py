@@ -92,13 +92,13 @@ class OutOfMemoryRecovery(RetryPolicy):
         is_done = all(new[0] != old[0] for new, old in zip(now, before, strict=True))
         if self._control_group.max_over_ranks(not is_done and now != before):
             raise UserError(
-                f"{describe_ranks(oom_ranks)} during the optimizer step, which cannot be retried; {_WHAT_TO_TRY}"
+                f"{describe_oom(oom_ranks)} during the optimizer step, which cannot be retried; {_WHAT_TO_TRY}"
             )
         for parameter in set(self._optimizer.state) - had_state if not is_done else ():
             del self._optimizer.state[parameter]  # incomplete state of a first step
         _, oom_ranks = self._try((lambda: None) if is_done else update)
         if oom_ranks:
-            raise UserError(f"{describe_ranks(oom_ranks)} twice in the optimizer step; {_WHAT_TO_TRY}")
+            raise UserError(f"{describe_oom(oom_ranks)} twice in the optimizer step; {_WHAT_TO_TRY}")
 
     def _try(self, work: Callable[[], T]) -> tuple[T | None, list[int]]:
         """Return the result of `work` if all ranks have one; else the ranks that ran out of memory."""
@@ -129,7 +129,7 @@ class OutOfMemoryRecovery(RetryPolicy):
         return first, second
 
 
-def describe_ranks(ranks: list[int]) -> str:
+def describe_oom(ranks: list[int]) -> str:
     """Return `out of memory on rank 1`."""
     return "out of memory on " + (f"ranks {', '.join(map(str, ranks))}" if ranks[1:] else f"rank {ranks[0]}")
 
@@ -147,7 +147,7 @@ def halve_micro_batch(recipe: Recipe, oom_ranks: list[int]) -> Recipe:
     Raises:
         UserError: If the micro-batch size is 1, or a smaller one would change the result.
     """
-    batch, per_device, who = recipe.batch, recipe.per_device_batch_size, describe_ranks(oom_ranks)
+    batch, per_device, who = recipe.batch, recipe.per_device_batch_size, describe_oom(oom_ranks)
     size = _largest_divisor(per_device, batch.micro_batch_size // 2)
     if size is None:
         raise UserError(
