@@ -6,7 +6,7 @@ RUN := runs/demo
 # one process per core (at most 4), each with one thread and up to 2.5 GB; workers that finish early take tests from the others
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: help env demo test test-long check format clean
+.PHONY: help env demo test test-long check format docs clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -53,6 +53,9 @@ check: env  ## check lint, format and types
 format: env  ## format, and fix what ruff can fix
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: env  ## write docs/recipe.md, the list of all recipe fields
+	@$(BIN)/python docs/recipe_page.py
 
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -134,6 +135,11 @@ def test_error_messages_in_the_table_of_resume_md_are_in_the_code() -> None:
 def test_links_have_targets(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_page_of_recipe_fields_is_what_the_code_writes() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "recipe_page.py"))["page"]
+    assert (ROOT / "docs" / "recipe.md").read_text() == page(), "run: make docs"
 
 
 def runnable() -> list[Command]:
