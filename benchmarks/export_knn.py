@@ -42,12 +42,13 @@ class ExportedEncoder(nn.Module):
 def main(run: Annotated[Path, typer.Argument(help="Run whose recipe names labelled tiles.")]) -> None:
     trained = find_trained_encoder(run, "latest")
     recipe, tiles = trained.recipe, open_labelled_tiles(trained.recipe)
+    train_labels, truth = tiles.labels.split([len(side) for side in tiles.sources])
 
     def evaluate(encoder: nn.Module) -> tuple[Tensor, Tensor]:
         """Return which test tiles are classified correctly [test tiles], and all features [tiles, feature_dim]."""
-        train, test = (extract_features(encoder, side, recipe, "cpu") for side in (tiles.train, tiles.test))
-        predicted = predict_by_knn(train, tiles.train_labels, test, len(tiles.names), recipe.evaluation)
-        return predicted == tiles.test_labels, torch.cat([train, test])
+        train, test = (extract_features(encoder, side, recipe, "cpu") for side in tiles.sources)
+        predicted = predict_by_knn(train, train_labels, test, len(tiles.names), recipe.evaluation)
+        return predicted == truth, torch.cat([train, test])
 
     own_correct, own_features = evaluate(trained.encoder)
     for name in FORMATS:
@@ -60,7 +61,7 @@ def main(run: Annotated[Path, typer.Argument(help="Run whose recipe names labell
         row = {
             "format": name,
             "encoder": recipe.encoder.name,
-            "test_tiles": len(tiles.test),
+            "test_tiles": len(truth),
             "right": int(correct.sum()),
             "right_in_the_trainer": int(own_correct.sum()),
             "same_tiles": bool((correct == own_correct).all()),

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from moco_accel.common.console import run_command, user_errors
+
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 _gpu_option = partial(typer.Option, rich_help_panel="GPUs")
 _training_option = partial(typer.Option, rich_help_panel="Training")
@@ -62,8 +64,6 @@ def plan(
 
     Exit codes: 0 it fits, 1 it does not fit, 2 an option is wrong.
     """
-    from moco_accel.common.console import user_errors
-
     with user_errors():
         if list_gpus:
             from planner.cards.lookup import show_cards
@@ -98,8 +98,6 @@ def plan(
 
 def main() -> None:
     """Run `moco-plan`; the entry point of the installed command."""
-    from moco_accel.common.console import run_command
-
     run_command(app)
 
 

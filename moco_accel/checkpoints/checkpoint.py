@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,21 +17,14 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from moco_accel.checkpoints.manifest import (
-    DamagedCheckpointError,
-    Manifest,
-    read_manifest,
-    verify_checksums,
-    write_manifest,
-    write_with_checksum,
-)
+from moco_accel.checkpoints.manifest import DamagedCheckpointError, read_manifest, verify_checksums, write_files
 from moco_accel.checkpoints.optimizer_state import optimizer_layout, optimizer_tensors, restore_optimizer
 from moco_accel.checkpoints.tensor_files import Layout, layout_of, read_layout, read_tensors, safetensors_chunks
 from moco_accel.common.atomic_files import fsync, parse_strict_json, read_regular_file
 from moco_accel.common.errors import UserError
 from moco_accel.networks.encoders import build_encoder
 from moco_accel.networks.moco import MoCo, build_moco
-from moco_accel.networks.sharding import is_sharded, local_rows, local_tensor, no_status_exchange
+from moco_accel.networks.sharding import is_sharded, local_rows, local_tensor
 from moco_accel.processes.control_group import PeerFailed
 from moco_accel.recipe.data_sections import Section
 from moco_accel.recipe.load import explain_validation_error, load_recipe, recipe_yaml
@@ -92,7 +85,7 @@ def write_checkpoint(
     moco: MoCo,
     optimizer: torch.optim.Optimizer,
     random_states: Tensor,
-    exchange_status: Callable[[], object] = no_status_exchange,
+    exchange_status: Callable[[], object] | None = None,
 ) -> None:
     """Write a checkpoint under another name, sync it, rename it to `final`, and read it back.
 
@@ -109,13 +102,14 @@ def write_checkpoint(
     partial = final.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    manifest: Manifest = {}
+    files = _tensors_by_file(moco, optimizer) | {RANDOM: {_RANDOM_TENSOR: random_states}}
+    contents: dict[str, Iterable[bytes | memoryview]] = {
+        **{name: safetensors_chunks(tensors, exchange_status) for name, tensors in files.items()},
+        STATE: [json.dumps(state.model_dump()).encode()],
+        RECIPE: [recipe_yaml(recipe)],
+    }
     try:
-        for name, tensors in (*_tensors_by_file(moco, optimizer).items(), (RANDOM, {_RANDOM_TENSOR: random_states})):
-            manifest[name] = write_with_checksum(partial / name, safetensors_chunks(tensors, exchange_status))
-        for name, content in ((STATE, json.dumps(state.model_dump()).encode()), (RECIPE, recipe_yaml(recipe))):
-            manifest[name] = write_with_checksum(partial / name, [content])
-        write_manifest(partial, manifest)
+        write_files(partial, contents)
         if final.exists():
             final.replace(final.with_suffix(".removed"))
         partial.rename(final)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from moco_accel.common.atomic_files import fsync, parse_strict_json, read_regular_file, regular_file_size
@@ -22,7 +22,14 @@ class DamagedCheckpointError(Exception):
     """A checkpoint is damaged; the message says how, in one line."""
 
 
-def write_with_checksum(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[str, int]:
+def write_files(folder: Path, contents: Mapping[str, Iterable[bytes | memoryview]]) -> None:
+    """Write and sync files, given as chunks by file name, and then `manifest.json`, which lists them."""
+    files = {name: write_with_checksum(folder / name, chunks) for name, chunks in contents.items()}
+    write_with_checksum(folder / MANIFEST, [json.dumps({"files": files}, indent=1).encode()])
+    fsync(folder)
+
+
+def write_with_checksum(path: Path, chunks: Iterable[bytes | memoryview]) -> dict[str, str | int]:
     """Write and sync a file; return SHA-256 and size of `chunks`, which may differ from what the disk holds."""
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
@@ -32,14 +39,7 @@ def write_with_checksum(path: Path, chunks: Iterable[bytes | memoryview]) -> tup
             size += len(chunk)
         file.flush()
         os.fsync(file.fileno())
-    return digest.hexdigest(), size
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`, after all other files of the folder."""
-    files = {name: {"sha256": digest, "bytes": size} for name, (digest, size) in manifest.items()}
-    write_with_checksum(folder / MANIFEST, [json.dumps({"files": files}, indent=1).encode()])
-    fsync(folder)
+    return {"sha256": digest.hexdigest(), "bytes": size}
 
 
 def read_manifest(folder: Path, names: Collection[str]) -> Manifest:

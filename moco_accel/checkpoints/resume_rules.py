@@ -18,16 +18,8 @@ from moco_accel.tiles.fill_data_fields import inherit_data_fields
 _FREE = {"hardware", "memory", "evaluation", "run"}
 _FREE |= {"batch.micro_batch_size", "batch.accumulation_steps", "data.num_workers", "data.max_damaged_share"}
 # the saved state fits no other values
-_FIXED_FIELDS = {
-    "encoder.name",
-    "encoder.bands",
-    "moco.projector_hidden_dim",
-    "moco.output_dim",
-    "moco.predictor_output_norm",
-    "moco.queue_size",
-    "batch.global_batch_size",
-    "optimizer.name",
-}
+_FIXED_FIELDS = {"encoder.name", "encoder.bands", "batch.global_batch_size", "optimizer.name", "moco.queue_size"}
+_FIXED_FIELDS |= {"moco.projector_hidden_dim", "moco.output_dim", "moco.predictor_output_norm"}
 
 Change = tuple[str, Any, Any]
 """Field, value before, value now."""

@@ -1,5 +1,6 @@
-"""A run's folder: find, verify, name and remove its checkpoints.
+"""A run's folder: find, verify, name and remove its checkpoints; lock it, so that no two runs write into it at once.
 
+RUN/running                     exists while a process trains, which holds a lock on it
 RUN/latest                      name of the newest intact checkpoint
 RUN/best                        name and kNN accuracy of the best checkpoint
 RUN/checkpoints/step_00000200   .partial while it is written, .removed while it is removed, .damaged if it is set aside
@@ -7,9 +8,13 @@ RUN/checkpoints/step_00000200   .partial while it is written, .removed while it 
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.markup import escape
@@ -20,6 +25,7 @@ from moco_accel.checkpoints.manifest import MANIFEST, DamagedCheckpointError
 from moco_accel.common.atomic_files import read_regular_file, write_atomically
 from moco_accel.common.console import console
 from moco_accel.common.errors import UserError
+from moco_accel.processes.control_group import ControlGroup
 from moco_accel.recipe.schema import Recipe
 
 STOPPED_FILE = "stopped"
@@ -27,6 +33,7 @@ STOPPED_FILE = "stopped"
 _NAME = re.compile(r"step_(\d{8,12})")
 _LEFTOVER = re.compile(r"step_\d{8,12}\.(partial|removed)")
 _MAX_POINTER_BYTES = 256
+_LOCK = "running"
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -166,3 +173,44 @@ def find_checkpoint(path: Path) -> tuple[Checkpoint, Path]:
     if found is None:
         raise UserError(f"{path} holds no checkpoint; train one with --output-dir {path}")
     return found, path
+
+
+@contextmanager
+def lock_folder(run: Path, control_group: ControlGroup) -> Iterator[None]:
+    """Let rank 0 lock RUN/running. The lock ends with its process, even if it is killed.
+
+    Raises:
+        UserError: If another run holds the lock or the folder cannot be written; raised on all ranks.
+    """
+    handles: list[int] = []
+    control_group.run_on_rank_zero(lambda: handles.append(_acquire(run)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            with suppress(OSError):  # a full or broken disk raises its own error elsewhere
+                (run / _LOCK).unlink()
+                run.rmdir()  # succeeds only if the run wrote nothing
+            os.close(handle)
+
+
+def _acquire(run: Path) -> int:
+    if run.exists() and not run.is_dir():
+        raise UserError(f"--output-dir={run} is a file; a run needs a folder, e.g. {run}_run")
+    run.mkdir(parents=True, exist_ok=True)
+    handle = os.open(run / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        # lockf, not flock: loader workers must not inherit the lock
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        holder = os.read(handle, 100).decode(errors="replace").strip() or "another process"
+        os.close(handle)
+        raise UserError(
+            f"--output-dir={run} is in use: {holder} trains in it. Stop it first, or name another folder"
+        ) from None
+    except OSError as error:
+        reason = f"{escape(str(run))} cannot be locked ({error.strerror})"
+        console.print(f"{reason}: make sure that no other run uses it", soft_wrap=True)
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return handle

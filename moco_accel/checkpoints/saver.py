@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
+from moco_accel.checkpoints import run_folder
 from moco_accel.checkpoints.checkpoint import (
     Checkpoint,
     ScalerState,
@@ -21,15 +25,7 @@ from moco_accel.checkpoints.checkpoint import (
     write_checkpoint,
 )
 from moco_accel.checkpoints.manifest import DamagedCheckpointError
-from moco_accel.checkpoints.random_states import random_states, restore_random_states
 from moco_accel.checkpoints.resume_rules import report_version_changes
-from moco_accel.checkpoints.run_folder import (
-    checkpoint_folder,
-    remove_leftovers,
-    remove_old_checkpoints,
-    tidy_up,
-    update_latest,
-)
 from moco_accel.common.atomic_files import fsync
 from moco_accel.common.errors import UserError
 from moco_accel.common.versions import library_versions
@@ -43,6 +39,8 @@ from moco_accel.tiles.damaged_tiles import DAMAGED_TILES_FILE
 
 _LOGS = ("metrics.jsonl", DAMAGED_TILES_FILE)
 _SECONDS_PER_MINUTE = 60
+# saved, with torch's, in case a library draws from them; training does not, since every tile has its own seeds
+_RANDOM_STATES = np.dtype([("python", "<u4", 625), ("numpy", "<u4", 624), ("others", "<f8", 5)])
 
 
 @dataclass
@@ -65,11 +63,6 @@ class CheckpointSaver:
     stop: StopRequest
     saved_step: int = field(default=0, init=False)
     _saved_at: float = field(default_factory=time.monotonic, init=False)
-
-    @property
-    def last(self) -> Path | None:
-        """Folder of the newest checkpoint; None if there is none."""
-        return checkpoint_folder(self.run, self.saved_step) if self.saved_step else None
 
     def restore(self, checkpoint: Checkpoint | None, allow_change: bool, log: Callable[[str], None]) -> tuple[int, int]:
         """Restore the run from `checkpoint`; return steps done and steps skipped. Without one, a run starts at step 0.
@@ -95,7 +88,7 @@ class CheckpointSaver:
             scaler.load_state_dict(scaler.state_dict() | saved)
         report_version_changes(state.versions, log)
         self._restore_random_states(states, log)
-        self.control_group.run_on_rank_zero(lambda: tidy_up(self.run, checkpoint.folder))
+        self.control_group.run_on_rank_zero(lambda: run_folder.tidy_up(self.run, checkpoint.folder))
         self._note_saved(state.step)
         return state.step, state.skipped_steps
 
@@ -134,16 +127,17 @@ class CheckpointSaver:
         self.saved_step, self._saved_at = step, time.monotonic()
         self.stop.unsaved_work = f"everything after step {step} is lost"
 
-    def _write(self, recipe: Recipe, step: int, state: TrainerState, states: torch.Tensor) -> None:
-        final, raise_if_peer_failed = checkpoint_folder(self.run, step), self.control_group.raise_if_peer_failed
+    def _write(self, recipe: Recipe, step: int, state: TrainerState, states: Tensor) -> None:
+        final = run_folder.checkpoint_folder(self.run, step)
+        exchange_status = self.control_group.raise_if_peer_failed
         try:
             for name in _LOGS:  # rows of saved steps must survive a power cut
                 if (self.run / name).is_file():
                     fsync(self.run / name)
-            remove_leftovers(self.run)
-            write_checkpoint(final, recipe, state, self.moco, self.optimizer, states, raise_if_peer_failed)
-            update_latest(self.run, final)
-            remove_old_checkpoints(self.run, recipe.run.keep_checkpoints)
+            run_folder.remove_leftovers(self.run)
+            write_checkpoint(final, recipe, state, self.moco, self.optimizer, states, exchange_status)
+            run_folder.update_latest(self.run, final)
+            run_folder.remove_old_checkpoints(self.run, recipe.run.keep_checkpoints)
         except DamagedCheckpointError as reason:
             raise UserError(
                 f"{final} was written but reads back differently: {reason}. Do not trust this disk; "
@@ -175,7 +169,7 @@ class CheckpointSaver:
             )
         log(f"[yellow]--allow-recipe-change: data.source {difference}; from here on the order of tiles differs[/]")
 
-    def _restore_random_states(self, states: torch.Tensor, log: Callable[[str], None]) -> None:
+    def _restore_random_states(self, states: Tensor, log: Callable[[str], None]) -> None:
         processes = self.accelerator.num_processes
         try:
             if len(states) != processes:
@@ -187,3 +181,32 @@ class CheckpointSaver:
 
 def _checksum(read_pattern: ReadPattern) -> str:
     return hashlib.sha256(f"{list(read_pattern.units)} {read_pattern.window}".encode()).hexdigest()[:16]
+
+
+def random_states() -> Tensor:
+    """Return the random states of this process, uint8 [bytes]. The length is the same on every rank of a run."""
+    _, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    others = [gauss is not None, gauss or 0.0, position, has_gauss, cached]
+    states = np.array([(words, keys, others)], _RANDOM_STATES)
+    own = torch.from_numpy(states.view(np.uint8))
+    of_gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+    return torch.cat([own, torch.get_rng_state(), *of_gpu])
+
+
+def restore_random_states(states: Tensor) -> None:
+    """Restore what `random_states` returned; raise ValueError if it is invalid or from a machine with other devices."""
+    if states.shape != random_states().shape:
+        raise ValueError(f"{len(states)} bytes in place of this machine's {len(random_states())}")
+    words, keys, others = np.frombuffer(states.numpy().tobytes(), _RANDOM_STATES, 1)[0]
+    has_gauss_of_python, gauss, position, has_gauss, cached = others.tolist()
+    of_torch = states[_RANDOM_STATES.itemsize :]
+    size = len(torch.get_rng_state())
+    try:
+        random.setstate((3, tuple(words.tolist()), gauss if has_gauss_of_python else None))
+        np.random.set_state(("MT19937", keys.copy(), int(position), int(has_gauss), cached))
+        torch.set_rng_state(of_torch[:size].clone())
+        if len(of_torch) > size:
+            torch.cuda.set_rng_state(of_torch[size:].clone())
+    except (TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"not a valid state: {error}") from None

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moco_accel.common.atomic_files import parse_strict_json, regular_file_size
-from moco_accel.networks.sharding import full_tensor, no_status_exchange
+from moco_accel.networks.sharding import full_tensor
 
 _DTYPES = {
     "F64": torch.float64,
@@ -42,7 +42,7 @@ def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
 
 
 def safetensors_chunks(
-    tensors: Mapping[str, Tensor], exchange_status: Callable[[], object] = no_status_exchange
+    tensors: Mapping[str, Tensor], exchange_status: Callable[[], object] | None = None
 ) -> Iterator[bytes | memoryview]:
     """Yield the content of a safetensors file; one tensor at a time is copied to the host.
 

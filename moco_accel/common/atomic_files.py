@@ -78,18 +78,16 @@ def parse_strict_json(content: bytes, name: str) -> Any:
         ValueError: If it is not JSON, or has NaN, infinities, repeated names or too deep nesting.
     """
     try:
-        return json.loads(content, parse_constant=_refuse, parse_float=_parse_float, object_pairs_hook=_check_names)
+        return json.loads(content, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_check_names)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not valid JSON: {' '.join(str(error).split())[:80]}") from None
 
 
-def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is not a finite number")
-
-
-def _parse_float(text: str) -> float:
+def _finite(text: str) -> float:
     number = float(text)
-    return number if math.isfinite(number) else _refuse(text)  # type: ignore[return-value,func-returns-value]
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def _check_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -50,12 +50,11 @@ def load_font(size: int) -> Font:
 
 def fit_text(text: str, width: float, sizes: Sequence[int] = (14, 13, 12)) -> tuple[str, Font]:
     """Return `text` and the largest font that fits into `width` pixels. The text is cut if the smallest does not."""
-    for size in sizes:
-        if load_font(size).getlength(text) <= width:
-            return text, load_font(size)
-    while load_font(sizes[-1]).getlength(text) > width and text.rstrip("…"):
+    fonts = [load_font(size) for size in sizes]
+    font = next((font for font in fonts if font.getlength(text) <= width), fonts[-1])
+    while font.getlength(text) > width and text.rstrip("…"):
         text = text.rstrip("…")[:-1] + "…"
-    return text, load_font(sizes[-1])
+    return text, font
 
 
 def fit_into_square(rgb: Pixels, side: int) -> Image.Image:

@@ -9,16 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from moco_accel.evaluation import knn
 from moco_accel.evaluation.features import extract_features, read_pixels
-from moco_accel.evaluation.knn import (
-    MEAN_COLOUR,
-    DuplicateCounts,
-    Fingerprint,
-    count_duplicates,
-    fingerprint,
-    knn_metric,
-    predict_by_knn,
-)
 from moco_accel.evaluation.labelled_tiles import LabelledPool
 from moco_accel.evaluation.linear_probe import Probe, predict_with_linear_probe
 from moco_accel.evaluation.metrics import Score, score_predictions, summarise_scores
@@ -37,7 +29,7 @@ class ExtractedFeatures:
     """Features [tiles, D] of all tiles by the suffix of their key, and a fingerprint of each tile."""
 
     features: dict[str, Tensor]
-    fingerprints: list[Fingerprint]
+    fingerprints: list[knn.Fingerprint]
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class BaselineComparison:
     pool: LabelledPool
     splits: list[Split]
     features: dict[str, Tensor]
-    duplicates: DuplicateCounts
+    duplicates: knn.DuplicateCounts
     chosen_c: list[float]
     num_unconverged: int
 
@@ -96,9 +88,9 @@ def extract_all_features(
     for index in range(len(pool)):
         pixels = read_pixels(pool, index, recipe)
         means.append(pixels.mean(dim=(1, 2)))
-        fingerprints.append(fingerprint(pixels))
+        fingerprints.append(knn.fingerprint(pixels))
         on_progress("mean colour", 1)
-    features[MEAN_COLOUR] = torch.stack(means)
+    features[knn.MEAN_COLOUR] = torch.stack(means)
     return ExtractedFeatures(features, fingerprints)
 
 
@@ -126,7 +118,8 @@ def compare_with_baselines(
         for name, features in extracted.features.items():
             train, test = features[split.train], features[split.test]
             if seed < len(splits):
-                by_knn = predict_by_knn(train, labels, test, num_classes, recipe.evaluation, knn_metric(name))
+                metric = knn.knn_metric(name)
+                by_knn = knn.predict_by_knn(train, labels, test, num_classes, recipe.evaluation, metric)
                 scores.setdefault(("knn", name), []).append(score_predictions(truth, by_knn, num_classes))
             if probe != "none" and "_grey" not in name:
                 linear = predict_with_linear_probe(train, labels, test, probe, seed)
@@ -135,7 +128,7 @@ def compare_with_baselines(
                 num_unconverged += not linear.converged
                 on_probe()
     sides = (splits[0].train.tolist(), splits[0].test.tolist())
-    duplicates = count_duplicates(*([extracted.fingerprints[index] for index in side] for side in sides))
+    duplicates = knn.count_duplicates(*([extracted.fingerprints[index] for index in side] for side in sides))
     return BaselineComparison(scores, pool, list(splits), extracted.features, duplicates, chosen_c, num_unconverged)
 
 

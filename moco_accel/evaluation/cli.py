@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 
-from moco_accel.common.console import console, progress_bar, user_errors
+from moco_accel.common.console import console, progress_bar, run_command, user_errors
 from moco_accel.common.errors import UserError
 from moco_accel.evaluation.split_rule import SplitRule, parse_split
 from moco_accel.recipe.schema import Recipe
@@ -20,12 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _DEFAULT_SEEDS = 3
-
-
-class _ProbeName(str, Enum):
-    logistic = "logistic"
-    sgd = "sgd"
-    none = "none"
 
 
 @app.command()
@@ -49,8 +42,9 @@ def evaluate(
         typer.Option(min=1, max=1 << 24, help="Number of neighbours in kNN (default: the recipe's); --neighbours 20"),
     ] = None,
     probe: Annotated[
-        _ProbeName, typer.Option(help="Linear probe: logistic regression, the paper's schedule (sgd), or none.")
-    ] = _ProbeName.logistic,
+        Literal["logistic", "sgd", "none"],
+        typer.Option(help="Linear probe: logistic regression, the paper's schedule (sgd), or none."),
+    ] = "logistic",
     seeds: Annotated[
         int | None,
         typer.Option(min=1, max=100, help="Seeds of splits and probes (default: 3, or 1 if nothing is random)."),
@@ -70,14 +64,8 @@ def evaluate(
             import torch
 
             from moco_accel.checkpoints.run_folder import load_encoder
-            from moco_accel.evaluation import baselines
+            from moco_accel.evaluation import baselines, report
             from moco_accel.evaluation.pictures import draw_pictures
-            from moco_accel.evaluation.report import (
-                describe_preprocessing,
-                json_details,
-                summary_figures,
-                update_summary,
-            )
             from moco_accel.evaluation.split_sources import open_and_split
 
             recipe, encoder, run_folder = load_encoder(run)
@@ -85,9 +73,9 @@ def evaluate(
             options |= {"label_column": label_column, "neighbours": neighbours}
             given = {name: value for name, value in options.items() if value is not None}
             recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=given)})
-            seeds = _choose_seeds(seeds, probe is not _ProbeName.none or (rule is not None and rule.uses_seed))
+            seeds = _choose_seeds(seeds, probe != "none" or (rule is not None and rule.uses_seed))
             pool, splits = open_and_split(recipe, data, rule, test_share, seeds, _print_line)
-        _print_line(describe_preprocessing(recipe, pool.bands))
+        _print_line(report.describe_preprocessing(recipe, pool.bands))
         with progress_bar() as progress:
             task = progress.add_task("features", total=baselines.PASSES * len(pool))
             extracted = baselines.extract_all_features(
@@ -97,31 +85,29 @@ def evaluate(
                 "cuda" if torch.cuda.is_available() else "cpu",
                 lambda what, count: progress.update(task, advance=count, description=what),
             )
-            num_probes = 0 if probe is _ProbeName.none else baselines.PROBES_PER_SEED * seeds
+            num_probes = 0 if probe == "none" else baselines.PROBES_PER_SEED * seeds
             probes = progress.add_task("probes", total=num_probes)
             comparison = baselines.compare_with_baselines(
-                recipe, extracted, pool, splits, probe.value, seeds, lambda: progress.advance(probes)
+                recipe, extracted, pool, splits, probe, seeds, lambda: progress.advance(probes)
             )
         settings = {
             "data": data or [recipe.evaluation.train_source, recipe.evaluation.test_source],
             "split": rule.text if rule else "given",
             "seeds": seeds,
-            "probe": probe.value,
+            "probe": probe,
         }
-        figures = summary_figures(recipe, comparison, settings)
-        update_summary(run_folder / "summary.json", figures)
+        figures = report.summary_figures(recipe, comparison, settings)
+        report.update_summary(run_folder / "summary.json", figures)
         with console.status("drawing"):
             pictures = draw_pictures(run_folder, recipe, comparison)
         _print_results(recipe, comparison, settings)
         _print_line(f"wrote {run_folder / 'summary.json'}, {', '.join(pictures)}")
         if as_json:
-            typer.echo(json.dumps(figures | json_details(recipe, comparison), indent=2))
+            typer.echo(json.dumps(figures | report.json_details(recipe, comparison), indent=2))
 
 
 def main() -> None:
     """Run `moco-eval` and exit: 0 on success, 2 on a user error."""
-    from moco_accel.common.console import run_command
-
     run_command(app)
 
 

@@ -16,5 +16,5 @@ CLASSES: dict[str, tuple[int, ...]] = {
     "barren": (16,),
 }
 
-
+# to state with every accuracy
 LIMITATIONS = "7 km pixels, plate carrée stretch, and labels that are themselves a noisy classification"

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from moco_accel.common.errors import UserError
-from moco_accel.images.decoding import DamagedTile
+from moco_accel.evaluation.labelled_tiles import LabelledPool
+from moco_accel.images.headers import DamagedTile
 from moco_accel.processes.phases import tick
 from moco_accel.recipe.schema import Recipe
+from moco_accel.tiles.tiles import Tiles
 from moco_accel.views.crops import to_pixels
-
-if TYPE_CHECKING:
-    from moco_accel.evaluation.labelled_tiles import LabelledPool
-    from moco_accel.tiles.tiles import Tiles
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in greyscale JPEG
 
@@ -100,11 +97,10 @@ def to_grey(pixels: Tensor) -> Tensor:
     return torch.einsum("c,chw->hw", weights, pixels).expand_as(pixels)
 
 
-def mean_colour_features(tiles: Tiles | LabelledPool, recipe: Recipe, indices: Sequence[int] | None = None) -> Tensor:
-    """Compute the band means in [0, 1] of all tiles, or of those at `indices`, float32 [tiles, bands].
+def mean_colour_features(tiles: Tiles | LabelledPool, recipe: Recipe, indices: Iterable[int]) -> Tensor:
+    """Compute the band means in [0, 1] of the tiles at `indices`, float32 [tiles, bands].
 
     Raises:
         UserError: If a tile is damaged.
     """
-    chosen = range(len(tiles)) if indices is None else indices
-    return torch.stack([read_pixels(tiles, index, recipe).mean(dim=(1, 2)) for index in chosen])
+    return torch.stack([read_pixels(tiles, index, recipe).mean(dim=(1, 2)) for index in indices])

@@ -12,7 +12,7 @@ from moco_accel.evaluation.splits import Split
 from moco_accel.recipe.schema import Recipe
 from moco_accel.sources.open_source import list_source_files, open_store
 from moco_accel.sources.tile_metadata import METADATA_FILE
-from moco_accel.tiles.tiles import Tiles, open_tiles_in_store
+from moco_accel.tiles.tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,13 @@ class LabelledPool:
         """Return the names of the bands, or None if unknown."""
         return self.sources[0].bands
 
-
-@dataclass(frozen=True)
-class LabelledTiles:
-    """Training and test tiles from two sources, with class numbers, int64 [tiles], and class names."""
-
-    train: Tiles
-    test: Tiles
-    train_labels: Tensor
-    test_labels: Tensor
-    names: list[str]
-
-    def pooled(self) -> tuple[LabelledPool, Split]:
-        """Return all tiles, training tiles first, and the split into both sets."""
-        pool = LabelledPool((self.train, self.test), torch.cat([self.train_labels, self.test_labels]), self.names)
-        indices = torch.arange(len(pool))
-        return pool, Split(indices[: len(self.train)], indices[len(self.train) :])
+    def split_by_source(self) -> Split:
+        """Return the split into the tiles of the first source, for training, and of the second, for testing."""
+        return Split(*torch.arange(len(self)).split([len(source) for source in self.sources]))
 
 
-def open_labelled_tiles(recipe: Recipe) -> LabelledTiles:
-    """Open `evaluation.train_source` and `evaluation.test_source`.
+def open_labelled_tiles(recipe: Recipe) -> LabelledPool:
+    """Open `evaluation.train_source`, then `evaluation.test_source`.
 
     Raises:
         UserError: If a source is null, tiles have no label, classes differ, or the sources share tiles.
@@ -78,7 +65,7 @@ def open_labelled_tiles(recipe: Recipe) -> LabelledTiles:
         raise UserError(f"evaluation.label_column={column!r} is empty or negative for some tiles; leave those out")
     if names[0] != names[1]:
         raise UserError(f"evaluation.label_column={column!r}: classes differ, {names[0]} in train, {names[1]} in test")
-    return LabelledTiles(sides[0], sides[1], torch.tensor(labels[0]), torch.tensor(labels[1]), names[0])
+    return LabelledPool(tuple(sides), torch.tensor([*labels[0], *labels[1]]), names[0])
 
 
 def _check_disjoint(train: str, test: str) -> None:
@@ -105,4 +92,4 @@ def open_labelled_source(source: str, recipe: Recipe, field: str) -> Tiles:
     column = recipe.data.image_column if recipe.data.image_column in store.features else None
     band_names = None if store.metadata else recipe.data.stored_bands
     data = recipe.data.model_copy(update={"pair_column": None, "image_column": column, "stored_bands": band_names})
-    return open_tiles_in_store(store, data, recipe.encoder.bands)
+    return Tiles(store, data, recipe.encoder.bands)

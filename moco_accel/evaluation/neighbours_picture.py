@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -23,13 +21,11 @@ from moco_accel.common.drawing import (
     load_font,
     save_png,
 )
+from moco_accel.evaluation.baselines import BaselineComparison
 from moco_accel.evaluation.knn import nearest_neighbours
+from moco_accel.evaluation.labelled_tiles import LabelledPool
 from moco_accel.recipe.bands import picture_bands
-
-if TYPE_CHECKING:
-    from moco_accel.evaluation.baselines import BaselineComparison
-    from moco_accel.evaluation.labelled_tiles import LabelledPool
-    from moco_accel.recipe.schema import Recipe
+from moco_accel.recipe.schema import Recipe
 
 _NUM_QUERIES = 8
 _NUM_NEIGHBOURS = 5
@@ -42,20 +38,12 @@ _ROW_HEIGHT = _CELL + _LABEL_HEIGHT + _GAP
 _PANEL_WIDTH = _NUM_NEIGHBOURS * (_CELL + _GAP) - _GAP
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Heading, and indices of the nearest training tiles under one encoder, nearest first, int64 [queries, 5]."""
-
-    heading: str
-    neighbours: Tensor
-
-
 def draw_neighbours(path: Path, recipe: Recipe, comparison: BaselineComparison) -> None:
     """Write a PNG with a few test tiles and their nearest training tiles, for the first split."""
     pool, split = comparison.pool, comparison.splits[0]
     queries = choose_queries(pool.labels[split.test].tolist())
     panels = [
-        Panel(heading, split.train[nearest_neighbours(train, test[queries], _NUM_NEIGHBOURS)])
+        (heading, split.train[nearest_neighbours(train, test[queries], _NUM_NEIGHBOURS)])
         for heading, (train, test) in (
             ("nearest training tiles, pretrained", comparison.split_features("")),
             ("at random initialisation", comparison.split_features("_random_init")),
@@ -83,11 +71,14 @@ def choose_queries(labels: Sequence[int], num_queries: int = _NUM_QUERIES) -> li
     return queries
 
 
-def draw_panels(path: Path, pool: LabelledPool, queries: Sequence[int], panels: Sequence[Panel], caption: str) -> None:
+def draw_panels(
+    path: Path, pool: LabelledPool, queries: Sequence[int], panels: Sequence[tuple[str, Tensor]], caption: str
+) -> None:
     """Write a PNG with a row per query: the test tile, then its neighbours in each panel, nearest first.
 
-    A green frame marks a neighbour of the query's class, a red frame any other. Tiles of more than three bands are
-    drawn in true colour if the red, green and blue bands are known, else by their first three bands.
+    A panel has a heading and indices of training tiles, int64 [queries, 5]. A green frame marks a neighbour of the
+    query's class, a red frame any other. Tiles of more than three bands are drawn in true colour if the red, green and
+    blue bands are known, else by their first three bands.
     """
     tiles = [pool[query].numpy() for query in queries]
     stretch = common_stretch(tiles, picture_bands(pool.bands, len(tiles[0]), pool.sources[0].sensor))
@@ -107,13 +98,13 @@ def draw_panels(path: Path, pool: LabelledPool, queries: Sequence[int], panels: 
 
     for row, query in enumerate(queries):
         draw_tile(query, _MARGIN, row, INK)
-    for number, panel in enumerate(panels):
+    for number, (heading, neighbours) in enumerate(panels):
         left = _MARGIN + _CELL + _PANEL_GAP + number * (_PANEL_GAP + _PANEL_WIDTH)
-        same = pool.labels[panel.neighbours] == pool.labels[list(queries)][:, None]
+        same = pool.labels[neighbours] == pool.labels[list(queries)][:, None]
         count = f"{int(same.sum())} of {same.numel()} of the same class"
-        draw.text((left, _HEADING_TOP), panel.heading, INK, load_font(18))
+        draw.text((left, _HEADING_TOP), heading, INK, load_font(18))
         draw.text((left + _PANEL_WIDTH, _HEADING_TOP + 2), count, FAINT, load_font(16), anchor="ra")
         for row, place in np.ndindex(*same.shape):
             frame = GREEN if same[row, place] else RED
-            draw_tile(int(panel.neighbours[row, place]), left + place * (_CELL + _GAP), row, frame)
+            draw_tile(int(neighbours[row, place]), left + place * (_CELL + _GAP), row, frame)
     save_png(picture, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from moco_accel.common.drawing import FAINT, INK, PAPER, save_png
+from moco_accel.evaluation.baselines import BaselineComparison
 from moco_accel.evaluation.neighbours_picture import draw_neighbours
-
-if TYPE_CHECKING:
-    from moco_accel.evaluation.baselines import BaselineComparison
-    from moco_accel.recipe.schema import Recipe
+from moco_accel.recipe.schema import Recipe
 
 _MAX_TILES_ON_MAP = 2000
 _MAX_CLASSES_WITH_NUMBERS = 24
@@ -27,17 +25,8 @@ _PCA_COMPONENTS = 50
 _DPI = 120
 # ten hues, as distinct as possible for colour-blind readers; further classes have other markers
 _COLOURS = (
-    "#2468b4",
-    "#d9822b",
-    "#1f9d63",
-    "#d8433b",
-    "#7d5ba6",
-    "#8c6239",
-    "#e377c2",
-    "#7f8c99",
-    "#b5b52b",
-    "#21b3c4",
-)
+    "#2468b4", "#d9822b", "#1f9d63", "#d8433b", "#7d5ba6", "#8c6239", "#e377c2", "#7f8c99", "#b5b52b", "#21b3c4",
+)  # fmt: skip
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 
 

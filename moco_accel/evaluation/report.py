@@ -6,19 +6,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from moco_accel.common.atomic_files import write_atomically
 from moco_accel.common.errors import UserError
+from moco_accel.evaluation.baselines import BaselineComparison
 from moco_accel.evaluation.linear_probe import MAX_ITERATIONS
 from moco_accel.evaluation.metrics import accuracies_by_seed
-
-if TYPE_CHECKING:
-    from moco_accel.evaluation.baselines import BaselineComparison
-    from moco_accel.recipe.schema import Recipe
+from moco_accel.recipe.schema import Recipe
 
 _MAX_LISTED_BANDS = 4
 # baseline → key of the pretrained encoder, key of the baseline

@@ -13,9 +13,7 @@ from moco_accel.common.errors import UserError
 from moco_accel.evaluation.labelled_tiles import LabelledPool, open_labelled_source, open_labelled_tiles
 from moco_accel.evaluation.split_rule import SplitRule
 from moco_accel.evaluation.splits import (
-    TEST_NAMES,
-    TRAIN_NAMES,
-    VALIDATION_NAMES,
+    SET_NAMES,
     Split,
     check_split,
     corner_blocks,
@@ -67,7 +65,8 @@ def open_and_split(
 
 
 def _open_two_sources(recipe: Recipe) -> tuple[LabelledPool, list[Split]]:
-    pool, split = open_labelled_tiles(recipe).pooled()
+    pool = open_labelled_tiles(recipe)
+    split = pool.split_by_source()
     check_split(split, pool.labels, pool.names, f"evaluation.label_column={recipe.evaluation.label_column!r}")
     return pool, [split]
 
@@ -90,8 +89,8 @@ def _find_split_folders(data: str) -> tuple[str, str] | None:
     """Return the training and test folders directly inside `data`, or None unless there are both."""
     folder = Path(data)
     inside = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
-    train = next((inside[name] for name in TRAIN_NAMES if name in inside), None)
-    test = next((inside[name] for name in TEST_NAMES + VALIDATION_NAMES if name in inside), None)
+    train = next((inside[name] for name in SET_NAMES["train"] if name in inside), None)
+    test = next((inside[name] for name in SET_NAMES["test"] + SET_NAMES["val"] if name in inside), None)
     return (str(train), str(test)) if train and test else None
 
 
@@ -116,7 +115,7 @@ def _names_in_paths(tiles: Tiles, option: str) -> list[str | None]:
             f"{option}: {tiles.source!r} has neither folders named train and test nor a column of paths "
             f"({', '.join(_PATH_COLUMNS)}); --split random or block:5 may work"
         )
-    known = TRAIN_NAMES + TEST_NAMES + VALIDATION_NAMES
+    known = {name for names in SET_NAMES.values() for name in names}
     names: list[str | None] = []
     for path in tiles.column(column):
         folders = PurePosixPath(str(path)).parts[:-1]

@@ -11,8 +11,7 @@ from torch import Tensor
 from moco_accel.common.errors import UserError
 from moco_accel.evaluation.split_rule import SplitRule
 
-TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "testing")
-VALIDATION_NAMES = ("val", "valid", "validation", "dev")
+SET_NAMES = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation", "dev")}
 _MAX_DRAWS = 200  # of blocks, until every class is in both sets
 _EDGE_TOLERANCE = 1e-6  # of a tile's size; a tile that ends at the edge of a block is inside it
 _MAX_COLUMNS = 1 << 24  # exceeds the number of blocks in a row
@@ -119,11 +118,7 @@ def split_by_blocks(blocks: Tensor, labels: Tensor, test_share: float, seed: int
 
 
 def check_split(split: Split, labels: Tensor, names: Sequence[str], option: str) -> None:
-    """Check that both sets have every class, and the training set two tiles of each.
-
-    Raises:
-        UserError: If there are fewer than two classes, or a set has too few tiles of a class. It starts with `option`.
-    """
+    """Raise UserError, which names `option`, unless two or more classes have two training tiles and one test tile."""
     train, test = (torch.bincount(labels[side], minlength=len(names)) for side in (split.train, split.test))
     present = [number for number in range(len(names)) if train[number] + test[number]]
     if len(present) < 2:
@@ -152,9 +147,8 @@ def _grid_cells(values: Tensor, count: int) -> Tensor:
 
 
 def _side_of(name: str | None) -> str | None:
-    known = {"train": TRAIN_NAMES, "test": TEST_NAMES, "val": VALIDATION_NAMES}
     text = (name or "").strip().lower()
-    return next((side for side, names in known.items() if text in names), None)
+    return next((side for side, names in SET_NAMES.items() if text in names), None)
 
 
 def _indices_of(sides: Sequence[str | None], side: str) -> Tensor:

@@ -92,10 +92,9 @@ def _upload(folder: Path, name: str) -> str:
         address = api.create_repo(name, repo_type="model", exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by moco-export")
     except (HfHubHTTPError, client_error, OSError) as error:
-        reason = error_reason(error, 200)
         raise UserError(
-            f"--push-to-hub={name}: upload to {api.endpoint} failed ({reason}); {folder} is written, and "
-            f"hf upload {name} {folder} uploads it later"
+            f"--push-to-hub={name}: upload to {api.endpoint} failed ({error_reason(error, 200)}); {folder} is written, "
+            f"and hf upload {name} {folder} uploads it later"
         ) from None
     return str(address)
 

@@ -38,18 +38,11 @@ class ExportFormat:
 
 
 def get_format(name: str) -> ExportFormat:
-    from moco_accel.export import to_onnx, to_timm, to_torchgeo, to_torchvision, to_transformers
-
-    module, reader = {
-        "transformers": (to_transformers, "transformers"),
-        "torchvision": (to_torchvision, "torchvision"),
-        "timm": (to_timm, "timm"),
-        "torchgeo": (to_torchgeo, "timm"),
-        "onnx": (to_onnx, "onnxruntime"),
-    }[name]
-    required, tolerance = (("onnx", "onnxscript"), 1e-4) if name == "onnx" else ((), 1e-5)
+    module = importlib.import_module(f"moco_accel.export.to_{name}")
     functions = (module.write_export, module.read_features, module.loading_snippet)
-    return ExportFormat(name, *functions, reader, required, tolerance)
+    if name == "onnx":
+        return ExportFormat(name, *functions, "onnxruntime", ("onnx", "onnxscript"), 1e-4)
+    return ExportFormat(name, *functions, "timm" if name == "torchgeo" else name)
 
 
 def check_output(out: Path, overwrite: bool, export_format: ExportFormat) -> None:

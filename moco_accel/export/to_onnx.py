@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ def write_export(trained: TrainedEncoder, folder: Path) -> None:
     """Write model.onnx with weights, a dynamic number of tiles, and the preprocessing in its metadata."""
     import onnx
 
-    with _quiet_exporter():
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # the exporter warns of its own code
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
             trained.encoder,
             (random_pixels(trained),),
@@ -52,17 +53,3 @@ def loading_snippet(trained: TrainedEncoder) -> str:
         'features = model.run(["features"], {"pixels": pixels})[0]'
         f"  # pixels: a numpy array of float32; features: [tiles, {trained.feature_dim}]\n"
     )
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence warnings of the exporter about its own code."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)

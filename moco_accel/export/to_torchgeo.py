@@ -90,15 +90,14 @@ def _weights_module(trained: TrainedEncoder, file_name: str) -> str:
         "publication": "https://arxiv.org/abs/2104.02057",
     }
     kept = ("low", "high", "nodata", "nodata_in", "mean", "std")
-    values = {
-        "FILE_NAME": repr(file_name),
-        "META": repr(meta),
-        "SCALING": repr({**{key: scaling[key] for key in kept}, "size": scaling["image_size"]}),
-        "ARCHITECTURE": repr(name),
-        "ARGUMENTS": repr(arguments),
-        "MODEL": _model_name(trained),
-    }
-    return string.Template(_TEMPLATE).substitute(values)
+    return string.Template(_TEMPLATE).substitute(
+        FILE_NAME=repr(file_name),
+        META=repr(meta),
+        SCALING=repr({**{key: scaling[key] for key in kept}, "size": scaling["image_size"]}),
+        ARCHITECTURE=repr(name),
+        ARGUMENTS=repr(arguments),
+        MODEL=_model_name(trained),
+    )
 
 
 _TEMPLATE = '''"""Pretrained weights for torchgeo, written by moco-export."""

@@ -35,8 +35,7 @@ def read_features(folder: Path, trained: TrainedEncoder) -> Callable[[Tensor], T
         model.conv_proj = nn.Conv2d(bands, vit.hidden_size, vit.patch_size, vit.patch_size)
         model.heads = nn.Identity()
     else:
-        is_named = name != "resnet10"
-        model = get_model(name, weights=None) if is_named else ResNet(BasicBlock, trained.blocks_per_stage)
+        model = ResNet(BasicBlock, trained.blocks_per_stage) if name == "resnet10" else get_model(name, weights=None)
         model.conv1 = nn.Conv2d(bands, 64, kernel_size=7, stride=2, padding=3, bias=False)
         model.fc = nn.Identity()
     model.load_state_dict(load_file(folder / "model.safetensors"))

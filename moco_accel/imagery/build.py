@@ -57,10 +57,10 @@ class BuildResult:
 def build_tiles(
     source: Path,
     out_dir: Path,
-    options: BuildOptions | None = None,
-    workers: int | None = None,
-    overwrite: bool = False,
-    on_progress: ProgressCallback | None = None,
+    options: BuildOptions,
+    workers: int | None,
+    overwrite: bool,
+    on_progress: ProgressCallback,
 ) -> BuildResult:
     """Cut scenes larger than the tile size into windows every `options.step` pixels; keep smaller ones whole.
 
@@ -79,38 +79,35 @@ def build_tiles(
     started = time.monotonic()
     if workers is not None and workers < 1:
         raise UserError(f"--workers={workers} must be at least 1; --workers 1 needs the least memory")
-    options = options or BuildOptions()
-    report_progress = on_progress or (lambda stage, done, total, tiles: None)
     journal = BuildJournal(out_dir, build_identity(source, options))
     if not overwrite and (finished := journal.finished()):
         with journal.damage_as_user_error(SUMMARY_FILE):
             return _result(*finished, out_dir, found_complete=True)
     check_output_folder(out_dir, overwrite or journal.folder.is_dir())
-    progress = journal.resume_or_start(overwrite)
-    try:
-        has_affinity = hasattr(os, "sched_getaffinity")  # the cores that this process may use
-        workers = workers or (len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1)
-        plan = make_plan(source, options, workers, lambda done, total: report_progress("scenes", done, total, 0))
-        progress = journal.check_decisions(plan.decisions(), progress, overwrite)
-        num_resumed = progress.tiles
-        summary, metadata = _write_all(plan, journal, progress, workers, report_progress)
-    except UserError:
-        if not progress.shards:
-            with contextlib.suppress(OSError):  # the error above is the one to report
-                journal.remove()
-        raise
-    finally:
-        journal.close()
+    has_affinity = hasattr(os, "sched_getaffinity")  # the cores that this process may use
+    workers = workers or (len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1)
+    with contextlib.closing(journal):
+        progress = journal.resume_or_start(overwrite)
+        try:
+            plan = make_plan(source, options, workers, lambda done, total: on_progress("scenes", done, total, 0))
+            progress = journal.check_decisions(plan.decisions(), progress, overwrite)
+            num_resumed = progress.tiles
+            summary, metadata = _write_all(plan, journal, progress, workers, on_progress)
+        except UserError:
+            if not progress.shards:
+                with contextlib.suppress(OSError):  # the error above is the one to report
+                    journal.remove()
+            raise
     return _result(summary, metadata, out_dir, num_resumed=num_resumed, seconds=time.monotonic() - started)
 
 
 def _write_all(
-    plan: BuildPlan, journal: BuildJournal, progress: BuildProgress, workers: int, report_progress: ProgressCallback
+    plan: BuildPlan, journal: BuildJournal, progress: BuildProgress, workers: int, on_progress: ProgressCallback
 ) -> tuple[dict[str, Any], TileMetadata]:
     """Write shards, build.json and tiles.json; return the content of the latter two."""
     try:
         if not progress.done:
-            _write_shards(plan, journal, progress, workers, report_progress)
+            _write_shards(plan, journal, progress, workers, on_progress)
         summary = summarize_build(plan, progress)
         check_tiles_kept(plan, progress, summary)
         assert progress.counter
@@ -127,7 +124,7 @@ def _write_all(
 
 
 def _write_shards(
-    plan: BuildPlan, journal: BuildJournal, progress: BuildProgress, workers: int, report_progress: ProgressCallback
+    plan: BuildPlan, journal: BuildJournal, progress: BuildProgress, workers: int, on_progress: ProgressCallback
 ) -> None:
     """Cut the remaining units and write them, one shard at a time."""
     total, schema = sum(len(scene_windows(layout, plan.options)) for layout in plan.layouts), _arrow_schema(plan)
@@ -137,7 +134,7 @@ def _write_shards(
     num_workers = sum(1 for _ in first_units) or 1  # at most one for each unit
     units = itertools.islice(plan.units(), progress.next_unit, None)
     shard: ShardWriter | None = None
-    report_progress("windows", progress.windows, total, progress.tiles)
+    on_progress("windows", progress.windows, total, progress.tiles)
     try:
         for cut in map_in_order(cutter, units, num_workers):
             _count(progress, cut, plan)
@@ -145,7 +142,7 @@ def _write_shards(
                 compression = "snappy" if is_picture else "zstd"
                 shard = shard or ShardWriter(journal.shard(progress.shards), schema, compression)
                 shard.write(cut.rows)
-            report_progress("windows", progress.windows, total, progress.tiles)
+            on_progress("windows", progress.windows, total, progress.tiles)
             if shard and shard.next_would_exceed(plan.options.max_shard_mb << 20):
                 _finish_shard(shard, journal, progress)
                 shard = None

@@ -11,7 +11,6 @@ from rich.table import Column, Table
 
 from moco_accel.common.console import console, progress_bar, run_command, user_errors
 from moco_accel.inspection import cli as inspection_cli
-from moco_accel.recipe.bands import parse_bands
 from moco_accel.recipe.overrides import override_argument
 
 app = typer.Typer(
@@ -120,8 +119,8 @@ def build(
         options = BuildOptions(
             tile_size=tile_size,
             stride=stride,
-            bands=_parse_names(bands, "--bands"),
-            band_names=_parse_names(band_names, "--band-names"),
+            bands=inspection_cli.parse_names("--bands", bands),
+            band_names=inspection_cli.parse_names("--band-names", band_names),
             max_nodata=max_nodata,
             nodata=nodata,
             max_cloud=max_cloud,
@@ -158,10 +157,6 @@ def _print_demo(counts: dict[str, dict[str, int]]) -> None:
     table.add_section()
     table.add_row("[bold]all", *(f"[bold]{sum(per_class.values()):,}" for per_class in counts.values()))
     console.print(table)
-
-
-def _parse_names(text: str | None, option: str) -> tuple[str, ...] | None:
-    return None if text is None else tuple(parse_bands(text, option))
 
 
 inspection_cli.register(app)

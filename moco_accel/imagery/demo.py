@@ -1,8 +1,4 @@
-"""The demo tiles: NASA's Blue Marble for pretraining, and labelled tiles for evaluation.
-
-Labels are MODIS land cover (IGBP classes, merged). State their weaknesses with every accuracy: pixels of 7 km, a plate
-carrée projection that stretches towards the poles, and labels that are the output of a classifier.
-"""
+"""The demo tiles: NASA's Blue Marble for pretraining, and tiles for evaluation that MODIS land cover labels."""
 
 from __future__ import annotations
 

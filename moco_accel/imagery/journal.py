@@ -81,7 +81,7 @@ class BuildJournal:
         return summary, metadata
 
     def resume_or_start(self, overwrite: bool) -> BuildProgress:
-        """Lock the folder; return the progress of an earlier build of the same tiles, or that of a new one.
+        """Lock the folder until `close`; return the progress of an earlier build of the same tiles, or of a new one.
 
         Raises:
             UserError: If the folder cannot be written, is in use, or holds a build of other tiles without `overwrite`.
@@ -94,13 +94,9 @@ class BuildJournal:
                 if path.suffix == ".partial" or int(path.stem.removeprefix("shard-")) >= progress.shards:
                     path.unlink()
         except OSError as error:
-            self.close()
             raise UserError(
                 f"OUT={str(self.out)!r} cannot be written ({error.strerror}); choose a folder that you own"
             ) from None
-        except UserError:
-            self.close()
-            raise
         return progress
 
     def check_decisions(self, decisions: dict[str, str], progress: BuildProgress, overwrite: bool) -> BuildProgress:

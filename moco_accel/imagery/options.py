@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -30,8 +31,8 @@ class BuildOptions:
 
     tile_size: int = 224
     stride: int | None = None
-    bands: tuple[str, ...] | None = None
-    band_names: tuple[str, ...] | None = None
+    bands: Sequence[str] | None = None
+    band_names: Sequence[str] | None = None
     max_nodata: float = 0.1
     nodata: float | None = None
     max_cloud: float = 0.5
@@ -81,16 +82,12 @@ def build_identity(source: Path, options: BuildOptions) -> dict[str, str]:
         raise UserError(f"--pair-with={options.pair_with} is SRC itself; give the folder of another season")
     values = {_flag(field.name): getattr(options, field.name) for field in fields(options)}
     values["--min-majority"] = options.majority
-    texts = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in values.items()}
+    texts = {name: ",".join(value) if isinstance(value, list | tuple) else str(value) for name, value in values.items()}
     return {"SRC": str(source.resolve()), **texts, "files": _files_digest(source, options)}
 
 
 def check_output_folder(out: Path, may_hold_tiles: bool) -> None:
-    """Check that `out` is a folder, and holds nothing that a build must not replace.
-
-    Raises:
-        UserError: If it is a file, holds shards of other origin, or is not empty and `may_hold_tiles` is False.
-    """
+    """Raise UserError if `out` is a file, holds other shards, or is not empty and `may_hold_tiles` is False."""
     if out.exists() and not out.is_dir():
         raise UserError(f"OUT={str(out)!r} is a file; a folder works, e.g. {out.with_suffix('')}_tiles")
     if not may_hold_tiles and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):

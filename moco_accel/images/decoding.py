@@ -30,14 +30,11 @@ from moco_accel.images.headers import (
 from moco_accel.images.kinds import image_kind
 from moco_accel.images.pillow import open_picture, read_pixels
 
-__all__ = ["STORED_TYPES", "DamagedTile", "decode_raster"]
-
 
 def decode_raster(raw: bytes, bands: int | None = None) -> Tensor:
-    """Decode one tile.
+    """Decode one tile from the bytes of its file.
 
     Args:
-        raw: The file's bytes.
         bands: The number of bands, if known. In an .npy file the first or last axis of this length holds the bands;
             otherwise the shorter of the two does. The first axis wins a tie.
 
@@ -54,8 +51,7 @@ def decode_raster(raw: bytes, bands: int | None = None) -> Tensor:
     except (DamagedTile, UserError, MemoryError):
         raise
     except Exception as error:  # decoders raise anything for malformed bytes
-        reason = error_reason(error, 300)
-        raise DamagedTile(f"cannot be decoded ({reason})") from None
+        raise DamagedTile(f"cannot be decoded ({error_reason(error, 300)})") from None
     _check_type(pixels.dtype)
     return torch.from_numpy(pixels.astype(pixels.dtype.newbyteorder("="), copy=not pixels.flags.writeable))
 

@@ -6,7 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -41,16 +41,12 @@ def load_rasterio(needed_by: str) -> Any:
     return rasterio
 
 
-@contextmanager
-def gdal_settings() -> Iterator[None]:
-    """Give GDAL a small cache and one thread; do nothing without rasterio."""
+def gdal_settings() -> AbstractContextManager[Any]:
+    """Return a context in which GDAL has a small cache and one thread; without rasterio, it does nothing."""
     try:
-        rasterio = load_rasterio("")
+        return load_rasterio("").Env(**_SETTINGS)  # type: ignore[no-any-return]
     except UserError:  # pictures do not need it, and opening a raster raises
-        yield
-        return
-    with rasterio.Env(**_SETTINGS):
-        yield
+        return nullcontext()
 
 
 def read_raster(raw: bytes) -> Pixels:

@@ -17,15 +17,6 @@ from moco_accel.recipe.bands import parse_bands
 if TYPE_CHECKING:
     from moco_accel.inspection.inspect_tiles import Inspection
 
-Bands = Annotated[str | None, typer.Option(metavar="B8,B4,B3", help="Names of bands, in this order. (default: all)")]
-BandNames = Annotated[
-    str | None, typer.Option(metavar="B1,B2,…", help="Names of all stored bands, if the source has none.")
-]
-ImageColumn = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Column of the tiles; needed if several hold imagery.")
-]
-Split = Annotated[str, typer.Option(metavar="NAME", help="Split of a hub dataset.")]
-
 
 def register(app: typer.Typer) -> None:
     """Add `inspect` and `preview` to an app."""
@@ -37,10 +28,16 @@ def inspect(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="As data.source: folder, file, glob, image folder, hub id.")
     ],
-    bands: Bands = None,
-    band_names: BandNames = None,
-    image_column: ImageColumn = None,
-    split: Split = "train",
+    bands: Annotated[
+        str | None, typer.Option(metavar="B8,B4,B3", help="Names of bands, in this order. (default: all)")
+    ] = None,
+    band_names: Annotated[
+        str | None, typer.Option(metavar="B1,B2,…", help="Names of all stored bands, if the source has none.")
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of the tiles; needed if several hold imagery.")
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split of a hub dataset.")] = "train",
     nodata: Annotated[
         float | None,
         typer.Option(metavar="NUMBER", help="Stored value of nodata: --nodata 0. (default: declared by the tiles)"),
@@ -71,8 +68,8 @@ def inspect(
             sample,
             split=split,
             image_column=image_column,
-            bands=_names("--bands", bands),
-            stored_bands=_names("--band-names", band_names),
+            bands=parse_names("--bands", bands),
+            stored_bands=parse_names("--band-names", band_names),
             nodata=nodata,
         )
         from moco_accel.inspection.inspect_tiles import inspection_as_json
@@ -84,7 +81,7 @@ def inspect(
         else:
             print_inspection(found, console)
         if sheet is not None:
-            from moco_accel.inspection.contact_sheet import write_contact_sheet
+            from moco_accel.inspection.picture_grid import write_contact_sheet
 
             write_contact_sheet(sheet, found)
             console.print(f"contact sheet: {escape(str(sheet))}", soft_wrap=True)
@@ -125,7 +122,7 @@ def preview(
 
         is_source = recipe is None and not source.endswith((".yaml", ".yml"))
         with console.status("making views"), name_options_in_errors(None) if is_source else nullcontext():
-            write_preview(out, preview_recipe(source, recipe, set_ or []), tiles, _names("--bands", bands))
+            write_preview(out, preview_recipe(source, recipe, set_ or []), tiles, parse_names("--bands", bands))
         console.print(f"views: {escape(str(out))}", soft_wrap=True)
 
 
@@ -134,7 +131,8 @@ def _check_png(option: str, path: Path | None) -> None:
         raise UserError(f"{option}={str(path)!r} does not end in .png; {path.with_suffix('.png').name} works")
 
 
-def _names(option: str, text: str | None) -> list[str] | None:
+def parse_names(option: str, text: str | None) -> list[str] | None:
+    """Split the names of an option; None if it is absent."""
     return None if text is None else parse_bands(text, option)
 
 

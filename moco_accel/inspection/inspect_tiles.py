@@ -11,15 +11,7 @@ import numpy as np
 
 from moco_accel.common.errors import UserError
 from moco_accel.common.pixels import Pixels
-from moco_accel.inspection.processing_baselines import (
-    Baselines,
-    Darkness,
-    baselines_as_json,
-    cirrus_index,
-    classify_baselines,
-    darkness,
-    may_be_sentinel2,
-)
+from moco_accel.inspection import processing_baselines
 from moco_accel.recipe.bands import band_labels
 from moco_accel.sources.open_source import list_source_files
 from moco_accel.sources.tile_metadata import BandStatistics
@@ -67,7 +59,7 @@ class Inspection:
     labels: dict[str, int] | None
     no_labels: str | None
     extents: list[Extent]
-    baselines: Baselines | None
+    baselines: processing_baselines.Baselines | None
 
     @property
     def dtype(self) -> str:
@@ -89,30 +81,34 @@ def inspect_tiles(tiles: Tiles, sample: int, on_progress: Callable[[int, int], N
         UserError: If none of the tiles can be read.
     """
     sizes: Counter[tuple[int, int]] = Counter()
-    dark: list[Darkness] = []
+    dark: list[processing_baselines.Darkness] = []
+
+    def may_be_sentinel2(count: int, dtype: str) -> bool:
+        return processing_baselines.may_be_sentinel2(tiles.bands, count, dtype, tiles.sensor)
 
     def add_tile(tile: Pixels) -> None:
         sizes[(tile.shape[1], tile.shape[2])] += 1
-        if may_be_sentinel2(tiles.bands, len(tile), tile.dtype.name, tiles.sensor):
-            tile_darkness = darkness(tile, cirrus_index(tiles.bands, len(tile)))
+        if may_be_sentinel2(len(tile), tile.dtype.name):
+            cirrus = processing_baselines.cirrus_index(tiles.bands, len(tile))
+            tile_darkness = processing_baselines.darkness(tile, cirrus)
             dark.extend([tile_darkness] if tile_darkness else [])
 
     measured = measure_statistics(tiles, sample, on_progress, add_tile)
     running = measured.running
-    is_sentinel2 = may_be_sentinel2(tiles.bands, len(running.pixels), running.dtype.name, tiles.sensor)
+    is_sentinel2 = may_be_sentinel2(len(running.pixels), running.dtype.name)
     labels, no_labels = _count_classes(tiles)
     return Inspection(
         tiles=tiles,
         sensor=tiles.sensor or ("sentinel2" if is_sentinel2 else None),
         sizes=sizes.most_common(),
         measured=measured,
-        statistics=tiles.statistics or measured.statistics,
+        statistics=tiles.statistics or measured.running.statistics(),
         statistics_of_all=tiles.statistics is not None or measured.num_sampled == len(tiles),
         histograms=count_histograms(running),
         labels=labels,
         no_labels=no_labels,
         extents=_find_extents(tiles),
-        baselines=classify_baselines(dark) if is_sentinel2 else None,
+        baselines=processing_baselines.classify_baselines(dark) if is_sentinel2 else None,
     )
 
 
@@ -184,7 +180,7 @@ def inspection_as_json(found: Inspection) -> dict[str, Any]:
         "bands": [_band_as_json(found, number, name) for number, name in enumerate(found.band_names)],
         "labels": found.labels,
         "extents": [asdict(extent) for extent in found.extents],
-        "baselines": baselines_as_json(found.baselines) if found.baselines else None,
+        "baselines": processing_baselines.baselines_as_json(found.baselines) if found.baselines else None,
     }
 
 
@@ -192,11 +188,7 @@ def _band_as_json(found: Inspection, number: int, name: str) -> dict[str, Any]:
     statistics = found.statistics
     return {
         "name": name if found.tiles.bands else None,
-        "pixels": statistics.pixels[number],
-        "mean": statistics.mean[number],
-        "std": statistics.std[number],
-        "minimum": statistics.minimum[number],
-        "maximum": statistics.maximum[number],
+        **{field: getattr(statistics, field)[number] for field in ("pixels", "mean", "std", "minimum", "maximum")},
         "percentiles": {percent: values[number] for percent, values in statistics.percentiles.items()},
         "histogram": found.histograms[number],
     }

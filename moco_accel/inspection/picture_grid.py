@@ -8,10 +8,15 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from moco_accel.common.drawing import FAINT, INK, PAPER, RED, fit_into_square, fit_text, load_font, save_png
+from moco_accel.common.drawing import FAINT, INK, PAPER, RED, RgbStretch, fit_into_square, fit_text, load_font, save_png
 from moco_accel.common.pixels import Pixels
+from moco_accel.images.headers import DamagedTile
+from moco_accel.inspection.inspect_tiles import LABEL_COLUMN, Inspection
+from moco_accel.recipe.bands import picture_bands
+from moco_accel.tiles.statistics import sample_indices
+from moco_accel.tiles.tiles import Tiles
 
-SHEET_COLUMNS, SHEET_ROWS = 8, 6
+_SHEET_COLUMNS, _SHEET_ROWS = 8, 6
 _MARGIN, _GAP, _GROUP_GAP = 28, 10, 36
 _SHEET_SIDE, _SHEET_CAPTION, _SHEET_HEAD = 144, 24, 84
 _VIEW_SIDE, _VIEW_HEAD, _LINE = 224, 116, 17
@@ -36,9 +41,24 @@ class Cell:
     boxes: Sequence[tuple[Box, str]] = ()
 
 
-def draw_sheet(path: Path, title: str, subtitle: str, cells: Sequence[Cell]) -> None:
-    """Write a PNG of up to SHEET_ROWS rows of SHEET_COLUMNS cells."""
-    columns, rows = min(SHEET_COLUMNS, len(cells)), -(-len(cells) // SHEET_COLUMNS)
+def write_contact_sheet(path: Path, found: Inspection) -> None:
+    """Write a PNG of up to 48 evenly spaced tiles, with the index and class under each.
+
+    All tiles share one stretch: 8-bit values are drawn unchanged, others from each band's 2nd percentile (black) to its
+    98th (white).
+    """
+    tiles, stretch = found.tiles, _stretch_of(found)
+    indices = sample_indices(len(tiles), _SHEET_COLUMNS * _SHEET_ROWS)
+    cells = []
+    for index, caption in zip(indices, tile_captions(tiles, indices, found.labels is not None), strict=True):
+        try:
+            cells.append(Cell(stretch.to_rgb(tiles[index].numpy()), [caption]))
+        except DamagedTile:
+            cells.append(Cell(None, [caption]))
+    title = f"{tiles.source}: {len(cells):,} of {len(tiles):,} tiles"
+    shown = "as stored" if found.dtype == "uint8" else "from each band's 2nd percentile to its 98th"
+    subtitle = f"{channel_names(stretch.bands, found.band_names)}, {shown}"
+    columns, rows = min(_SHEET_COLUMNS, len(cells)), -(-len(cells) // _SHEET_COLUMNS)
     width = max(2 * _MARGIN + columns * (_SHEET_SIDE + _GAP) - _GAP, 640)
     height = _SHEET_HEAD + rows * (_SHEET_SIDE + _SHEET_CAPTION + _GAP) - _GAP + _MARGIN
     picture = _titled_picture(title, subtitle, width, height)
@@ -47,9 +67,25 @@ def draw_sheet(path: Path, title: str, subtitle: str, cells: Sequence[Cell]) -> 
     save_png(picture, path)
 
 
+def tile_captions(tiles: Tiles, indices: Sequence[int], has_classes: bool) -> list[str]:
+    """Return each tile's index, followed by its class if it has one."""
+    if not has_classes:
+        return [str(index) for index in indices]
+    labels, names = tiles.labels(LABEL_COLUMN)
+    return [str(index) if (label := labels[index]) is None else f"{index}  {names[label]}" for index in indices]
+
+
+def _stretch_of(found: Inspection) -> RgbStretch:
+    bands = picture_bands(found.tiles.bands, len(found.statistics.mean), found.sensor)
+    if found.dtype == "uint8":
+        return RgbStretch(bands, (0, 0, 0), (255, 255, 255))
+    low, high = (found.statistics.percentiles[percent] for percent in ("2", "98"))
+    return RgbStretch(bands, [low[band] for band in bands], [high[band] for band in bands])
+
+
 def sheet_corner(number: int) -> tuple[int, int]:
     """Return left and top of a cell of a contact sheet, counted from 0."""
-    row, column = divmod(number, SHEET_COLUMNS)
+    row, column = divmod(number, _SHEET_COLUMNS)
     return _MARGIN + column * (_SHEET_SIDE + _GAP), _SHEET_HEAD + row * (_SHEET_SIDE + _SHEET_CAPTION + _GAP)
 
 

@@ -12,13 +12,12 @@ import torch
 from moco_accel.common.drawing import BLUE, INK, ORANGE, RgbStretch, common_stretch
 from moco_accel.common.errors import UserError
 from moco_accel.common.pixels import Pixels
-from moco_accel.images.decoding import DamagedTile
+from moco_accel.images.headers import DamagedTile
 from moco_accel.inspection.inspect_tiles import inspect_tiles
 from moco_accel.inspection.open_without_recipe import is_read_in_place, open_without_recipe
 from moco_accel.inspection.picture_grid import Box, Cell, channel_names, draw_views
 from moco_accel.inspection.report import recipe_fields
 from moco_accel.inspection.spectral_bands import false_colour
-from moco_accel.inspection.view_captions import caption_lines
 from moco_accel.recipe.bands import band_labels, picture_bands, select_bands
 from moco_accel.recipe.load import load_recipe, recipe_from_dict
 from moco_accel.recipe.overrides import apply_overrides
@@ -30,6 +29,7 @@ from moco_accel.tiles.tiles import Tiles
 from moco_accel.training.loader import CropPair, TwoViewDataset, open_training_tiles
 from moco_accel.views.augment import AugmentedView
 from moco_accel.views.crops import Crop, stack_crops
+from moco_accel.views.parameters import Geometry, Photometry
 
 _SAMPLE = 200  # tiles read to scale a source without a recipe
 # fields of --set that are needed to open a source
@@ -178,6 +178,48 @@ def _row_cells(
         for source, outlines in zip(sources, boxes, strict=True)
     ]
     return tile_cells + view_cells
+
+
+def caption_lines(
+    geometry: Geometry, photometry: Photometry, height: int, width: int, bands: Sequence[str]
+) -> list[str]:
+    """Return lines on crop and orientation; colours or bands; blur, solarization and dropped bands."""
+    area = geometry.height * geometry.width / (height * width)
+    crop = [f"{area:.0%} of area"]
+    if geometry.quarter_turns:
+        crop.append(f"{90 * geometry.quarter_turns}°")
+    if geometry.horizontal_flip or geometry.vertical_flip:
+        flips = {(True, False): "left-right", (False, True): "up-down", (True, True): "both ways"}
+        crop.append("flipped " + flips[geometry.horizontal_flip, geometry.vertical_flip])
+    colours = _describe_bands(photometry) if photometry.band_gain else _describe_colours(photometry)
+    return [", ".join(crop), colours, _describe_other_changes(photometry, bands)]
+
+
+def _describe_colours(photometry: Photometry) -> str:
+    factors = {"bright": photometry.brightness, "contrast": photometry.contrast, "colour": photometry.saturation or 1.0}
+    changes = [f"{name} {factor:.2f}" for name, factor in factors.items() if factor != 1]
+    if photometry.hue:
+        changes.append(f"hue {photometry.hue:+.2f}")
+    if photometry.saturation == 0:
+        changes.append("grey")
+    return ", ".join(changes) or "colours kept"
+
+
+def _describe_bands(photometry: Photometry) -> str:
+    gain, offset = photometry.band_gain, max(map(abs, photometry.band_offset))
+    changes = [f"gain {min(gain):.2f} to {max(gain):.2f}"] if (min(gain), max(gain)) != (1, 1) else []
+    if offset:
+        changes.append(f"offset within ±{offset:.3f}")
+    return ", ".join(changes) or "bands kept"
+
+
+def _describe_other_changes(photometry: Photometry, bands: Sequence[str]) -> str:
+    changes = [f"blur {photometry.blur_sigma:.1f} pixels"] if photometry.blur_sigma else []
+    if photometry.solarize:
+        changes.append("solarized")
+    if dropped := [name for name, kept in zip(bands, photometry.band_keep, strict=False) if not kept]:
+        changes.append(f"without {', '.join(dropped)}")
+    return ", ".join(changes) or "sharp"
 
 
 def _heads(bands: str, recipe: Recipe) -> list[tuple[str, str]]:

@@ -86,15 +86,11 @@ def classify_baselines(tiles: Sequence[Darkness]) -> Baselines:
     kinds: dict[str, list[float]] = {"without": [], "with": [], "border": [], "unclear": []}
     for lowest, third in tiles:
         kinds[_kind(lowest, third)].append(lowest)
-    unclear = kinds["border"] + kinds["unclear"]
-    shown = {"without": kinds["without"], "with": kinds["with"], "unclear": unclear}
-    return Baselines(
-        _verdict({kind: len(values) for kind, values in kinds.items()}),
-        len(kinds["without"]),
-        len(kinds["with"]),
-        len(unclear),
-        {kind: (min(values), float(np.median(values)), max(values)) for kind, values in shown.items() if values},
-    )
+    shown = {"without": kinds["without"], "with": kinds["with"], "unclear": kinds["border"] + kinds["unclear"]}
+    without, with_offset, unclear = map(len, shown.values())
+    darkest = {kind: (min(values), float(np.median(values)), max(values)) for kind, values in shown.items() if values}
+    verdict = _verdict({kind: len(values) for kind, values in kinds.items()})
+    return Baselines(verdict, without, with_offset, unclear, darkest)
 
 
 def _kind(lowest: float, third: float) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -23,7 +23,9 @@ from moco_accel.recipe.schema import Encoder as EncoderConfig
 
 def feature_dim(name: str) -> int:
     """Return the width of the features of encoder `name`."""
-    return RESNET_SIZES[name].feature_dim if name in RESNET_SIZES else VIT_SIZES[name.split("_")[1]].width
+    if name in RESNET_SIZES:
+        return 2048 if RESNET_SIZES[name].bottleneck else 512
+    return VIT_SIZES[name.split("_")[1]].width
 
 
 def build_encoder(config: EncoderConfig, activation_checkpointing: bool = False) -> nn.Module:
@@ -45,14 +47,11 @@ def patch_projection(encoder: nn.Module) -> nn.Conv2d:
     Raises:
         LookupError: If `encoder` has neither.
     """
-    for path in ("vit.embeddings.patch_embeddings.projection", "conv1"):
-        try:
-            layer = encoder.get_submodule(path)
-        except AttributeError:
-            continue
-        if isinstance(layer, nn.Conv2d):
-            return layer
-    raise LookupError(f"{type(encoder).__name__} has no patch projection to freeze")
+    layers = dict(encoder.named_modules())
+    layer = layers.get("vit.embeddings.patch_embeddings.projection", layers.get("conv1"))
+    if not isinstance(layer, nn.Conv2d):
+        raise LookupError(f"{type(encoder).__name__} has no patch projection to freeze")
+    return layer
 
 
 def transformer_blocks(encoder: nn.Module) -> list[nn.Module]:
@@ -64,11 +63,8 @@ def transformer_blocks(encoder: nn.Module) -> list[nn.Module]:
 
 def _checkpoint_block(function: Callable[..., Tensor], module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     """Call `function`; recompute its activations in backward, without updating the running statistics of `module`."""
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _frozen_running_statistics(module)
-
-    output: Tensor = checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    options: Any = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _frozen_running_statistics(module))}
+    output: Tensor = checkpoint(function, *args, **options, **kwargs)
     return output
 
 
@@ -88,7 +84,7 @@ def checkpoint_reentrant(function: Callable[..., Tensor], module: nn.Module, *ar
     return output
 
 
-def _checkpoint_blocks(encoder: nn.Module, block_type: type[nn.Module] | tuple[type[nn.Module], ...]) -> None:
+def _checkpoint_blocks(encoder: nn.Module, block_type: type[nn.Module]) -> None:
     for block in encoder.modules():
         if isinstance(block, block_type):
             block.forward = partial(_checkpoint_block, block.forward, block)
@@ -192,13 +188,13 @@ def sincos_position_embedding(side: int, dim: int, temperature: float = 10_000.0
 
 def _build_resnet(config: EncoderConfig, activation_checkpointing: bool) -> nn.Module:
     size = RESNET_SIZES[config.name]
-    block = Bottleneck if size.bottleneck else BasicBlock
+    block: type[nn.Module] = Bottleneck if size.bottleneck else BasicBlock
     resnet: Any = torchvision.models.ResNet(block, list(size.blocks), zero_init_residual=True)
     resnet.fc = nn.Identity()
     if config.bands != 3:
         resnet.conv1 = nn.Conv2d(config.bands, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
     if activation_checkpointing:
-        _checkpoint_blocks(resnet, (BasicBlock, Bottleneck))
+        _checkpoint_blocks(resnet, block)
     # convolutions run faster at the same memory: the forward pass measured twice as fast on a CPU
     return cast(nn.Module, resnet.to(memory_format=torch.channels_last))

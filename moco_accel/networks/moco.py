@@ -48,7 +48,6 @@ class MoCo(nn.Module):
     queue_start: Tensor
     query_side_moved: Tensor
     gradient_buffer: Tensor
-    optimized_parameters: dict[str, nn.Parameter]
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()

@@ -85,18 +85,15 @@ def local_rows(full: Tensor, reference: Tensor) -> Tensor:
     return full.chunk(reference.device_mesh.size())[reference.device_mesh.get_local_rank()]
 
 
-def no_status_exchange() -> None:
-    """Do nothing, for a caller without a control group."""
-
-
-def full_tensor(tensor: Tensor, exchange_status: Callable[[], object]) -> Tensor:
+def full_tensor(tensor: Tensor, exchange_status: Callable[[], object] | None = None) -> Tensor:
     """Return the full tensor of all shards; all ranks must call it for the same tensors in the same order.
 
     A rank that fails between `exchange_status` and the collective leaves the others waiting; the watchdog ends them.
     """
     if not isinstance(tensor, DTensor):
         return tensor
-    exchange_status()
+    if exchange_status is not None:
+        exchange_status()
     return tensor.full_tensor()
 
 

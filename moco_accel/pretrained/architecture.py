@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from moco_accel.common.errors import UserError, short_repr
 from moco_accel.pretrained.tensor_names import Library, tensor_location
-from moco_accel.recipe.encoder_names import RESNET_NAMES, RESNET_SIZES, VIT_SIZES
+from moco_accel.recipe.encoder_names import RESNET_SIZES, VIT_SIZES
 
 Shapes = Mapping[str, tuple[int, ...]]
 Architecture = dict[str, int | str]
@@ -59,7 +60,8 @@ def _suggest_fields(found: Architecture, differing: list[str]) -> str:
 def _encoder_name(architecture: Architecture) -> str | None:
     """Return the recipe's name of an architecture; None if no encoder has it."""
     if "blocks" in architecture:
-        return next((name for name in RESNET_NAMES if _describe_blocks(name) == architecture["blocks"]), None)
+        blocks = architecture["blocks"]
+        return next((name for name, size in RESNET_SIZES.items() if _describe_blocks(*size) == blocks), None)
     for name, size in VIT_SIZES.items():
         found = architecture["width"], architecture["layers"], architecture.get("heads", size.heads)
         if found == size[:3] and architecture["patch"] in size.patches:
@@ -67,9 +69,8 @@ def _encoder_name(architecture: Architecture) -> str | None:
     return None
 
 
-def _describe_blocks(name: str) -> str:
-    size = RESNET_SIZES[name]
-    return f"{'-'.join(map(str, size.blocks))} {'bottleneck' if size.bottleneck else 'basic'}"
+def _describe_blocks(counts: Iterable[int], bottleneck: bool) -> str:
+    return f"{'-'.join(map(str, counts))} {'bottleneck' if bottleneck else 'basic'}"
 
 
 def _vit_architecture(library: Library, shapes: Shapes) -> Architecture:
@@ -87,8 +88,7 @@ def _vit_architecture(library: Library, shapes: Shapes) -> Architecture:
 
 def _resnet_architecture(library: Library, shapes: Shapes) -> Architecture:
     blocks = {(int(found[1]), int(found[2])) for name in shapes if (found := _BLOCK.match(name))}
-    stages = sorted({stage for stage, _ in blocks})
-    counts = "-".join(str(sum(stage == of for of, _ in blocks)) for stage in stages)
+    counts = Counter(stage for stage, _ in sorted(blocks))
     bottleneck = tensor_location(library, "layer1.0.conv3.weight")[0] in shapes
     bands = shapes[tensor_location(library, "conv1.weight")[0]][1]
-    return {"blocks": f"{counts} {'bottleneck' if bottleneck else 'basic'}", "bands": bands}
+    return {"blocks": _describe_blocks(counts.values(), bottleneck), "bands": bands}

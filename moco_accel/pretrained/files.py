@@ -101,10 +101,9 @@ def _download(source: str, name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "config.json"]))
     except (HfHubHTTPError, HFValidationError, client_error, OSError) as error:
-        reason = error_reason(error, 160)
         raise UserError(
-            f"encoder.weights={short_repr(source)} is not a local path, and the hub does not provide it ({reason}); "
-            "a folder or a .safetensors file works"
+            f"encoder.weights={short_repr(source)} is not a local path, and the hub does not provide it "
+            f"({error_reason(error, 160)}); a folder or a .safetensors file works"
         ) from None
 
 

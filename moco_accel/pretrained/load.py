@@ -1,7 +1,4 @@
-"""Load `encoder.weights` into both sides: weights of another run, or in the names of transformers, timm, torchvision.
-
-Every tensor of the encoder must be there in its shape; weights that do not fit are refused.
-"""
+"""Load `encoder.weights` into both sides: another run's, or named as in transformers, timm or torchvision."""
 
 from __future__ import annotations
 
@@ -108,20 +105,14 @@ def _read_file(source: str, path: Path, encoder: nn.Module) -> tuple[Tensors, li
 
 
 def _check_tensors(shapes: Shapes, wanted: Shapes) -> set[str]:
-    """Return the names of tensors that are left out: heads.
-
-    Raises:
-        KeyError: If a tensor is missing.
-        ValueError: If a tensor has another shape, or the encoder has no such tensor.
-    """
+    """Return the names of the heads' tensors; raise KeyError or ValueError if the encoder's do not fit."""
     for name, shape in wanted.items():
         if name not in shapes and not name.endswith(_BATCH_COUNTER):
             raise KeyError(name)
         if shapes.get(name, shape) != shape:
             raise ValueError(f"{name} is {list(shapes[name])} in place of {list(shape)}")
     left_out = set(shapes) - set(wanted)
-    unknown = sorted(name for name in left_out if not _HEADS.match(name))
-    if unknown:
+    if unknown := sorted(name for name in left_out if not _HEADS.match(name)):
         raise ValueError(f"this encoder has no tensor {short_repr(unknown[0])} ({len(unknown)} such in all)")
     return left_out
 

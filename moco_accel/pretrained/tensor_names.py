@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Family = Literal["ViT", "ResNet"]
 Library = Literal["transformers", "timm", "torchvision"]
 TensorLocation = tuple[str, int | None]
 """A tensor's name in another library, and which third of it is meant; None: the whole tensor."""
@@ -40,6 +41,13 @@ _IN_LAYER = {
     "mlp.fc2": ("output.dense", "mlp.fc2", "mlp.3"),
 }
 _THIRDS = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+_REQUIRED: dict[tuple[Family, Library], set[str]] = {
+    ("ViT", "transformers"): {"embeddings.cls_token"},
+    ("ViT", "timm"): {"patch_embed.proj.weight", "cls_token"},
+    ("ViT", "torchvision"): {"class_token", "conv_proj.weight"},
+    ("ResNet", "transformers"): {"embedder.embedder.convolution.weight"},
+    ("ResNet", "torchvision"): {"conv1.weight", "layer1.0.conv1.weight"},  # timm uses the same names
+}
 _RESNET_TO_TRANSFORMERS = (
     (r"^conv1\.", "embedder.embedder.convolution."),
     (r"^bn1\.", "embedder.embedder.normalization."),
@@ -74,8 +82,7 @@ def from_library(tensors: Mapping[str, Tensor], library: Library, names: Iterabl
     found = {}
     for name in names:
         theirs, third = tensor_location(library, name)
-        whole = tensors[theirs]
-        found[name] = whole if third is None else whole.chunk(3)[third]
+        found[name] = tensors[theirs] if third is None else tensors[theirs].chunk(3)[third]
     return found
 
 
@@ -90,19 +97,9 @@ def bare_names(names: Collection[str]) -> dict[str, str]:
     return result
 
 
-def detect_library(names: Collection[str]) -> tuple[Literal["ViT", "ResNet"], Library] | None:
+def detect_library(names: set[str]) -> tuple[Family, Library] | None:
     """Return family and library that use these bare names; None if no library does."""
-    if "embeddings.cls_token" in names:
-        return "ViT", "transformers"
-    if "patch_embed.proj.weight" in names and "cls_token" in names:
-        return "ViT", "timm"
-    if "class_token" in names and "conv_proj.weight" in names:
-        return "ViT", "torchvision"
-    if "embedder.embedder.convolution.weight" in names:
-        return "ResNet", "transformers"
-    if "conv1.weight" in names and "layer1.0.conv1.weight" in names:
-        return "ResNet", "torchvision"  # timm uses the same names
-    return None
+    return next((found for found, required in _REQUIRED.items() if required <= names), None)
 
 
 _STORED_LAYER = "encoder.layer."

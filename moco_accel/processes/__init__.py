@@ -1,4 +1,1 @@
-"""Start the ranks of a run, keep them in lockstep, watch them and stop them together.
-
-Nothing here computes; `networks.collectives` sends tensors.
-"""
+"""Start the ranks of a run, keep them in lockstep, watch them and stop them together."""

@@ -19,9 +19,8 @@ from moco_accel.common.errors import UserError
 from moco_accel.processes.phases import waiting_for_peers
 
 HEALTHY, OUT_OF_MEMORY, FAILED = 0, 1, 2
-
 _MAX_RANKS_OF_ALL_REDUCE = 32  # above it, gloo's ring takes longer than rounds (benchmarks/status_exchange.py)
-_TIMEOUT = timedelta(minutes=30)  # a rank may compile kernels, or wait for a slow disk
+TIMEOUT = timedelta(minutes=30)  # as torch's default: a rank may compile kernels, or wait for a slow disk
 
 
 class PeerOutOfMemory(Exception):  # noqa: N818 - not an error of this rank
@@ -40,7 +39,7 @@ class ControlGroup:
 
     def __init__(self) -> None:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self._group: Any = dist.new_group(backend="gloo", timeout=_TIMEOUT) if several else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT) if several else None
         self._size, self._rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
 
     def max_over_ranks(self, value: int) -> int:
@@ -71,7 +70,7 @@ class ControlGroup:
                 receive = dist.irecv(received, (self._rank - distance) % self._size, group=self._group)
                 for work in (receive, send):
                     assert work is not None, f"rank {self._rank} is not in the group"
-                    work.wait(_TIMEOUT)
+                    work.wait(TIMEOUT)
             value, distance = combine(value, int(received)), 2 * distance
         return value
 

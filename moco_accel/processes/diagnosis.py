@@ -133,9 +133,8 @@ def describe_error(error: BaseException) -> str:
 
 def is_lost_connection(error: BaseException) -> bool:
     """Check if `error` is the consequence of another rank's end."""
-    if isinstance(error, dist.DistError):
-        return True
-    return type(error) is RuntimeError and bool(_CONNECTION.search(str(error)))
+    is_of_gloo = type(error) is RuntimeError and _CONNECTION.search(str(error)) is not None
+    return is_of_gloo or isinstance(error, dist.DistError)
 
 
 def describe_lost_worker(

@@ -37,17 +37,10 @@ def open_store(launch: Launch, seconds: float, log: Log) -> Store:
     serves = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     begun = time.monotonic()
     _wait_until_reachable(launch, serves, seconds, log)  # torch would retry too, with a page of warnings each time
-    left = max(_ATTEMPT_SECONDS, seconds - (time.monotonic() - begun))
+    left = timedelta(seconds=max(_ATTEMPT_SECONDS, seconds - (time.monotonic() - begun)))
+    options: dict[str, Any] = {"is_master": serves, "timeout": left, "wait_for_workers": False, "multi_tenant": True}
     try:
-        return dist.TCPStore(  # type: ignore[attr-defined]
-            launch.address,
-            launch.port,
-            launch.world_size,
-            is_master=serves,
-            timeout=timedelta(seconds=left),
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
+        return dist.TCPStore(launch.address, launch.port, launch.world_size, **options)  # type: ignore[attr-defined]
     except (dist.DistError, RuntimeError, ValueError) as error:
         if "EADDRINUSE" in str(error) or "in use" in str(error):
             raise UserError(

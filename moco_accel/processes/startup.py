@@ -1,8 +1,7 @@
 """Start the ranks: they meet at the rendezvous, compare recipe and code, and connect for collectives.
 
 Each rank writes its `launch_info` into torch's store at MASTER_ADDR and MASTER_PORT. Rank 0 compares them, and names on
-every rank those that never connected or that differ. Without this, such a launch would hang, or its weights would
-drift apart.
+every rank those that never connected, for which a launch would wait in silence, or that differ.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from rich.markup import escape
 
 from moco_accel.common.errors import UserError
 from moco_accel.processes import diagnosis, launch_consistency
-from moco_accel.processes.control_group import ControlGroup
+from moco_accel.processes.control_group import TIMEOUT, ControlGroup
 from moco_accel.processes.launch_checks import Launch, check_machine, check_trackers
 from moco_accel.processes.launch_consistency import LaunchInfo, describe_ranks, launch_info
 from moco_accel.processes.rendezvous import LOG_AFTER_SECONDS, Log, Store, choose_interface, open_store
@@ -32,7 +31,6 @@ from moco_accel.recipe.schema import Recipe
 
 _MISTAKE_SECONDS = 10.0  # in which a rank that cannot start reports it to the others
 _VERDICT_SECONDS = 15.0
-_LATER_TIMEOUT = timedelta(minutes=30)  # of the store, as torch's default: a rank may compile kernels
 _HEARD_SECONDS = 5.0
 _BROKEN = "broken"
 _EXIT_CODE = 2
@@ -115,7 +113,7 @@ def _rendezvous(recipe: Recipe, options: LaunchOptions, launch: Launch, mistake:
             raise UserError(verdict)  # as it always does if there is a mistake
     except UserError as error:
         raise mistake or error from None
-    store.set_timeout(_LATER_TIMEOUT)
+    store.set_timeout(TIMEOUT)
     return store
 
 

@@ -10,6 +10,7 @@ from moco_accel.common.errors import UserError
 # by band number; level 2A has no B10 (cirrus)
 SENTINEL2 = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
 RGB = ("red", "green", "blue")
+NUMBERED_BAND = re.compile(r"B\d+A?")  # a canonical name
 
 _NUMBERED = re.compile(r"(?:(?:SR|ST)_)?B(?:AND)?[ _-]?0*(\d+)(A?)(_VCID_[12])?")  # Landsat 7 stores B6 in two gains
 _SYNONYMS = {"r": "red", "g": "green", "b": "blue", "grey": "grey", "gray": "grey", "near infrared": "nir"}

@@ -13,7 +13,6 @@ _MAX_BANDS = 1000
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # bounds leave float32 room for arithmetic
 StoredValue = Annotated[float, Field(ge=-1e30, le=1e30)]
-Deviation = Annotated[float, Field(ge=0, le=1e12)]
 
 
 class Section(BaseModel):
@@ -60,7 +59,7 @@ class Data(Section):
     low: list[StoredValue] | None = Field(None, max_length=_MAX_BANDS)
     high: list[StoredValue] | None = Field(None, max_length=_MAX_BANDS)
     mean: list[StoredValue] | None = Field(None, max_length=_MAX_BANDS)
-    std: list[Deviation] | None = Field(None, max_length=_MAX_BANDS)
+    std: list[Annotated[float, Field(ge=0, le=1e12)]] | None = Field(None, max_length=_MAX_BANDS)
     streaming: bool = False
     shuffle_buffer_mib: int = Field(512, ge=1, le=1 << 20)
     max_damaged_share: float = Field(0.01, ge=0, le=1)

@@ -20,11 +20,6 @@ class ResnetSize(NamedTuple):
     blocks: tuple[int, int, int, int]
     bottleneck: bool
 
-    @property
-    def feature_dim(self) -> int:
-        """Width of the features."""
-        return 2048 if self.bottleneck else 512
-
 
 # ViT-S and ViT-B have 12 heads in MoCo v3; the others are those of DeiT and ViT
 VIT_SIZES = {

@@ -52,7 +52,6 @@ def launch_command(hardware: Hardware, recipe_path: str, node: int = 0, first_no
         processes = f" --num_processes {devices}" if devices > 2 else ""
         return f"accelerate launch --config_file accelerate_configs/{config}.yaml{processes} {train}"
     return (
-        f"accelerate launch --config_file accelerate_configs/multi_node.yaml --num_machines {nodes} "
-        f"--num_processes {devices} --machine_rank {node} --main_process_ip {first_node} --main_process_port {PORT} "
-        f"{_TIMEOUT} {train}"
+        f"accelerate launch --config_file accelerate_configs/multi_node.yaml --num_machines {nodes} --num_processes "
+        f"{devices} --machine_rank {node} --main_process_ip {first_node} --main_process_port {PORT} {_TIMEOUT} {train}"
     )

@@ -21,7 +21,6 @@ def check_rules(recipe: Recipe) -> None:
     """Check all rules between fields; raise UserError for the first that is violated."""
     _check_texts(recipe)
     _check_encoder(recipe)
-    _check_nodes(recipe)
     _check_batch(recipe)
     _check_sharding(recipe)
     _check_optimizer(recipe)
@@ -71,7 +70,13 @@ def min_micro_batch_size(encoder: str, image_size: int) -> int:
 
 
 def _check_batch(recipe: Recipe) -> None:
-    encoder, batch, devices = recipe.encoder, recipe.batch, recipe.hardware.num_devices
+    encoder, batch = recipe.encoder, recipe.batch
+    devices, nodes = recipe.hardware.num_devices, recipe.hardware.num_nodes
+    if devices % nodes:
+        raise UserError(
+            f"hardware.num_devices={devices} does not divide over hardware.num_nodes={nodes} nodes of equal size; "
+            f"hardware.num_devices={-(-devices // nodes) * nodes} works"
+        )
     total, micro_batch = batch.global_batch_size, batch.micro_batch_size
     least = min_micro_batch_size(encoder.name, encoder.image_size)
     if micro_batch < least:
@@ -95,15 +100,6 @@ def _check_batch(recipe: Recipe) -> None:
         f"batch.global_batch_size={total} is not micro_batch_size {micro_batch} x accumulation_steps "
         f"{batch.accumulation_steps} x num_devices {devices} = {product}; {hint}"
     )
-
-
-def _check_nodes(recipe: Recipe) -> None:
-    devices, nodes = recipe.hardware.num_devices, recipe.hardware.num_nodes
-    if devices % nodes:
-        raise UserError(
-            f"hardware.num_devices={devices} does not divide over hardware.num_nodes={nodes} nodes of equal size; "
-            f"hardware.num_devices={-(-devices // nodes) * nodes} works"
-        )
 
 
 def can_shard(devices: int) -> bool:
@@ -205,10 +201,9 @@ def _check_scaling(data: Data) -> None:
             raise UserError(
                 f"data.high={data.high} must be above data.low={data.low} in every band, by what float32 resolves"
             )
-    if data.scaling in STORED_RANGES:
-        expected = STORED_RANGES[data.scaling]
-        if any(pair != expected for pair in zip(data.low, data.high, strict=True)):
-            raise UserError(
-                f"data.low={data.low} and data.high={data.high} are not what data.scaling={data.scaling!r} means "
-                f"({expected[0]:g} and {expected[1]:g}); data.scaling=range keeps them"
-            )
+    expected = STORED_RANGES.get(data.scaling)
+    if expected and any(pair != expected for pair in zip(data.low, data.high, strict=True)):
+        raise UserError(
+            f"data.low={data.low} and data.high={data.high} are not what data.scaling={data.scaling!r} means "
+            f"({expected[0]:g} and {expected[1]:g}); data.scaling=range keeps them"
+        )

@@ -21,9 +21,7 @@ class _Loader(yaml.SafeLoader):
     Refuses duplicate keys, and anchors and tags, with which a short text can expand to more than memory holds.
     """
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._nodes = self._levels = 0
+    _nodes = _levels = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -59,13 +57,12 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith(":null")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$", re.I), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$"),
-    list("-+0123456789."),
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+(_\d+)*$"), list("-+0123456789"))
+for _kind, _pattern, _first in (
+    ("bool", r"^(?i:true|false)$", "tTfF"),
+    ("float", r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$", "-+0123456789."),
+    ("int", r"^[-+]?\d+(_\d+)*$", "-+0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern), list(_first))
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 
 RecipeDumper.yaml_implicit_resolvers = {
@@ -112,7 +109,6 @@ def read_yaml(path: Path) -> object:
 def dump_yaml(fields: dict[str, Any], comment: str) -> str:
     """Return YAML with one block per section, in the order of `fields`, below `comment` as `#` lines."""
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
-    body = yaml.dump(
+    return head + yaml.dump(
         fields, Dumper=RecipeDumper, sort_keys=False, width=110, default_flow_style=None, allow_unicode=True
     )
-    return head + body

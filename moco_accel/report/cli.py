@@ -80,7 +80,6 @@ def _run_state(run_log: RunLog) -> RunState:
         steps_done=last["step"] + 1,
         elapsed_seconds=last["seconds"],
         card_mib=last["card_memory_mib"],
-        on_gpu=last["card_memory_mib"] is not None,
         row=last,
         evaluation=evaluation or None,
         health=assess_health(run_log.recipe, last, evaluation or None),

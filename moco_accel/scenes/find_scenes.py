@@ -145,13 +145,10 @@ def _band_scene(root: Path, key: tuple[Path, str], members: list[_BandFile]) -> 
     for path, band, _ in sorted(members, key=lambda member: member[2]):
         finest.setdefault(band, path)
     bands = sorted(finest, key=_band_order)
-    folder, prefix = key
-    name = (folder / prefix).as_posix() if prefix else folder.as_posix()
+    first = members[0][0]
+    name = Path(*key).as_posix() if len(members) > 1 else first.relative_to(root).as_posix()
     surface = any(re.search(r"(?:^|[_.-])SR_B", path.stem, re.IGNORECASE) for path, _, _ in members)
     scene = Scene(name, tuple(finest[band] for band in bands), tuple(bands), surface=surface)
-    first = members[0][0]
-    if len(members) == 1:
-        scene = replace(scene, name=first.relative_to(root).as_posix())
     scene = _with_sensor(scene, root, first.name)
     if scene.sensor is None and ("B8A" in bands or {"vv", "vh"} <= set(bands)):
         return replace(scene, sensor="sentinel2" if "B8A" in bands else "sentinel1")

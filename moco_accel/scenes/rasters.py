@@ -19,19 +19,19 @@ class RasterReader:
     """Reader of a scene's bands; it holds only the requested windows in memory.
 
     Args:
-        grid: The grid of the windows; None for the scene's own.
+        grid: The grid of the windows.
         nodata: The number that replaces pixels without data, in all bands; None keeps them.
     """
 
-    def __init__(self, layout: Layout, grid: Grid | None = None, nodata: float | None = None) -> None:
-        self.layout, self.grid, self._nodata = layout, grid or layout.grid, nodata
+    def __init__(self, layout: Layout, grid: Grid, nodata: float | None) -> None:
+        self.layout, self._nodata = layout, nodata
         by_file: dict[Path, list[int]] = {}
         for position, (path, _) in enumerate(layout.sources):
             by_file.setdefault(path, []).append(position)
         self._files: list[tuple[AlignedRaster, list[int]]] = []
         try:
             for path, positions in by_file.items():
-                self._files.append((AlignedRaster(path, self.grid, layout.nodata[positions[0]]), positions))
+                self._files.append((AlignedRaster(path, grid, layout.nodata[positions[0]]), positions))
         except UnreadableImage:
             self.close()
             raise

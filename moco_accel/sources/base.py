@@ -18,11 +18,7 @@ from moco_accel.sources.tile_metadata import METADATA_FILE, TileMetadata, read_m
 
 @dataclass(frozen=True)
 class Source:
-    """A source of tiles and the recipe field that names it. Messages begin with its `str`.
-
-    Attributes:
-        path: A folder, a file, a glob, a URL or a hub id.
-    """
+    """A folder, file, glob, URL or hub id, and the recipe field that names it. Messages begin with its `str`."""
 
     path: str
     field: str
@@ -121,12 +117,9 @@ def read_folder_metadata(folder: Path, source: Source) -> TileMetadata | None:
 def read_shards_metadata(
     files: Sequence[Path], schema_metadata: Iterable[Mapping[bytes, bytes] | None], source: Source
 ) -> TileMetadata | None:
-    """Read the one description that all shards share; None if they have none.
+    """Read the one description that all shards share; None if neither folders nor Arrow schemas have one.
 
     Statistics are kept only if all shards lie in one folder: those of several folders cannot be added up.
-
-    Args:
-        schema_metadata: Metadata of each file's Arrow schema.
 
     Raises:
         UserError: If a description is damaged, or if shards differ in bands or dtype.

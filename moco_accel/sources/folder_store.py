@@ -11,14 +11,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 
 from moco_accel.common.errors import UserError
 from moco_accel.images.headers import read_file
-from moco_accel.images.kinds import IMAGE_SUFFIXES, RASTER_SUFFIXES, list_images
+from moco_accel.images.kinds import RASTER_SUFFIXES
 from moco_accel.recipe.bands import canonical_band
 from moco_accel.sources.base import PackedNames, Source, Store, read_folder_metadata
-from moco_accel.sources.tile_metadata import TileMetadata
 
 # B02.tif, NAME_B02.tif, NAME_B8A_20m.jp2
 _BAND_FILE = re.compile(r"(?:(?P<name>.+)[_.-])?(?P<band>B\d{1,2}A?)(?:[_.-]\d+m)?", re.I)
@@ -26,27 +24,28 @@ _IMAGE, _LABEL, _FILE = "image", "label", "file"
 
 
 class FolderStore(Store):
-    """Image files below `root`, as rows.
+    """The image files `names` below `root`, as rows.
 
     Columns are `image` or one per band, then `file`, and `label` if every tile lies in a subfolder: the name of the
     topmost one.
 
-    Args:
-        file_numbers: [tiles, columns], numbers in `files`; -1 if a tile lacks the file.
+    Raises:
+        UserError: If files of whole tiles and files of single bands are mixed, or if tiles.json is damaged.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        files: PackedNames,
-        columns: Sequence[str],
-        file_numbers: npt.NDArray[np.int64],
-        with_label: bool,
-        metadata: TileMetadata | None,
-        source: Source,
-    ) -> None:
-        self.source, self.paths, self.shard_sizes, self.metadata = source, [str(root)], [len(file_numbers)], metadata
-        self._root, self._files, self._file_numbers = root, files, file_numbers
+    def __init__(self, root: Path, names: Sequence[str], source: Source) -> None:
+        self.source, self.paths, self.metadata = source, [str(root)], read_folder_metadata(root, source)
+        self._root, self._files = root, PackedNames(names)
+        tiles = _group_band_files(names, source)
+        if tiles is None:
+            columns, self._file_numbers = [_IMAGE], np.arange(len(names))[:, None]
+            with_label = all(len(Path(name).parts) > 1 for name in names)
+        else:
+            columns = sorted({band for by_band in tiles.values() for band in by_band}, key=_band_order)
+            numbers = [[by_band.get(band, -1) for band in columns] for by_band in tiles.values()]
+            self._file_numbers = np.array(numbers)  # [tiles, columns], of `names`; -1 if a tile lacks the file
+            with_label = _has_class_folders(list(tiles))
+        self.shard_sizes = [len(self._file_numbers)]
         self._column_numbers = {name: number for number, name in enumerate(columns)}
         self.features: dict[str, Any] = {name: datasets.Value("binary") for name in columns}
         self.features[_FILE] = datasets.Value("string")
@@ -78,27 +77,6 @@ class FolderStore(Store):
             return None if number < 0 else read_file(self._root / self._files[number])
         except FileNotFoundError:  # deleted since: only this tile is damaged
             return None
-
-
-def open_folder(root: Path, files: Sequence[Path] | None, source: Source) -> FolderStore | None:
-    """Open all images below `root`, or `files` among them; None if there are no images.
-
-    Raises:
-        UserError: If files of whole tiles and files of single bands are mixed, or if tiles.json is damaged.
-    """
-    names = list_images(root, IMAGE_SUFFIXES) if files is None else [str(file.relative_to(root)) for file in files]
-    if not names:
-        return None
-    metadata = read_folder_metadata(root, source)
-    tiles = _group_band_files(names, source)
-    if tiles is None:
-        columns, file_numbers = [_IMAGE], np.arange(len(names))[:, None]
-        with_label = all(len(Path(name).parts) > 1 for name in names)
-    else:
-        columns = sorted({band for by_band in tiles.values() for band in by_band}, key=_band_order)
-        file_numbers = np.array([[by_band.get(band, -1) for band in columns] for by_band in tiles.values()])
-        with_label = _has_class_folders(list(tiles))
-    return FolderStore(root, PackedNames(names), columns, file_numbers, with_label, metadata, source)
 
 
 def _group_band_files(names: Sequence[str], source: Source) -> dict[str, dict[str, int]] | None:

@@ -12,13 +12,13 @@ import fsspec  # type: ignore[import-untyped]
 import huggingface_hub
 
 from moco_accel.common.errors import UserError, error_reason
-from moco_accel.images.kinds import IMAGE_SUFFIXES, is_hidden
+from moco_accel.images.kinds import IMAGE_SUFFIXES, is_hidden, list_images
 from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.arrow_store import ArrowStore, open_arrow
 from moco_accel.sources.base import Source, Store
-from moco_accel.sources.folder_store import open_folder
-from moco_accel.sources.parquet_store import open_parquet
-from moco_accel.sources.tar_store import open_tar
+from moco_accel.sources.folder_store import FolderStore
+from moco_accel.sources.parquet_store import ParquetStore
+from moco_accel.sources.tar_store import TarStore
 from moco_accel.sources.tile_metadata import METADATA_FILE
 
 _SHARDS = (".parquet", ".arrow", ".tar")
@@ -31,10 +31,7 @@ _HUB_TIMEOUT_SECONDS = 15
 
 
 def open_store(path: str, data: Data, field: str) -> Store:
-    """Open a folder, a file, a glob, a URL or a hub id.
-
-    Args:
-        field: Recipe field that errors name.
+    """Open a folder, a file, a glob, a URL or a hub id; errors name the recipe field `field`.
 
     Raises:
         UserError: If the source is missing, incomplete or of an unknown kind.
@@ -45,7 +42,7 @@ def open_store(path: str, data: Data, field: str) -> Store:
     if "://" in path:
         if not data.streaming:
             raise UserError(f"{source} is a URL, which is read in place: data.streaming=true works, or a local copy")
-        return open_parquet(_list_parquet_urls(source), source, data)
+        return ParquetStore(_list_parquet_urls(source), source, data)
     if found := _find_local(source):
         return _open_local(source, *found, data)
     if (hub := _HUB_ID.fullmatch(path)) and not _is_supported(Path(path)):
@@ -144,14 +141,13 @@ def _suggest_subfolders(folder: Path, source: Source) -> None:
 
 
 def _refuse_compressed(files: list[Path], source: Source) -> None:
-    file = next((file for file in files if _COMPRESSED_TAR.fullmatch(file.name)), None)
-    if file is None:
-        return
     tool = {"gz": "gunzip", "tgz": "gunzip", "xz": "unxz", "txz": "unxz", "zst": "unzstd"}
-    raise UserError(
-        f"{source.field}: {str(file)!r} is compressed and has no random access; "
-        f"{tool.get(file.suffix.lower()[1:], 'bunzip2')} {file} makes a .tar that works"
-    )
+    for file in files:
+        if _COMPRESSED_TAR.fullmatch(file.name):
+            raise UserError(
+                f"{source.field}: {str(file)!r} is compressed and has no random access; "
+                f"{tool.get(file.suffix.lower()[1:], 'bunzip2')} {file} makes a .tar that works"
+            )
 
 
 def _open_local(source: Source, folder: Path, files: list[Path], data: Data) -> Store:
@@ -162,15 +158,15 @@ def _open_local(source: Source, folder: Path, files: list[Path], data: Data) -> 
         raise UserError(f"{source} is {' and '.join(sorted(kinds))}; files of one kind work, e.g. *.parquet")
     kind = kinds.pop()
     if kind == ".parquet":
-        return open_parquet([str(file) for file in files], source, data)
+        return ParquetStore([str(file) for file in files], source, data)
     if kind == ".arrow":
         return open_arrow(files, source)
     if kind == ".tar":
-        return open_tar(files, source)
-    store = open_folder(folder, files or None, source)
-    if store is None:
+        return TarStore(files, source)
+    names = [str(file.relative_to(folder)) for file in files] or list_images(folder, IMAGE_SUFFIXES)
+    if not names:
         raise _no_tiles(source)
-    return store
+    return FolderStore(folder, names, source)
 
 
 def _list_parquet_urls(source: Source) -> list[str]:
@@ -203,7 +199,7 @@ def _open_hub(name: str, split: str, source: Source, data: Data) -> Store:
         return ArrowStore(dataset, [name], [len(dataset)], None, source)
     if other := next((file for file in files if not str(file).endswith(".parquet")), None):
         raise UserError(f"data.streaming=true reads parquet, and {name!r} holds {other}; data.streaming=false works")
-    return open_parquet([str(file) for file in files], source, data)
+    return ParquetStore([str(file) for file in files], source, data)
 
 
 def _check_on_hub(name: str, source: Source) -> None:

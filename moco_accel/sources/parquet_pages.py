@@ -37,10 +37,7 @@ class _Page:
 
 
 def find_page_problem(path: str, group: pq.RowGroupMetaData, columns: Sequence[str] | None = None) -> str | None:
-    """Compare the sizes in page headers with those in the footer.
-
-    Args:
-        columns: Columns to check; None for all.
+    """Compare the sizes in the page headers of `columns`, None for all, with those in the footer.
 
     Returns:
         What is wrong, if `columns` of the row group would unpack to more than the footer declares, or if headers

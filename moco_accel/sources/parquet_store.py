@@ -15,14 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moco_accel.common.errors import UserError, error_reason
-from moco_accel.images.decoding import DamagedTile
+from moco_accel.images.headers import DamagedTile
 from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.arrow_store import array_row_bytes, prepare_arrow_cache
 from moco_accel.sources.arrow_validation import read_features
 from moco_accel.sources.base import ReadPattern, Source, Store, read_shards_metadata
-from moco_accel.sources.parquet_footers import Footer, open_parquet_file, read_footers
+from moco_accel.sources.parquet_footers import open_parquet_file, read_footers
 from moco_accel.sources.parquet_pages import find_page_problem
-from moco_accel.sources.tile_metadata import TileMetadata
 
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.parquet$")
 _MAX_FOOTERS = 8  # per process; the footer of a shard with many row groups takes megabytes
@@ -30,22 +29,6 @@ _WINDOW_SHARE = 0.75  # of the buffer: the size of a decoded row group is only e
 _RECOMMENDED_GROUPS = 4  # in the buffer: a window then spans at least two row groups
 
 Sizes = npt.NDArray[np.float64]
-
-
-def open_parquet(paths: list[str], source: Source, data: Data) -> Store:
-    """Open the shards at `paths`.
-
-    Raises:
-        UserError: If a shard is damaged or missing from its set, or if shards have different columns.
-    """
-    footers = read_footers(paths, source)
-    if Path(source.path).is_dir():  # a glob or a single file may name a part of a set
-        _check_complete_set(paths, source)
-    if sum(footer.num_rows for footer in footers) == 0:
-        raise UserError(f"{source} holds shards without tiles; rebuild them")
-    schemas = [footer.schema.metadata for footer in footers]
-    metadata = read_shards_metadata([Path(path) for path in paths], schemas, source)
-    return ParquetStore(paths, footers, data, metadata, source)
 
 
 def _check_complete_set(paths: list[str], source: Source) -> None:
@@ -58,19 +41,27 @@ def _check_complete_set(paths: list[str], source: Source) -> None:
 
 
 class ParquetStore(Store):
-    """Rows of parquet shards. Row groups are decoded whole; an LRU buffer of limited bytes keeps them per process."""
+    """Rows of parquet shards. Row groups are decoded whole; an LRU buffer of limited bytes keeps them per process.
 
-    def __init__(
-        self, paths: list[str], footers: list[Footer], data: Data, metadata: TileMetadata | None, source: Source
-    ) -> None:
-        self.source, self.paths, self.metadata = source, paths, metadata
+    Raises:
+        UserError: If a shard is damaged or missing from its set, or if shards have different columns.
+    """
+
+    def __init__(self, paths: list[str], source: Source, data: Data) -> None:
+        footers = read_footers(paths, source)
+        self.source, self.paths, self.shard_sizes = source, paths, [footer.num_rows for footer in footers]
+        if Path(source.path).is_dir():  # a glob or a single file may name a part of a set
+            _check_complete_set(paths, source)
+        if not len(self):
+            raise UserError(f"{source} holds shards without tiles; rebuild them")
+        schemas = [footer.schema.metadata for footer in footers]
+        self.metadata = read_shards_metadata([Path(path) for path in paths], schemas, source)
         self._buffer_bytes = data.shuffle_buffer_mib << 20
         self._to_prepare = None if data.streaming else footers  # shards that are not streamed get an arrow cache
         for path, footer in zip(paths, footers, strict=True):
             if data.streaming and not footer.schema.equals(footers[0].schema):
                 raise UserError(f"{source}: its shards have different columns ({paths[0]} and {path}); rebuild them")
         self.features = read_features(footers[0].schema, source)
-        self.shard_sizes = [footer.num_rows for footer in footers]
         self._rows = np.array([rows for footer in footers for rows in footer.group_rows])
         self._ends = self._rows.cumsum()
         self._bytes = np.array([size for footer in footers for size in footer.group_bytes])
@@ -98,10 +89,8 @@ class ParquetStore(Store):
                 with open_parquet_file(path) as file:
                     values += file.read(columns=[name]).column(name).to_pylist()
             except (pa.ArrowException, OSError, ValueError) as error:
-                reason = error_reason(error)
-                raise UserError(
-                    f"{self.source}: column {name!r} of {path} cannot be read ({reason}); rebuild it"
-                ) from None
+                problem = f"column {name!r} of {path} cannot be read ({error_reason(error)})"
+                raise UserError(f"{self.source}: {problem}; rebuild it") from None
         return values
 
     def prepare_random_access(self) -> Store:

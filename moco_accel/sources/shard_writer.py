@@ -1,7 +1,4 @@
-"""Write tiles to parquet shards of Hugging Face `datasets`, in constant memory.
-
-A shard gets its name only once it is complete.
-"""
+"""Write tiles to parquet shards of Hugging Face `datasets`, in constant memory."""
 
 from __future__ import annotations
 
@@ -72,19 +69,15 @@ def _write_partial(
     """Write tables to hidden `.partial` files, append those to `partial`, and return the number of rows."""
     num_rows = shard_bytes = 0
     writer: pq.ParquetWriter | None = None
-    try:
+    with contextlib.ExitStack() as open_writer:
         for table in tables:
             if writer is None or shard_bytes + table.nbytes > max_shard_bytes:
-                if writer is not None:
-                    writer.close()
+                open_writer.close()
                 partial.append(out_dir / f".tiles-{len(partial):05d}.parquet.partial")
-                writer, shard_bytes = pq.ParquetWriter(partial[-1], schema), 0
+                writer, shard_bytes = open_writer.enter_context(pq.ParquetWriter(partial[-1], schema)), 0
             writer.write_table(table)
             shard_bytes += table.nbytes
             num_rows += table.num_rows
-    finally:
-        if writer is not None:
-            writer.close()
     return num_rows
 
 
@@ -117,8 +110,7 @@ class ShardWriter:
 
     def discard(self) -> None:
         """Delete the incomplete file."""
-        with contextlib.suppress(OSError):  # a full disk may be why it is discarded
-            self._writer.close()
-        with contextlib.suppress(OSError):
-            self._file.close()
+        for close in (self._writer.close, self._file.close):
+            with contextlib.suppress(OSError):  # a full disk may be why it is discarded
+                close()
         self._partial.unlink(missing_ok=True)

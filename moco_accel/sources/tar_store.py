@@ -1,7 +1,4 @@
-"""Read uncompressed tar shards in the webdataset convention.
-
-All members with the same name up to the first dot are one tile.
-"""
+"""Read uncompressed tar shards of webdataset: all members with the same name up to the first dot are one tile."""
 
 from __future__ import annotations
 
@@ -15,18 +12,14 @@ from typing import Any, BinaryIO
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 
 from moco_accel.common.errors import UserError
-from moco_accel.images.decoding import DamagedTile
-from moco_accel.images.headers import MAX_ENCODED_BYTES
+from moco_accel.images.headers import MAX_ENCODED_BYTES, DamagedTile
 from moco_accel.images.kinds import IMAGE_SUFFIXES
-from moco_accel.recipe.bands import canonical_band
+from moco_accel.recipe.bands import NUMBERED_BAND, canonical_band
 from moco_accel.sources.base import PackedNames, Source, Store, read_folder_metadata
-from moco_accel.sources.tile_metadata import TileMetadata
 
 _LABEL_SUFFIXES = ("cls", "json", "txt")  # in the order in which a label is looked for
-_BAND = re.compile(r"B\d+A?")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _MAX_LABEL_BYTES = 1 << 16
 _MAX_COLUMNS = 256
@@ -42,22 +35,26 @@ class TarStore(Store):
     Columns are named after the text that follows the first dot, as `datasets` does, or after the band in it. `label`
     comes from .cls, .json or .txt members.
 
-    Args:
-        index: [tiles, columns, 3]: shard, offset and bytes of a member; the shard is -1 if a tile lacks it.
+    Raises:
+        UserError: If a shard is compressed or damaged, if there are no tiles, or if tiles.json is damaged.
     """
 
-    def __init__(
-        self,
-        files: list[Path],
-        columns: list[str],
-        index: npt.NDArray[np.int64],
-        keys: PackedNames,
-        shard_sizes: list[int],
-        metadata: TileMetadata | None,
-        source: Source,
-    ) -> None:
-        self.source, self.shard_sizes, self.metadata = source, shard_sizes, metadata
-        self.paths, self._index, self._keys = [str(file) for file in files], index, keys
+    def __init__(self, files: list[Path], source: Source) -> None:
+        self.source, self.paths = source, [str(file) for file in files]
+        shards = [_index_members(file, number, source) for number, file in enumerate(files)]
+        columns = list(dict.fromkeys(column for shard in shards for tile in shard.values() for column in tile))
+        if len(columns) > _MAX_COLUMNS:
+            raise UserError(
+                f"{source}: its tiles have {len(columns)} kinds of images ({columns[0]}, {columns[1]}, …); "
+                f"one per tile works, or one per band, at most {_MAX_COLUMNS}"
+            )
+        self.shard_sizes = [len(shard) for shard in shards]
+        if not len(self) or not any(map(_is_image, columns)):
+            raise UserError(f"{source} holds tar shards without images; shards with {', '.join(IMAGE_SUFFIXES)} work")
+        self.metadata = read_folder_metadata(files[0].parent, source)
+        rows = [[tile.get(column, _ABSENT) for column in columns] for shard in shards for tile in shard.values()]
+        self._index = np.array(rows, np.int64)  # [tiles, columns, 3]: shard, offset and bytes of a member
+        self._keys = PackedNames([key for shard in shards for key in shard])
         self._column_numbers = {name: number for number, name in enumerate(columns)}
         self.features: dict[str, Any] = {name: datasets.Value("binary") for name in columns if _is_image(name)}
         self.features[_KEY] = datasets.Value("string")
@@ -112,28 +109,6 @@ class TarStore(Store):
         return label if isinstance(label, int | str) else None
 
 
-def open_tar(files: list[Path], source: Source) -> TarStore:
-    """Index all shards: their headers are read once.
-
-    Raises:
-        UserError: If a shard is compressed or damaged, if there are no tiles, or if tiles.json is damaged.
-    """
-    shards = [_index_members(file, number, source) for number, file in enumerate(files)]
-    columns = list(dict.fromkeys(column for shard in shards for tile in shard.values() for column in tile))
-    if len(columns) > _MAX_COLUMNS:
-        raise UserError(
-            f"{source}: its tiles have {len(columns)} kinds of images ({columns[0]}, {columns[1]}, …); "
-            f"one per tile works, or one per band, at most {_MAX_COLUMNS}"
-        )
-    sizes = [len(shard) for shard in shards]
-    if not sum(sizes) or not any(map(_is_image, columns)):
-        raise UserError(f"{source} holds tar shards without images; shards with {', '.join(IMAGE_SUFFIXES)} work")
-    rows = [[tile.get(column, _ABSENT) for column in columns] for shard in shards for tile in shard.values()]
-    keys = PackedNames([key for shard in shards for key in shard])
-    metadata = read_folder_metadata(files[0].parent, source)
-    return TarStore(files, columns, np.array(rows, np.int64), keys, sizes, metadata, source)
-
-
 def _index_members(file: Path, shard: int, source: Source) -> dict[str, dict[str, tuple[int, int, int]]]:
     """Return (shard, offset, bytes) of the members of each tile that has an image, by tile and column."""
     tiles: dict[str, dict[str, tuple[int, int, int]]] = {}
@@ -171,13 +146,13 @@ class _HeaderReader:
 def _column_name(rest: str) -> str:
     """Return `tif` for 7.tif, `mask.png` for 7.mask.png, and the band `B2` for 7.B02.tif."""
     middle, dot, suffix = rest.rpartition(".")
-    if f".{suffix}" in IMAGE_SUFFIXES and _BAND.fullmatch(canonical_band(middle)):
+    if f".{suffix}" in IMAGE_SUFFIXES and NUMBERED_BAND.fullmatch(canonical_band(middle)):
         return canonical_band(middle)
     return middle + dot + _SUFFIX_ALIASES.get(suffix, suffix)
 
 
 def _is_image(column: str) -> bool:
-    return f".{column.rpartition('.')[2]}" in IMAGE_SUFFIXES or _BAND.fullmatch(column) is not None
+    return f".{column.rpartition('.')[2]}" in IMAGE_SUFFIXES or NUMBERED_BAND.fullmatch(column) is not None
 
 
 def _is_gzip(file: Path) -> bool:

@@ -94,9 +94,8 @@ class DamageLog:
         data, share = self._recipe.data, len(self._known) / self._tile_count
         return (
             f"data.max_damaged_share={data.max_damaged_share:g} allows {self._max_damaged} damaged tiles of "
-            f"{self._tile_count} in data.source={data.source!r}, and {len(self._known)} were found; "
-            f"{self._path} lists them. Rebuild the tiles without them, or "
-            f"data.max_damaged_share={min(1.0, 2 * share):.2g} continues"
+            f"{self._tile_count} in data.source={data.source!r}, and {len(self._known)} were found; {self._path} lists "
+            f"them. Rebuild the tiles without them, or data.max_damaged_share={min(1.0, 2 * share):.2g} continues"
         )
 
     def _read_file(self) -> set[int]:

@@ -34,8 +34,7 @@ def inherit_data_fields(recipe: Recipe, before: Recipe) -> Recipe:
 def fill_data_fields(recipe: Recipe, tiles: Tiles, log: Log) -> Recipe:
     """Fill the null data fields from the tiles. The result is the same on every process.
 
-    Args:
-        log: Called with a line of Rich markup about each measured field, and with warnings.
+    `log` receives a line of Rich markup about each measured field, and warnings.
 
     Raises:
         UserError: If `data.low` and `data.high` clip all values of a band, or if the filled recipe breaks a rule.
@@ -75,7 +74,7 @@ def _measure_range(tiles: Tiles, log: Log) -> tuple[list[float], list[float], Me
     statistics, measured, counted = tiles.statistics, None, "all tiles"
     if statistics is None:
         measured = measure_statistics(tiles)
-        statistics, counted = measured.statistics, f"{measured.tiles} tiles"
+        statistics, counted = measured.running.statistics(), f"{measured.tiles} tiles"
     low, high = percentile_range(statistics)
     log(f"data.low, data.high: 1st and 99th percentile of {counted}: {_format(low)} to {_format(high)}")
     return low, high, measured
@@ -87,16 +86,14 @@ def _check_range(
     """Warn if the range clips many values of a band; refuse a range that clips all."""
     scaling = f"data.scaling={recipe.data.scaling}"
     shares = list(zip(band_labels(tiles.bands, len(low)), clipped_share(measured.running, low, high), strict=True))
-    all_clipped = [f"{name} {share:.1%}" for name, share in shares if share > _ALL_CLIPPED]
-    if all_clipped:
+    if all_clipped := [f"{name} {share:.1%}" for name, share in shares if share > _ALL_CLIPPED]:
         given = [f"data.{name}=null" for name in MEASURED_FIELDS if getattr(recipe.data, name) is not None]
         works = " ".join(["data.scaling=percentiles", *given])
         raise UserError(
             f"{scaling} maps values from {_format(low)} to {_format(high)} to pixels, but in {tiles.source!r} "
             f"{', '.join(all_clipped)} of all values lie outside; {works} works"
         )
-    clipped = escape(", ".join(f"{name} {share:.0%}" for name, share in shares if share > _MAX_CLIPPED))
-    if clipped:
+    if clipped := escape(", ".join(f"{name} {share:.0%}" for name, share in shares if share > _MAX_CLIPPED)):
         log(f"[yellow]{scaling} clips values of {clipped}; data.scaling=percentiles clips 2% of each[/]")
 
 
@@ -116,8 +113,7 @@ def _warn_of_noise(recipe: Recipe, log: Log) -> None:
     """Warn if the noise, which is a share of the pixel range, is large for the values of a band."""
     noise, (_, stds) = recipe.augment.noise_std, recipe.normalisation
     names = band_labels(recipe.data.bands, len(stds))
-    noisy = [name for name, std in zip(names, stds, strict=True) if noise > _MAX_NOISE * std]
-    if noisy:
+    if noisy := [name for name, std in zip(names, stds, strict=True) if noise > _MAX_NOISE * std]:
         log(
             f"[yellow]augment.noise_std={noise:g} is more than {_MAX_NOISE:.0%} of the standard deviation of "
             f"{escape(', '.join(noisy))}; data.scaling=percentiles spreads every band, or augment.noise_std="

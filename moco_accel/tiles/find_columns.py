@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +10,12 @@ import datasets
 from moco_accel.common.errors import UserError
 from moco_accel.images.decoding import decode_raster
 from moco_accel.images.headers import STORED_TYPES, DamagedTile
-from moco_accel.recipe.bands import canonical_band, select_bands
+from moco_accel.recipe.bands import NUMBERED_BAND, canonical_band, select_bands
 from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.base import Store
 from moco_accel.tiles.read_tile import TileColumns, encoded_bytes
 
 _PAIR_SUFFIX = "_pair"  # moco-data build --pair-with writes the columns image and image_pair
-_NUMBERED_BAND = re.compile(r"B\d+A?")
 _BINARY = ("binary", "large_binary")
 _MAX_TRIED_COLUMNS = 100
 _MAX_TRIED_ROWS = 20  # to find a value
@@ -35,9 +33,8 @@ def find_columns(store: Store, data: Data, num_bands: int | None) -> TileColumns
     if data.image_column is not None:
         return _column_of(store, data.image_column, "data.image_column", data, num_bands)
     others = [name for name in _image_columns(store) if name != data.pair_column]
-    candidates = [
-        name for name in others if not (name.endswith(_PAIR_SUFFIX) and name.removesuffix(_PAIR_SUFFIX) in others)
-    ]
+    pairs = {name + _PAIR_SUFFIX for name in others}
+    candidates = [name for name in others if name not in pairs]
     if chosen := _find_band_columns(store, candidates, data):
         return TileColumns(tuple(chosen.values()), tuple(chosen))
     if 1 < len(candidates) <= _MAX_TRIED_COLUMNS:
@@ -110,7 +107,7 @@ def _find_band_columns(store: Store, candidates: Sequence[str], data: Data) -> d
     source = store.source.path
     encoded = [name for name in candidates if not isinstance(store.features[name], datasets.Array3D)]
     by_band = {canonical_band(name): name for name in encoded}
-    numbered = {band: name for band, name in by_band.items() if _NUMBERED_BAND.fullmatch(band)}
+    numbered = {band: name for band, name in by_band.items() if NUMBERED_BAND.fullmatch(band)}
     if data.bands is not None:
         wanted = [canonical_band(band) for band in data.bands]
         if not set(wanted) <= set(by_band) and len(numbered) > 1:

@@ -118,22 +118,18 @@ def _read_array(value: Any, columns: TileColumns) -> Tensor:
         raise DamagedTile("is missing")
     assert columns.array_shape is not None
     try:
-        return _to_tensor(value, columns.array_shape, columns.bands_last)
+        rows = value.value if isinstance(value, pa.ExtensionScalar) else value  # `datasets` unwraps some
+        flat = rows.values.flatten(recursive=True)
+        if flat.null_count:
+            raise DamagedTile(f"has {flat.null_count} missing values")
+        if flat.nbytes > MAX_TILE_BYTES:
+            raise DamagedTile(f"has {flat.nbytes} bytes; at most {MAX_TILE_BYTES} are read")
+        array = torch.from_numpy(np.array(flat.to_numpy(zero_copy_only=False)))
+        array = array.reshape(-1, *(size or -1 for size in columns.array_shape[1:]))
     except (pa.ArrowException, AttributeError, RuntimeError, TypeError, ValueError) as error:
         shape = list(columns.array_shape)
         raise DamagedTile(f"is not an array of {shape}, as its column declares ({error_reason(error)})") from None
-
-
-def _to_tensor(value: Any, shape: tuple[int | None, ...], bands_last: bool) -> Tensor:
-    rows = value.value if isinstance(value, pa.ExtensionScalar) else value  # `datasets` unwraps some
-    flat = rows.values.flatten(recursive=True)
-    if flat.null_count:
-        raise DamagedTile(f"has {flat.null_count} missing values")
-    if flat.nbytes > MAX_TILE_BYTES:
-        raise DamagedTile(f"has {flat.nbytes} bytes; at most {MAX_TILE_BYTES} are read")
-    array = torch.from_numpy(np.array(flat.to_numpy(zero_copy_only=False)))
-    array = array.reshape(-1, *(size or -1 for size in shape[1:]))
-    return array.permute(2, 0, 1) if bands_last else array
+    return array.permute(2, 0, 1) if columns.bands_last else array
 
 
 def _stack_layers(layers: Sequence[Tensor], names: Sequence[str]) -> Tensor:

@@ -10,7 +10,6 @@ import numpy as np
 from moco_accel.common.errors import UserError
 from moco_accel.common.pixels import Pixels, valid_pixels
 from moco_accel.images.headers import DamagedTile
-from moco_accel.sources.tile_metadata import BandStatistics
 from moco_accel.tiles.running_statistics import RunningStatistics
 from moco_accel.tiles.tiles import Tiles
 
@@ -35,11 +34,6 @@ class MeasuredStatistics:
     def tiles(self) -> int:
         """Number of tiles that were counted."""
         return self.num_sampled - len(self.damaged)
-
-    @property
-    def statistics(self) -> BandStatistics:
-        """Statistics of the bands that tiles yield, in that order."""
-        return self.running.statistics()
 
 
 def measure_statistics(

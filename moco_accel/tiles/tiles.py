@@ -17,7 +17,7 @@ from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.base import ReadPattern, Store
 from moco_accel.sources.open_source import open_store
 from moco_accel.sources.tile_metadata import BandStatistics
-from moco_accel.tiles.band_selection import BandSelection, choose_bands
+from moco_accel.tiles.band_selection import choose_bands
 from moco_accel.tiles.find_columns import find_columns, find_pair_column, suggest_pair_column
 from moco_accel.tiles.first_tile import find_first_tile, is_uint8, read_band_names, read_nodata
 from moco_accel.tiles.read_tile import TileColumns, check_tile, dtype_name, read_tile
@@ -39,25 +39,34 @@ class Tiles:
         metadata: None if the source does not describe its tiles.
         sensor: Key of a known sensor; None if unknown.
         nodata: Value stored where there is no data; None if there is none.
+
+    Raises:
+        UserError: As `open_tiles` does.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        columns: TileColumns,
-        pair: TileColumns | None,
-        first: Tensor,
-        bands: BandSelection,
-        nodata: float | None,
-        read_pattern: ReadPattern,
-    ) -> None:
-        self._store, self._columns, self._pair, self._select = store, columns, pair, bands.select
-        self.source, self.shard_sizes, self.column_names = store.source.path, store.shard_sizes, list(store.features)
+    def __init__(self, store: Store, data: Data, num_bands: int | None) -> None:
+        self.source, self._pair = store.source.path, find_pair_column(store, data, num_bands)
+        columns = find_columns(store, data, num_bands)
         self.image_column = None if columns.bands else columns.names[0]
+        first = find_first_tile(store, columns)
+        self.dtype, self._stored_bands = first.pixels.dtype, len(first.pixels)
+        names = list(columns.bands) if columns.bands else read_band_names(store, first)
+        bands = choose_bands(names, self._stored_bands, data, num_bands, self.source)
+        self.bands, self.declared_bands, self._select = bands.names, bands.declared, bands.select
+        if num_bands is not None and data.scaling == "uint8" and self.dtype != torch.uint8:
+            raise UserError(
+                f"data.scaling=uint8, but the tiles in {self.source!r} are {dtype_name(self.dtype)}; "
+                "data.scaling=percentiles works"
+                + (", or data.scaling=reflectance for Sentinel-2" if self.dtype == torch.uint16 else "")
+            )
+        self.nodata = read_nodata(store, first) if data.nodata is None else data.nodata
+        store, self.read_pattern = store.prepare_random_access(), ReadPattern()
+        if num_bands is not None:
+            self.read_pattern = store.read_pattern([*columns.names, *(self._pair.names if self._pair else ())])
+            _announce_downloads(store, data)
+        self._store, self._columns, self._num_tiles = store, columns, len(store)
+        self.shard_sizes, self.column_names, self.metadata = store.shard_sizes, list(store.features), store.metadata
         self.paired_column = suggest_pair_column(store, columns)
-        self.dtype, self._stored_bands, self._num_tiles = first.dtype, first.shape[0], len(store)
-        self.bands, self.declared_bands, self.nodata = bands.names, bands.declared, nodata
-        self.metadata, self.read_pattern = store.metadata, read_pattern
         self.sensor = store.metadata.sensor if store.metadata else None
 
     @property
@@ -158,41 +167,18 @@ def _is_value(feature: Any, dtype: str) -> bool:
 
 
 def open_tiles(source: str, data: Data, num_bands: int | None, field: str = "data.source") -> Tiles:
-    """Open `source` as `data` describes it.
+    """Open `source` as `data` describes it; errors name the recipe field `field`.
 
     Everything is checked before an arrow cache is built, which may take hours.
 
     Args:
         num_bands: `encoder.bands`; None opens tiles as they are, to inspect them.
-        field: Recipe field that errors name.
 
     Raises:
         UserError: If the source is missing, incomplete or damaged, if it has no image column or several, or if bands
             or stored type do not match `data`.
     """
-    return open_tiles_in_store(open_store(source, data, field), data, num_bands)
-
-
-def open_tiles_in_store(store: Store, data: Data, num_bands: int | None) -> Tiles:
-    """Open the tiles of an opened source, as `open_tiles` does."""
-    pair = find_pair_column(store, data, num_bands)
-    columns = find_columns(store, data, num_bands)
-    first = find_first_tile(store, columns)
-    dtype, count = first.pixels.dtype, len(first.pixels)
-    names = list(columns.bands) if columns.bands else read_band_names(store, first)
-    bands = choose_bands(names, count, data, num_bands, store.source.path)
-    if num_bands is not None and data.scaling == "uint8" and dtype != torch.uint8:
-        raise UserError(
-            f"data.scaling=uint8, but the tiles in {store.source.path!r} are {dtype_name(dtype)}; "
-            "data.scaling=percentiles works"
-            + (", or data.scaling=reflectance for Sentinel-2" if dtype == torch.uint16 else "")
-        )
-    nodata = read_nodata(store, first) if data.nodata is None else data.nodata
-    store, read_pattern = store.prepare_random_access(), ReadPattern()
-    if num_bands is not None:
-        read_pattern = store.read_pattern([*columns.names, *(pair.names if pair else ())])
-        _announce_downloads(store, data)
-    return Tiles(store, columns, pair, first.pixels, bands, nodata, read_pattern)
+    return Tiles(open_store(source, data, field), data, num_bands)
 
 
 def _announce_downloads(store: Store, data: Data) -> None:

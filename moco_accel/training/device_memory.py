@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -13,13 +12,13 @@ import torch
 from moco_accel.common.errors import UserError
 from moco_accel.networks.collectives import rank as own_rank
 from moco_accel.processes.control_group import ControlGroup
+from moco_accel.processes.rendezvous import Log
 from moco_accel.recipe.encoder_names import ASSUMED_PEAK_ERROR, encoder_family
 from moco_accel.recipe.hardware_sections import Planned
+from moco_accel.recipe.schema import Recipe
 
 MIB = 1 << 20
 _STEPS_TO_PEAK = 2  # the first step creates the optimizer state, the second runs with it
-
-Log = Callable[[str], None]
 
 
 class PlannedMemory:
@@ -30,18 +29,11 @@ class PlannedMemory:
     """
 
     def __init__(
-        self,
-        planned: Planned | None,
-        encoder: str,
-        control_group: ControlGroup,
-        device: torch.device,
-        log: Log,
-        recovers_from_oom: bool = True,
+        self, recipe: Recipe, planned: Planned | None, control_group: ControlGroup, device: torch.device, log: Log
     ) -> None:
-        self._recovers_from_oom = recovers_from_oom
-        self._control_group, self._device, self._log = control_group, device, log
+        self._recipe, self._control_group, self._device, self._log = recipe, control_group, device, log
         self.planned_mib = planned.peak_reserved_mib if planned else None
-        self._margin = ASSUMED_PEAK_ERROR[encoder_family(encoder)]
+        self._margin = ASSUMED_PEAK_ERROR[encoder_family(recipe.encoder.name)]
         self._steps, self._is_active = 0, device.type == "cuda"
 
     def check(self) -> None:
@@ -62,7 +54,9 @@ class PlannedMemory:
             others = other_gpu_processes(self._device) if own_rank() == rank else []
             raise UserError(explain_shortage(self.planned_mib, rank, all_free[rank], all_total[rank], others))
         if all_free[rank] < self.planned_mib * (1 + self._margin):
-            otherwise = "the run continues in smaller micro-batches" if self._recovers_from_oom else "the run ends"
+            otherwise = (
+                "the run continues in smaller micro-batches" if self._recipe.recovers_from_oom else "the run ends"
+            )
             self._log(
                 f"[yellow]the GPU of rank {rank} has {all_free[rank]} MiB free for a planned peak of "
                 f"{self.planned_mib} MiB, which may be off by {self._margin:.0%}; if it does not fit, {otherwise}[/]"

@@ -7,6 +7,7 @@ import random
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,18 +39,11 @@ class CropPair:
     swapped: bool = False
 
 
-@dataclass(frozen=True)
-class MicroBatch:
+class MicroBatch(NamedTuple):  # the DataLoader pins what a tuple holds
     """Both views of a micro-batch, before photometric augmentation; the fields are those of `CropPair`."""
 
     views: tuple[CropBatch, CropBatch] | None
     damaged: list[DamageRecord]
-
-    def pin_memory(self) -> MicroBatch:
-        """Return the micro-batch in pinned memory, for the DataLoader."""
-        if self.views is None:
-            return self
-        return MicroBatch((self.views[0].pin_memory(), self.views[1].pin_memory()), self.damaged)
 
 
 class TwoViewDataset(Dataset[CropPair]):
@@ -148,15 +142,12 @@ def sample_views(
 
 def _load(loader: DataLoader[CropPair], dataset: TwoViewDataset) -> Iterator[MicroBatch]:
     """Yield all micro-batches; the watchdog sees when one is waited for."""
-    micro_batches = iter(loader)
+    micro_batches: Iterator[Any] = iter(loader)
     progress.current_tiles = dataset.current_tiles
-    while True:
-        enter_phase(DATA)
-        micro_batch = next(micro_batches, None)
-        if micro_batch is None:
-            return
-        assert isinstance(micro_batch, MicroBatch)
+    enter_phase(DATA)
+    for micro_batch in micro_batches:
         yield micro_batch
+        enter_phase(DATA)
 
 
 def _init_worker(worker: int) -> None:

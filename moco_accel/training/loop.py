@@ -13,7 +13,6 @@ from rich.markup import escape
 from moco_accel.checkpoints.checkpoint import Checkpoint
 from moco_accel.checkpoints.run_folder import STOPPED_FILE, checkpoint_folder, mark_best
 from moco_accel.checkpoints.saver import CheckpointSaver
-from moco_accel.common.console import console
 from moco_accel.common.errors import UserError
 from moco_accel.networks.collectives import rank, world_size
 from moco_accel.networks.moco import build_moco
@@ -33,16 +32,10 @@ from moco_accel.training.metrics_logger import MetricsLogger
 from moco_accel.training.online_evaluation import OnlineEvaluation
 from moco_accel.training.oom_recovery import OutOfMemoryRecovery, describe_oom
 from moco_accel.training.optimizers import build_optimizer, lr_at, momentum_coefficient_at, set_lr
-from moco_accel.training.run_context import RunContext
+from moco_accel.training.run_context import RunContext, log
 from moco_accel.training.step import build_accelerator, prepare, train_step
 
 _STOP, _TOO_MANY_DAMAGED, _SAVE = 1, 2, 4  # bits of a rank's request before a step
-
-
-def log(line: str) -> None:
-    """Print a line of rich markup on rank 0."""
-    if rank() == 0:
-        console.print(line, soft_wrap=True)
 
 
 class Trainer:
@@ -75,9 +68,7 @@ class Trainer:
         self._accelerator = accelerator = build_accelerator(recipe, not torch.cuda.is_available(), tracking_folder)
         asked = checkpoint.state.micro_batch_asked if checkpoint else recipe.batch.micro_batch_size
         planned = recipe.planned if recipe.batch.micro_batch_size == asked else None
-        self._memory = PlannedMemory(
-            planned, recipe.encoder.name, control_group, accelerator.device, log, recipe.recovers_from_oom
-        )
+        self._memory = PlannedMemory(recipe, planned, control_group, accelerator.device, log)
         self._memory.check()
         set_seed(recipe.run.seed)
         moco = build_moco(recipe)
@@ -160,8 +151,7 @@ class Trainer:
         self._saver.save(self._recovery.recipe, steps_done, self._logger.skipped_steps)
 
     def _evaluate_if_due(self, steps_done: int) -> None:
-        scope = self._evaluation.due(steps_done)
-        if not scope:
+        if not (scope := self._evaluation.due(steps_done)):
             return
         figures = self._evaluation.evaluate(self._moco, scope, steps_done)
         self._logger.log_evaluation(figures)
@@ -177,8 +167,9 @@ class Trainer:
         if not self._control_group.max_over_ranks(own):
             return
         failing = [rank for rank, is_failing in enumerate(self._control_group.all_gather(own)) if is_failing]
-        last = self._saver.last
-        kept = f"{last} is the last good checkpoint" if last else "no checkpoint yet"
+        saved_step = self._saver.saved_step
+        last = checkpoint_folder(self._run, saved_step)
+        kept = f"{last} is the last good checkpoint" if saved_step else "no checkpoint yet"
         where = f" on rank {failing[0]}" if world_size() > 1 else ""
         raise UserError(
             f"{what} is {'not finite' if where else value.item()}{where} at step {step}; {kept}. Try: a lower "

@@ -16,9 +16,9 @@ from moco_accel.common.console import console
 from moco_accel.common.errors import UserError
 from moco_accel.processes.phases import waiting_for_peers
 from moco_accel.tiles.damaged_tiles import DamageLog
-from moco_accel.training.console import RunState, TrainingConsole
+from moco_accel.training.console import RunState, format_evaluation, format_row, live_panel, print_without_panel
 from moco_accel.training.device_memory import MIB, PlannedMemory
-from moco_accel.training.run_context import RunContext
+from moco_accel.training.run_context import RunContext, log
 from moco_accel.training.run_health import COLLAPSE_STEPS, COLLAPSED_STD, STYLES, Row, assess_health
 from moco_accel.training.step import StepResult
 from moco_accel.training.trackers import log_row
@@ -41,25 +41,23 @@ class MetricsLogger:
         self._window_start, self._window_step, self._waited = time.perf_counter(), first, 0.0
         self._started_at, self.skipped_steps, self._collapsed_steps = self._window_start, skipped_steps, 0
         device = context.accelerator.device
-        on_gpu = device.type == "cuda"
-        card_mib = torch.cuda.get_device_properties(device).total_memory // MIB if on_gpu else None
-        self._state = RunState(
-            context.recipe, str(context.run), last, first, steps_done=first, card_mib=card_mib, on_gpu=on_gpu
-        )
-        self._console = TrainingConsole(self._state)
+        card_mib = torch.cuda.get_device_properties(device).total_memory // MIB if device.type == "cuda" else None
+        self._state = RunState(context.recipe, str(context.run), last, first, steps_done=first, card_mib=card_mib)
+        self._panel = live_panel(self._state)
 
     def __enter__(self) -> MetricsLogger:
         if self._accelerator.is_main_process:
             self._run.mkdir(parents=True, exist_ok=True)
             drop_rows_from_step(self._run / METRICS, self._first_step)
             self._print_start()
-            self._console.__enter__()
+            if console.is_terminal:
+                self._panel.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if not self._accelerator.is_main_process:
             return
-        self._console.__exit__()
+        self._panel.stop()
         if kind is None:
             self._write_summary()
 
@@ -113,7 +111,7 @@ class MetricsLogger:
         self._state.evaluation = {**(self._state.evaluation or {}), **figures}
         if self._accelerator.is_main_process:
             log_row(self._accelerator, figures, "evaluation/")
-            self._console.print_evaluation(figures)
+            print_without_panel(format_evaluation(figures))
             self._update_health()
 
     def _write(self, row: Row) -> None:
@@ -127,7 +125,7 @@ class MetricsLogger:
             ) from None
         log_row(self._accelerator, row)
         self._state.row = row
-        self._console.print_row(row)
+        print_without_panel(format_row(self._state, row))
         self._update_health()
 
     def _update_health(self) -> None:
@@ -136,36 +134,33 @@ class MetricsLogger:
             return
         before, health = self._state.health, assess_health(self._recipe, self._state.row, self._state.evaluation)
         self._state.health = health
-        if health.level != before.level and not console.is_terminal:
-            console.print(f"[{STYLES[health.level]}]{escape(health.text)}[/]", soft_wrap=True)
+        if health.level != before.level:
+            print_without_panel(f"[{STYLES[health.level]}]{escape(health.text)}[/]")
 
     def _check_collapse(self, step: int, spread: float) -> None:
         self._collapsed_steps = self._collapsed_steps + 1 if spread < COLLAPSED_STD else 0
         if self._collapsed_steps == COLLAPSE_STEPS and self._accelerator.is_main_process:
-            console.print(
+            log(
                 f"[bold red]COLLAPSED:[/] for {COLLAPSE_STEPS} steps, to step {step}, all features have been the same "
                 f"(standard deviation {spread:.4f}; evenly spread features have 1). The run learns nothing. Try: a "
-                "lower optimizer.base_lr, a longer schedule.warmup_epochs, tiles that differ from each other",
-                soft_wrap=True,
+                "lower optimizer.base_lr, a longer schedule.warmup_epochs, tiles that differ from each other"
             )
 
     def _print_start(self) -> None:
         recipe, batch = self._recipe, self._recipe.batch
         precision = "fp32" if recipe.memory.mixed_precision == "no" else recipe.memory.mixed_precision
-        console.print(
+        log(
             f"{recipe.encoder.name} at {recipe.encoder.image_size} px, {recipe.encoder.bands} bands · "
             f"{self._tile_count} tiles · micro-batch {batch.micro_batch_size} × {batch.accumulation_steps} × "
             f"{recipe.hardware.num_devices} device(s) = global batch {batch.global_batch_size} · "
             f"{recipe.negatives_per_query} negatives per query · {precision} on "
-            f"{self._accelerator.device} · {escape(str(self._run))}",
-            soft_wrap=True,
+            f"{self._accelerator.device} · {escape(str(self._run))}"
         )
         if recipe.encoder.bands != 3:
             names = f" ({escape(', '.join(recipe.data.bands))})" if recipe.data.bands else ""
-            console.print(
+            log(
                 f"{recipe.encoder.bands} bands{names}: augment.band_gain, band_offset and band_drop_probability "
-                "replace colour jitter and greyscale",
-                soft_wrap=True,
+                "replace colour jitter and greyscale"
             )
         if left_out := self._tile_count % batch.global_batch_size:
             console.print(f"each epoch leaves out {left_out} tiles, which do not fill a batch; they differ by epoch")
@@ -186,11 +181,10 @@ class MetricsLogger:
             "peak_memory_mib": _peak_memory_mib(),
         }
         write_atomically(self._run / "summary.json", json.dumps(summary, indent=2) + "\n")
-        console.print(
+        log(
             f"done: {summary['steps']} steps, final loss {summary['final_loss']:.3f} "
             f"(chance {summary['chance_loss']:.2f}), {summary['tiles_per_second']:.0f} tiles/s · "
-            f"{escape(str(self._run))}",
-            soft_wrap=True,
+            f"{escape(str(self._run))}"
         )
 
 

@@ -20,7 +20,7 @@ from moco_accel.common.errors import UserError
 from moco_accel.evaluation.baselines import random_encoder
 from moco_accel.evaluation.features import extract_features, in_eval_mode, mean_colour_features
 from moco_accel.evaluation.knn import MEAN_COLOUR, knn_metric, predict_by_knn
-from moco_accel.evaluation.labelled_tiles import LabelledTiles, open_labelled_tiles
+from moco_accel.evaluation.labelled_tiles import LabelledPool, open_labelled_tiles
 from moco_accel.evaluation.metrics import alignment, rank_me, score_predictions, uniformity
 from moco_accel.networks.loss import feature_std
 from moco_accel.networks.moco import MoCo
@@ -110,16 +110,17 @@ class OnlineEvaluation:
         self._best = accuracy
         return True
 
-    def _knn(self, encoder: nn.Module, labelled: LabelledTiles) -> float:
-        train, test = (self._features(encoder, side) for side in (labelled.train, labelled.test))
+    def _knn(self, encoder: nn.Module, labelled: LabelledPool) -> float:
+        train, test = (self._features(encoder, side) for side in labelled.sources)
         return self._knn_accuracy(train, test, labelled)
 
-    def _knn_accuracy(self, train: Tensor, test: Tensor, labelled: LabelledTiles, features: str = "") -> float:
+    def _knn_accuracy(self, train: Tensor, test: Tensor, labelled: LabelledPool, features: str = "") -> float:
         metric, num_classes = knn_metric(features), len(labelled.names)
-        predicted = predict_by_knn(train, labelled.train_labels, test, num_classes, self._recipe.evaluation, metric)
-        return score_predictions(labelled.test_labels, predicted, num_classes).top1
+        train_labels, truth = labelled.labels.split([len(train), len(test)])
+        predicted = predict_by_knn(train, train_labels, test, num_classes, self._recipe.evaluation, metric)
+        return score_predictions(truth, predicted, num_classes).top1
 
-    def _baselines(self, labelled: LabelledTiles, moco: MoCo) -> Figures:
+    def _baselines(self, labelled: LabelledPool, moco: MoCo) -> Figures:
         """Return the kNN accuracy of the baselines, computed once and kept in RUN/baselines.json for resumed runs."""
         path, key = self._run / _BASELINES, _checksum(self._recipe, labelled)
         kept = json.loads(path.read_text()) if path.is_file() else {}
@@ -133,19 +134,19 @@ class OnlineEvaluation:
             self._control_group.run_on_rank_zero(lambda: write_atomically(path, json.dumps(kept, indent=2) + "\n"))
         return {name: value for name, value in kept.items() if name != "of"}
 
-    def _knn_of_mean_colour(self, labelled: LabelledTiles) -> float:
+    def _knn_of_mean_colour(self, labelled: LabelledPool) -> float:
         own: list[Tensor] = []
 
         def compute_own_share() -> None:
-            for side in (labelled.train, labelled.test):
+            for side in labelled.sources:
                 own.append(mean_colour_features(side, self._recipe, _own_share(len(side), self._accelerator)))
 
         # a damaged tile ends all ranks, not only the one that reads it
         self._control_group.run_on_rank_zero(compute_own_share, compute_own_share)
-        train, test = (self._gather(means) for means in own)
-        return self._knn_accuracy(train[: len(labelled.train)], test[: len(labelled.test)], labelled, MEAN_COLOUR)
+        train, test = (self._gather(means)[: len(side)] for means, side in zip(own, labelled.sources, strict=True))
+        return self._knn_accuracy(train, test, labelled, MEAN_COLOUR)
 
-    def _knn_of_random_init(self, labelled: LabelledTiles, moco: MoCo) -> float:
+    def _knn_of_random_init(self, labelled: LabelledPool, moco: MoCo) -> float:
         encoder = moco.place_encoder(random_encoder(self._recipe), self._accelerator.device)
         accuracy = self._knn(encoder, labelled)
         del encoder
@@ -228,8 +229,8 @@ def _append(path: Path, figures: Figures) -> None:
         rows.write(json.dumps(figures) + "\n")
 
 
-def _checksum(recipe: Recipe, labelled: LabelledTiles) -> str:
+def _checksum(recipe: Recipe, labelled: LabelledPool) -> str:
     """Return a checksum of everything that the baselines depend on."""
     parts = [recipe.evaluation.model_dump(), recipe.encoder.model_dump(), recipe.data.model_dump(), recipe.run.seed]
-    parts += [labelled.train_labels.tolist(), labelled.test_labels.tolist()]
+    parts += [labels.tolist() for labels in labelled.labels.split([len(side) for side in labelled.sources])]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,10 +19,8 @@ from moco_accel.networks.moco import MoCo, View
 from moco_accel.processes.control_group import HEALTHY, OUT_OF_MEMORY, ControlGroup, PeerOutOfMemory
 from moco_accel.recipe.encoder_names import RESNET_NAMES
 from moco_accel.recipe.schema import Recipe
-from moco_accel.training.step import RetryPolicy, Views
+from moco_accel.training.step import RetryPolicy, T, Views
 from moco_accel.views.augment import AugmentedView
-
-T = TypeVar("T")
 
 _WHAT_TO_TRY = (
     "--resume continues from the last checkpoint. Try: close other programs that use the GPU, "
@@ -40,14 +37,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class OutOfMemoryRecovery(RetryPolicy):
-    """Halves the micro-batch size on all ranks when one runs out of memory.
+    """Halves the micro-batch size of its `recipe` on all ranks when one runs out of memory.
 
     Args:
         optimizer: The optimizer, after `prepare`.
         on_halved: Called with each new recipe and the ranks that ran out of memory.
-
-    Attributes:
-        recipe: The current recipe.
     """
 
     def __init__(
@@ -69,7 +63,8 @@ class OutOfMemoryRecovery(RetryPolicy):
         """
         statistics = _running_statistics(self._moco) if self.recipe.recovers_from_oom else []
         while True:
-            result, oom_ranks = self._try(partial(compute, self._split(views)))
+            size = self.recipe.batch.micro_batch_size
+            result, oom_ranks = self._try(partial(compute, (split_view(views[0], size), split_view(views[1], size))))
             if not oom_ranks:
                 assert result is not None
                 return result
@@ -122,11 +117,6 @@ class OutOfMemoryRecovery(RetryPolicy):
         _free_memory()
         statuses = self._control_group.all_gather(status)
         return None, [rank for rank, each in enumerate(statuses) if each == OUT_OF_MEMORY]
-
-    def _split(self, views: Views) -> Views:
-        size = self.recipe.batch.micro_batch_size
-        first, second = (split_view(view, size) for view in views)
-        return first, second
 
 
 def describe_oom(ranks: list[int]) -> str:

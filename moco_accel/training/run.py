@@ -7,9 +7,8 @@ from pathlib import Path
 from rich.markup import escape
 
 from moco_accel.checkpoints.checkpoint import Checkpoint
-from moco_accel.checkpoints.folder_lock import lock_folder
 from moco_accel.checkpoints.resume_rules import resume_recipe
-from moco_accel.checkpoints.run_folder import check_unused, newest_intact
+from moco_accel.checkpoints.run_folder import check_unused, lock_folder, newest_intact
 from moco_accel.processes.control_group import use_control_group
 from moco_accel.processes.signals import StopRequest
 from moco_accel.processes.startup import start_processes
@@ -20,7 +19,8 @@ from moco_accel.tiles.fill_data_fields import fill_data_fields
 from moco_accel.tiles.sampler import steps_per_epoch
 from moco_accel.tiles.tiles import Tiles
 from moco_accel.training.loader import open_training_tiles
-from moco_accel.training.loop import Trainer, log
+from moco_accel.training.loop import Trainer
+from moco_accel.training.run_context import log
 
 
 def run_training(

@@ -1,4 +1,4 @@
-"""What the parts of a run share."""
+"""What the parts of a run share: its context, and how they print."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from moco_accel.common.console import console
+from moco_accel.networks.collectives import rank
 from moco_accel.processes.control_group import ControlGroup
 from moco_accel.recipe.schema import Recipe
 from moco_accel.tiles.tiles import Tiles
@@ -27,3 +29,9 @@ class RunContext:
     steps: range
     accelerator: Accelerator
     control_group: ControlGroup
+
+
+def log(line: str) -> None:
+    """Print a line of rich markup on rank 0."""
+    if rank() == 0:
+        console.print(line, soft_wrap=True)

@@ -1,7 +1,4 @@
-"""The training step of MoCo v3, which the trainer runs and the planner traces.
-
-It uses no disk, console or command line.
-"""
+"""The training step of MoCo v3, which the trainer runs and the planner traces. It uses no disk or console."""
 
 from __future__ import annotations
 

@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
+from rich.table import Table
+
+from moco_accel.common.console import console, run_command, user_errors
+from moco_accel.recipe.load import load_recipe
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -26,12 +31,6 @@ def verify(
 
     Exit codes: 0 all checks passed, 1 a check failed, 2 the recipe is wrong.
     """
-    from rich.markup import escape
-    from rich.table import Table
-
-    from moco_accel.common.console import console, user_errors
-    from moco_accel.recipe.load import load_recipe
-
     with user_errors():
         loaded = load_recipe(recipe, overrides)
     from moco_accel.verify.checks import run_checks
@@ -59,6 +58,4 @@ def verify(
 
 def main() -> None:
     """Run `moco-verify`."""
-    from moco_accel.common.console import run_command
-
     run_command(app)

@@ -88,13 +88,11 @@ def scale_stored(box: Tensor, recipe: Recipe) -> Tensor:
     Raises:
         UserError: If `data.scaling=uint8` and the values have another type.
     """
-    if crop_dtype(recipe) == torch.uint8:
-        if box.dtype != torch.uint8:
-            raise UserError(
-                f"data.scaling=uint8 but the tiles hold {str(box.dtype)[6:]}; data.scaling=percentiles works"
-            )
-        return box
-    return to_pixels(box, recipe)
+    if crop_dtype(recipe) != torch.uint8:
+        return to_pixels(box, recipe)
+    if box.dtype != torch.uint8:
+        raise UserError(f"data.scaling=uint8 but the tiles hold {str(box.dtype)[6:]}; data.scaling=percentiles works")
+    return box
 
 
 def to_pixels(tile: Tensor, recipe: Recipe) -> Tensor:

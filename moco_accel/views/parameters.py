@@ -77,9 +77,8 @@ def draw_photometry(draw: random.Random, augment: Augment, view: int, image_size
     bands get jitter with the same probability, independently for each band; then bands are dropped, but never all.
     """
     colours = _draw_colours(draw, augment) if bands == 3 else _draw_bands(draw, augment, bands)
-    sigma = 0.0
-    if draw.random() < augment.blur_probability[view]:
-        sigma = draw.uniform(*_SIGMA_RANGE) * image_size / 224
+    is_blurred = draw.random() < augment.blur_probability[view]
+    sigma = draw.uniform(*_SIGMA_RANGE) * image_size / 224 if is_blurred else 0.0
     return replace(colours, blur_sigma=sigma, solarize=float(draw.random() < augment.solarize_probability[view]))
 
 

@@ -85,10 +85,8 @@ def check_writable(option: str, path: Path, works: str) -> None:
         raise UserError(f"{option}={path} cannot be written; {option} {works} works")
 
 
-def check_report_path(path: Path | None) -> None:
+def check_report_path(path: Path) -> None:
     """Check that `Page.save` knows the ending of `path` and can write it, and create its folder."""
-    if path is None:
-        return
     if path.suffix not in _REPORT_ENDINGS:
         raise UserError(f"--save={path} must end in {', '.join(_REPORT_ENDINGS)}; --save plan.svg works")
     try:

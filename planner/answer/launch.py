@@ -64,26 +64,18 @@ exit "$code"
 
 def recipe_header(recipe: Recipe, command: str, evidence: str) -> str:
     """Return the comment lines for `save_recipe`."""
-    devices, vram_gib = recipe.hardware.num_devices, recipe.hardware.vram_gib
+    devices, nodes, vram_gib = recipe.hardware.num_devices, recipe.hardware.num_nodes, recipe.hardware.vram_gib
     cards = f"{devices} GPU{'s' if devices > 1 else ''} of {vram_gib:g} GB" if vram_gib else recipe.hardware.gpu
-    nodes = recipe.hardware.num_nodes
+    lines = [command]
     if nodes > 1:
         cards = f"{cards}, {devices // nodes} in each of {nodes} nodes"
+        others, ranks = ("the other node", "1") if nodes == 2 else ("the others", f"1 to {nodes - 1}")
+        first = f"Run this on the first node, whose address is {FIRST_NODE}"
+        lines.append(f"{first}; on {others} with --machine_rank {ranks}.")
+    lines.append(f"Hardware: {cards}. Planned by moco-plan: {evidence}.")
     differences = "; ".join(differences_from_paper(recipe)) or "nothing"
-    return "\n".join(
-        [
-            command,
-            *([_other_nodes(nodes)] if nodes > 1 else []),
-            f"Hardware: {cards}. Planned by moco-plan: {evidence}.",
-            *textwrap.wrap(f"Differs from the paper: {differences}.", 116, subsequent_indent="  "),
-        ]
-    )
-
-
-def _other_nodes(nodes: int) -> str:
-    others = "the other node" if nodes == 2 else "the others"
-    ranks = "--machine_rank 1" if nodes == 2 else f"--machine_rank 1 to {nodes - 1}"
-    return f"Run this on the first node, whose address is {FIRST_NODE}; on {others} with {ranks}."
+    lines += textwrap.wrap(f"Differs from the paper: {differences}.", 116, subsequent_indent="  ")
+    return "\n".join(lines)
 
 
 def differences_from_paper(recipe: Recipe) -> list[str]:

@@ -1,7 +1,4 @@
-"""Answer `moco-plan`: find or check a recipe, print the report, write the recipe.
-
-torch is imported only if a result is not cached.
-"""
+"""Answer `moco-plan`: find or check a recipe, report, write it. torch is imported only if a result is not cached."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from moco_accel.common.console import console
-from moco_accel.common.errors import UserError
+from moco_accel.common.errors import UserError, error_reason
 from moco_accel.recipe.launch_command import FIRST_NODE, launch_command
 from moco_accel.recipe.load import load_recipe, save_recipe
 from moco_accel.recipe.schema import Recipe
@@ -55,7 +52,8 @@ def run_plan(options: PlanOptions) -> int:
     Raises:
         UserError: If an option is wrong.
     """
-    checks.check_report_path(options.save)
+    if options.save is not None:
+        checks.check_report_path(options.save)
     if options.slurm is not None:
         checks.check_writable("--slurm", options.slurm, "job.sbatch")
     recipe = load_recipe(options.recipe_file) if options.recipe_file is not None else None
@@ -223,8 +221,8 @@ def _measure(options: PlanOptions, candidate: Candidate) -> Measurement | None:
         with console.status(f"measuring {encoder} on this machine's first GPU"):
             measured = measure(candidate.recipe)
     except torch.OutOfMemoryError as error:
-        short = " ".join(str(error).split())[:200]
-        raise UserError(f"the plan does not hold: {encoder} ran out of memory ({short})") from None
+        reason = error_reason(error, 200)
+        raise UserError(f"the plan does not hold: {encoder} ran out of memory ({reason})") from None
     memory = candidate.memory
     predicted = {"peak_reserved": memory.peak_reserved_bytes, "peak_allocated": memory.peak_allocated_bytes}
     append_row(measured_path(), measurement_row(measured, candidate.recipe, predicted))

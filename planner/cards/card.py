@@ -13,6 +13,11 @@ DESKTOP_BYTES = GIB // 2  # a desktop on the card takes 0.3 to 0.8 GiB
 HEADROOM_SHARE = 0.05
 
 
+def round_up(size: int, unit: int) -> int:
+    """Round `size` up to a multiple of `unit`."""
+    return -(-size // unit) * unit
+
+
 @dataclass(frozen=True)
 class Card:
     """One GPU.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moco_accel.common.errors import UserError
-from planner.cards.card import CONTEXT_BYTES, GIB, MIB, Card
+from planner.cards.card import CONTEXT_BYTES, GIB, MIB, Card, round_up
 from planner.cards.lookup import CARDS, PRODUCTS, find_card, generic_card, most_common_card, normalize_name, parse_vram
 
 _USED_STEP_BYTES = 64 * MIB  # used memory is rounded up to it, so that cached results stay valid for small changes
@@ -133,7 +133,7 @@ def _build_local_card(properties: Any, free_bytes: int) -> Card:
         marketed_gib=similar.marketed_gib if matches else math.ceil(total / GIB),
         compute_capability=10 * properties.major + properties.minor,
         rates_of=None if matches else similar.name,
-        used_bytes=-(-max(total - CONTEXT_BYTES - free_bytes, 0) // _USED_STEP_BYTES) * _USED_STEP_BYTES,
+        used_bytes=round_up(max(total - CONTEXT_BYTES - free_bytes, 0), _USED_STEP_BYTES),
     )  # fmt: skip
 
 

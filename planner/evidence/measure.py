@@ -107,15 +107,13 @@ def run_steps(recipe: Recipe, device: torch.device, steps: int) -> list[StepRun]
         torch.manual_seed(recipe.run.seed)
         moco = build_moco(recipe)
         model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
-        first, second = (_micro_batches(random_crops(recipe, view), recipe, device) for view in (0, 1))
+        crops = [_micro_batches(random_crops(recipe, view), recipe, device) for view in (0, 1)]
         for _ in range(steps):
             start = _now(device)
-            views = (
-                AugmentedView(first, recipe, accelerator.device),
-                AugmentedView(second, recipe, accelerator.device),
-            )
-            result = train_step(accelerator, model, optimizer, views, recipe, recipe.moco.momentum_coefficient)
-            del views  # as in the trainer's loop
+            first, second = (AugmentedView(batches, recipe, accelerator.device) for batches in crops)
+            coefficient = recipe.moco.momentum_coefficient
+            result = train_step(accelerator, model, optimizer, (first, second), recipe, coefficient)
+            del first, second  # as in the trainer's loop
             runs.append(StepRun(_now(device) - start, result.loss.item(), result.skipped))
     return runs
 
@@ -173,6 +171,7 @@ def _retries(device: torch.device) -> int:
 
 def _collect(recipe: Recipe, device: torch.device, runs: list[StepRun], retries: int) -> Measurement:
     free, total = torch.cuda.mem_get_info(device)
+    segments = torch.cuda.memory_snapshot(include_traces=False)
     seconds = statistics.median(run.seconds for run in runs[1:] or runs)
     major, minor = torch.cuda.get_device_capability(device)
     return Measurement(
@@ -192,9 +191,7 @@ def _collect(recipe: Recipe, device: torch.device, runs: list[StepRun], retries:
         cudnn=str(torch.backends.cudnn.version()),
         transformers=version("transformers"),
         accelerate=version("accelerate"),
-        expandable_segments=any(
-            segment["is_expandable"] for segment in torch.cuda.memory_snapshot(include_traces=False)
-        ),
+        expandable_segments=any(segment["is_expandable"] for segment in segments),
     )
 
 

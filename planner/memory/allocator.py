@@ -9,7 +9,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from planner.cards.card import MIB
+from planner.cards.card import MIB, round_up
 from planner.trace.events import Event
 
 ROUND_BYTES = 512
@@ -37,15 +37,13 @@ class AllocatorPeaks:
     at_event: int
 
 
+@dataclass(slots=True, eq=False)
 class _Block:
-    __slots__ = ("address", "free", "next", "previous", "size")
-
-    def __init__(self, address: int, size: int) -> None:
-        self.address = address
-        self.size = size
-        self.free = True
-        self.previous: _Block | None = None
-        self.next: _Block | None = None
+    address: int
+    size: int
+    free: bool = True
+    previous: _Block | None = None
+    next: _Block | None = None
 
 
 class _Pool:
@@ -95,8 +93,8 @@ class _Pool:
             self.remove(tail)
             tail.size += mapped
         else:
-            fresh = _Block(tail.address + tail.size if tail is not None else base_address, mapped)
-            fresh.previous = tail
+            address = tail.address + tail.size if tail is not None else base_address
+            fresh = _Block(address, mapped, previous=tail)
             if tail is not None:
                 tail.next = fresh
             self._last = tail = fresh
@@ -105,8 +103,7 @@ class _Pool:
 
     def split(self, block: _Block, size: int) -> None:
         """Shrink `block` to `size` and free the remainder."""
-        rest = _Block(block.address + size, block.size - size)
-        rest.previous, rest.next = block, block.next
+        rest = _Block(block.address + size, block.size - size, previous=block, next=block.next)
         if block.next is not None:
             block.next.previous = rest
         block.next, block.size = rest, size
@@ -207,8 +204,3 @@ def live_tensors(events: Sequence[Event], index: int) -> dict[int, int]:
         else:
             del live[number]
     return live
-
-
-def round_up(size: int, unit: int) -> int:
-    """Round `size` up to a multiple of `unit`."""
-    return -(-size // unit) * unit

@@ -106,12 +106,10 @@ def micro_batch_warning(candidate: Candidate) -> str | None:
 
 def describe_accuracy(candidates: list[Candidate], card: Card, rows: Rows) -> list[str]:
     """Return the evidence behind the figures."""
-    encoders = {
-        encoder_family(candidate.recipe.encoder.name): candidate.recipe.encoder.name for candidate in candidates
-    }
-    intervals = "; ".join(prediction_error(name, card, rows).source for name in encoders.values())
+    names = {encoder_family(name): name for name in (each.recipe.encoder.name for each in candidates)}.values()
+    intervals = "; ".join(prediction_error(name, card, rows).source for name in names)
     rates = f"tiles/s assumes {UTILISATION:.0%} of {escape(card.rates_of or card.name)}'s peak throughput"
     lines = [f"[yellow]{escape(evidence_label(card, rows))}[/]; {rates}.", f"[dim]{escape(intervals)}.[/]"]
-    if any(name.startswith("resnet") for name in encoders.values()):
+    if any(name.startswith("resnet") for name in names):
         lines.append("[dim]A ResNet computes BatchNorm statistics per micro-batch; its gradient is exact for those.[/]")
     return lines

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from moco_accel.recipe.schema import Recipe
@@ -47,9 +48,8 @@ _PARTS = ("encoder", "momentum_encoder", "heads", "loss")
 def hardware_table(cards: Fleet) -> RenderableType:
     """Return the memory of the limiting card, from the marketed figure down to the allocator's budget."""
     card, count = cards.limiting, cards.num_devices
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(justify="right", no_wrap=True)
+    columns = Column(style="dim"), Column(justify="right", no_wrap=True)
+    table = Table(*columns, box=None, show_header=False, pad_edge=False)
     marketed = int(card.marketed_gib * GIB)
     rows = [
         (f"{_card_names(cards)}, marketed memory{' of the smallest' if cards.is_mixed else ''}", marketed),
@@ -171,10 +171,7 @@ def communication_report(candidate: Candidate) -> list[RenderableType]:
     """Return a table of a step's collectives and, for several nodes, their time; empty for one process."""
     if not candidate.collectives:
         return []
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("communication per step")
-    for name in ("operation", "GPUs", "times", "MiB", "sent per GPU, MiB"):
-        table.add_column(name, justify="left" if name == "operation" else "right")
+    table = _new_table("communication per step", "operation", right=("GPUs", "times", "MiB", "sent per GPU, MiB"))
     for each in sorted(candidate.collectives, key=lambda each: list(_LABELS).index(each.what)):
         figures = f"{each.size_bytes / MIB:,.1f}", f"{ring_bytes(each) / MIB:,.1f}"
         table.add_row(_LABELS[each.what], each.operation, f"{each.processes:,}", f"{each.times:,}", *figures)
@@ -188,9 +185,7 @@ def _between_nodes(candidate: Candidate) -> list[RenderableType]:
     hardware = candidate.recipe.hardware
     if hardware.num_nodes == 1:
         return []
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in ("between nodes", "seconds sending", "share of a step"):
-        table.add_column(name, justify="right")
+    table = _new_table(right=("between nodes", "seconds sending", "share of a step"))
     for link in node_links(hardware, candidate.collectives, candidate.computing_seconds):
         table.add_row(f"{link.gbits_per_second} Gbit/s", f"{link.seconds:,.2f}", f"{link.share:.1%}")
     per_node = hardware.num_devices // hardware.num_nodes
@@ -205,10 +200,8 @@ def _between_nodes(candidate: Candidate) -> list[RenderableType]:
 
 def measurement_table(candidate: Candidate, measured: Measurement) -> RenderableType:
     """Return predicted and measured figures of one card."""
-    memory, table = candidate.memory, Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(f"on {escape(measured.gpu)}")
-    for name in ("predicted", "measured", "predicted / measured − 1"):
-        table.add_column(name, justify="right")
+    memory, right = candidate.memory, ("predicted", "measured", "predicted / measured − 1")
+    table = _new_table(f"on {escape(measured.gpu)}", right=right)
     pairs = [
         ("peak reserved, MiB", memory.peak_reserved_bytes / MIB, measured.peak_reserved_bytes / MIB),
         ("peak allocated, MiB", memory.peak_allocated_bytes / MIB, measured.peak_allocated_bytes / MIB),
@@ -218,6 +211,11 @@ def measurement_table(candidate: Candidate, measured: Measurement) -> Renderable
     for name, predicted, found in pairs:
         table.add_row(name, f"{predicted:,.0f}", f"{found:,.0f}", f"{predicted / found - 1:+.1%}")
     return table
+
+
+def _new_table(*left: str, right: Sequence[str]) -> Table:
+    columns = *map(Column, left), *(Column(name, justify="right") for name in right)
+    return Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
 
 
 def mib(size: int) -> str:

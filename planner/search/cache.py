@@ -1,8 +1,4 @@
-"""Cache results on disk, so that a repeated plan needs no torch.
-
-The key holds everything that a result depends on: the code of trainer and planner, the versions of the traced
-libraries, the measurements, the function, the recipe and the card.
-"""
+"""Cache results on disk, so that a repeated plan needs no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ Result = TypeVar("Result")
 
 
 def cached(function: str, kind: type[Result], recipe: Recipe, card: Card) -> Result:
-    """Return the result of the function with this dotted name, from the cache if it was computed before.
+    """Return the result of the function with this dotted name, from the cache if nothing it depends on has changed.
 
     The function's module, and torch with it, is imported only on a miss. A result that cannot be read is computed
     again; one that cannot be written is not cached.

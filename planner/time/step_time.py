@@ -69,8 +69,6 @@ def node_links(hardware: Hardware, collectives: Sequence[CollectiveTotal], compu
     """Return the predicted cost of communication for slow and fast links; empty for one node."""
     if hardware.num_nodes == 1:
         return []
-    links = []
-    for gbits in _GBITS_PER_SECOND:
-        seconds = 8 * node_link_bytes(hardware, collectives) / (gbits * 1e9)
-        links.append(NodeLink(gbits, seconds, seconds / (seconds + computing_seconds)))
-    return links
+    bits = 8 * node_link_bytes(hardware, collectives)
+    seconds_by_link = {gbits: bits / (gbits * 1e9) for gbits in _GBITS_PER_SECOND}
+    return [NodeLink(gbits, each, each / (each + computing_seconds)) for gbits, each in seconds_by_link.items()]

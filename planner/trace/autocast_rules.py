@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,18 +46,13 @@ PROMOTE = (  # AT_FORALL_PROMOTE
     "addcdiv", "addcmul", "atan2", "bilinear", "cross", "dot", "vdot", "grid_sampler", "index_put", "tensordot",
     "scatter_add",
 )  # fmt: skip
-EXCLUDED = {
-    "_scaled_dot_product_flash_attention": "CPU tensors do not dispatch to it",
-    "_thnn_fused_lstm_cell": "CPU tensors do not dispatch to it",
-    "_thnn_fused_gru_cell": "CPU tensors do not dispatch to it",
-    "prod.dim_Dimname": "the step uses no named tensors",
-    "softmax.Dimname": "the step uses no named tensors",
-    "log_softmax.Dimname": "the step uses no named tensors",
-    "cumprod.dimname": "the step uses no named tensors",
-    "cumsum.dimname": "the step uses no named tensors",
-    "sum.dim_DimnameList": "the step uses no named tensors",
-    "norm.names_ScalarOpt_dim": "the step uses no named tensors",
-}
+EXCLUDED = (
+    # CPU tensors do not dispatch to them
+    "_scaled_dot_product_flash_attention", "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell",
+    # the step uses no named tensors
+    "prod.dim_Dimname", "softmax.Dimname", "log_softmax.Dimname", "cumprod.dimname", "cumsum.dimname",
+    "sum.dim_DimnameList", "norm.names_ScalarOpt_dim",
+)  # fmt: skip
 
 
 @contextmanager
@@ -75,11 +71,11 @@ def cuda_autocast_rules() -> Iterator[None]:
 def _replace_rules(library: Any) -> None:
     on_cuda, on_cpu = _registered_operations("AutocastCUDA"), _registered_operations(_KEY)
     rules: tuple[tuple[Any, Rule], ...] = (
-        (LOWER_PRECISION, _in_lower_precision),
-        (FP32, _in_fp32),
+        (LOWER_PRECISION, partial(_cast_to, lambda values: torch.get_autocast_dtype("cpu"))),
+        (FP32, partial(_cast_to, lambda values: torch.float32)),
         (FP32_BY_DTYPE, _with_fp32_dtype),
         (FP32_BY_OVERLOAD, _by_overload),
-        (PROMOTE, _in_widest),
+        (PROMOTE, partial(_cast_to, _widest)),
     )
     for names, rule in rules:
         for name in on_cuda.intersection(names):
@@ -99,23 +95,12 @@ def _operation(name: str) -> Any:
     return getattr(getattr(torch.ops.aten, packet), overload or "default")
 
 
-def _in_lower_precision(operation: Any) -> Callable[..., Any]:
-    return _cast_to(operation, lambda values: torch.get_autocast_dtype("cpu"))
+def _widest(values: list[Any]) -> torch.dtype:
+    has_fp32 = any(tensor.dtype == torch.float32 for tensor in _tensors(values))
+    return torch.float32 if has_fp32 else torch.get_autocast_dtype("cpu")
 
 
-def _in_fp32(operation: Any) -> Callable[..., Any]:
-    return _cast_to(operation, lambda values: torch.float32)
-
-
-def _in_widest(operation: Any) -> Callable[..., Any]:
-    def widest(values: list[Any]) -> torch.dtype:
-        has_fp32 = any(tensor.dtype == torch.float32 for tensor in _tensors(values))
-        return torch.float32 if has_fp32 else torch.get_autocast_dtype("cpu")
-
-    return _cast_to(operation, widest)
-
-
-def _cast_to(operation: Any, choose: Callable[[list[Any]], torch.dtype]) -> Callable[..., Any]:
+def _cast_to(choose: Callable[[list[Any]], torch.dtype], operation: Any) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         dtype = choose([*args, *kwargs.values()])
         with torch._C._ExcludeDispatchKeyGuard(_KEYS):

@@ -22,6 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from planner.cards.card import round_up
+
 Backend = Literal["flash", "cudnn", "efficient"]
 Scratch = tuple[tuple[int, ...], int]
 """Shape and bytes of a tensor that a kernel allocates internally."""
@@ -77,7 +79,7 @@ def scratch_phases(func: Any, args: Sequence[Any], compute_capability: int = 86)
 def _flash(query: Tensor) -> list[list[Scratch]]:
     """A row sum and dq in fp32; rows padded to 128, columns to 32 (to 64 for heads wider than 128)."""
     tiles, heads, tokens, width = query.shape
-    tokens, width = _round_up(tokens, 128), _round_up(width, 32 if width <= 128 else 64)
+    tokens, width = round_up(tokens, 128), round_up(width, 32 if width <= 128 else 64)
     return [[_fp32(tiles, heads, tokens), _fp32(tiles, tokens, heads, width)]]
 
 
@@ -100,7 +102,3 @@ def _efficient(query: Tensor) -> list[list[Scratch]]:
 
 def _fp32(*shape: int) -> Scratch:
     return shape, _FLOAT * math.prod(shape)
-
-
-def _round_up(size: int, unit: int) -> int:
-    return math.ceil(size / unit) * unit

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import patch_environment
 
 
 @contextmanager
@@ -29,20 +29,15 @@ def _fake_processes(world_size: int) -> Iterator[None]:
     environment = {
         **dict.fromkeys(("RANK", "LOCAL_RANK"), "0"),
         **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(world_size)),
-        "MASTER_ADDR": "localhost",  # required by accelerate; nothing connects to it
+        **{"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},  # required by accelerate; nothing connects to it
         "OMP_NUM_THREADS": str(torch.get_num_threads()),  # else accelerate sets it and warns
     }
-    before = {name: os.environ.get(name) for name in (*environment, "MASTER_PORT")}  # accelerate sets MASTER_PORT
-    os.environ.update(environment)
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+    with patch_environment(**environment):
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
 
 
 def _reset_accelerate() -> None:

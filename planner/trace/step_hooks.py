@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -39,7 +39,6 @@ class TracedView(Sequence[Tensor]):
 @contextmanager
 def record_phases(recorder: Recorder, moco: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Set the recorder's phase to the module that runs, and mark where backward passes begin, inside the context."""
-    handles: list[Any] = []
     stack: list[str] = []
 
     def enter(name: str) -> Callable[..., None]:
@@ -67,21 +66,16 @@ def record_phases(recorder: Recorder, moco: nn.Module, optimizer: torch.optim.Op
 
         return hook
 
-    for name in (*ENCODERS, *HEADS):
-        module = moco.get_submodule(name)
-        # recomputation ends early with an exception, after which the hook must run too
-        handles += [
-            module.register_forward_pre_hook(enter(name)),
-            module.register_forward_hook(leave(name), always_call=True),
-        ]
-    handles.append(optimizer.register_step_pre_hook(enter("optimizer")))
-    handles.append(optimizer.register_step_post_hook(leave("optimizer")))
-    recorder.phase = "loss"
-    try:
+    with ExitStack() as handles:
+        for name in (*ENCODERS, *HEADS):
+            module = moco.get_submodule(name)
+            handles.enter_context(module.register_forward_pre_hook(enter(name)))
+            # recomputation ends early with an exception, after which the hook must run too
+            handles.enter_context(module.register_forward_hook(leave(name), always_call=True))
+        handles.enter_context(optimizer.register_step_pre_hook(enter("optimizer")))
+        handles.enter_context(optimizer.register_step_post_hook(leave("optimizer")))
+        recorder.phase = "loss"
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -83,9 +83,8 @@ def test_if_all_are_damaged_the_error_is_one_line(two_checkpoints: Path, tmp_pat
 def test_a_damaged_checkpoint_is_set_aside_and_not_counted(two_checkpoints: Path, tmp_path: Path) -> None:
     shutil.copytree(two_checkpoints, tmp_path / "run")
     os.truncate(tmp_path / "run" / "checkpoints" / "step_00000002" / OPTIMIZER, 0)
-    run = SavedRun(
-        tmp_path / "run", SMALL.model_copy(update={"run": SMALL.run.model_copy(update={"keep_checkpoints": 1})})
-    )
+    keep_one = SMALL.run.model_copy(update={"keep_checkpoints": 1})
+    run = SavedRun(tmp_path / "run", SMALL.model_copy(update={"run": keep_one}))
     assert run.step == 1
     assert checkpoint_names(tmp_path / "run") == ["step_00000001", "step_00000002.damaged"]
     run.train(1)

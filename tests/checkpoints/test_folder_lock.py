@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.trainer_processes import Trainer, quick_recipe, start_quick
 
-from moco_accel.checkpoints.folder_lock import lock_folder
+from moco_accel.checkpoints.run_folder import lock_folder
 from moco_accel.common.errors import UserError
 from moco_accel.processes.control_group import ControlGroup
 

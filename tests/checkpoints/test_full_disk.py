@@ -9,7 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from support.trainer_processes import ENVIRONMENT, ROOT, STARTS, TRAIN, quick_recipe
+from support.trainer_processes import ENVIRONMENT, ROOT, STARTS, TRAIN, command_line, quick_recipe
 
 _MODEL_LIMIT, _LOG_LIMIT = 20_000_000, 8_000  # limits in bytes; the networks need 40 million, 20 rows 8 thousand
 
@@ -22,8 +22,8 @@ def _limit_files(size: int) -> None:
 def errors_of_a_run(folder: Path, tiles: Path, size: int, **run: int) -> list[str]:
     """Run two ranks that can write no file larger than `size` bytes; return their errors."""
     recipe = quick_recipe(folder, tiles, 2, **run)
-    command = [*STARTS["torchrun"], TRAIN, "--recipe", str(recipe), "--output-dir", str(folder / "run")]
-    command += ["--set", "data.num_workers=0"]  # shared memory counts as files
+    no_workers = "data.num_workers=0"  # shared memory counts as files
+    command = [*STARTS["torchrun"], TRAIN, *command_line(recipe, folder / "run", no_workers)]
     start, limit = time.monotonic(), partial(_limit_files, size)
     result = subprocess.run(
         command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=250, preexec_fn=limit

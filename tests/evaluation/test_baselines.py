@@ -143,7 +143,7 @@ def test_labelled_tiles_are_read_from_the_column_of_the_run_or_the_only_one(tmp_
 
     def opened(column, folder):
         sources = {f"{side}_source": str(tmp_path / folder / side) for side in ("train", "test")}
-        return open_labelled_tiles(make_recipe(evaluation=sources, data={"image_column": column})).test
+        return open_labelled_tiles(make_recipe(evaluation=sources, data={"image_column": column})).sources[1]
 
     assert opened("mask", "two").image_column == "mask"
     assert opened("image", "one").image_column == "photo"
@@ -174,8 +174,8 @@ def test_thirteen_bands_from_end_to_end(tmp_path):
     )
     labelled = open_labelled_tiles(recipe)
     assert labelled.names == ["soil", "water"]
-    assert labelled.test_labels.tolist() == [1, 0] * 6
-    assert labelled.train.bands == SENTINEL2
+    assert labelled.labels.tolist() == [1, 0] * 18
+    assert labelled.bands == SENTINEL2
     comparison = compare_on_fixed_split(recipe, build_encoder(recipe.encoder))
     assert comparison.accuracies["knn_top1_mean_colour"] == 1
     assert comparison.split_features("")[0].shape == (24, 512)

@@ -63,7 +63,7 @@ def test_mean_colour():
     tiles[0, 0] = 255
     tiles[0, 1, 0] = 51
     expected = torch.tensor([[1.0, 0.1, 0.0], [0.0, 0.0, 0.0]])
-    assert torch.allclose(mean_colour_features(tiles, make_recipe()), expected)
+    assert torch.allclose(mean_colour_features(tiles, make_recipe(), range(2)), expected)
     assert torch.allclose(mean_colour_features(tiles, make_recipe(), [1, 0, 0]), expected[[1, 0, 0]])
 
 
@@ -73,7 +73,7 @@ def test_stored_values_are_scaled_as_in_training():
     tiles = torch.zeros(1, 2, 8, 8, dtype=torch.int16)
     tiles[0, 0, :2] = 1500  # a quarter of the range, in a quarter of the tile
     tiles[0, 1] = 300  # clipped to 1
-    assert torch.allclose(mean_colour_features(tiles, recipe), torch.tensor([[0.0625, 1.0]]))
+    assert torch.allclose(mean_colour_features(tiles, recipe, [0]), torch.tensor([[0.0625, 1.0]]))
     features = extract_features(nn.Flatten(), tiles, recipe, "cpu").view(2, 8, 8)
     assert torch.allclose(features[0, :2], torch.tensor((0.25 - 0.4) / 0.2))
     assert torch.allclose(features[0, 2:], torch.tensor((0 - 0.4) / 0.2))

@@ -8,7 +8,7 @@ from PIL import Image
 from support.evaluation_fixtures import random_tiles
 
 from moco_accel.evaluation.labelled_tiles import LabelledPool
-from moco_accel.evaluation.neighbours_picture import Panel, choose_queries, draw_panels
+from moco_accel.evaluation.neighbours_picture import choose_queries, draw_panels
 from moco_accel.evaluation.pictures import draw_confusion, draw_map, embed_in_2d, subsample
 from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.shard_writer import write_shards
@@ -84,7 +84,7 @@ def test_frames_show_whether_the_class_is_the_same(tmp_path, bands, size):
         write_and_open(tmp_path / f"{count}", random_tiles(count, size, bands, seed=count)) for count in (6, 2)
     )
     neighbours = torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])
-    panels = [Panel("pretrained", neighbours), Panel("random", neighbours)]
+    panels = [("pretrained", neighbours), ("random", neighbours)]
     names = ["sea", "a class with a name that is much too long for a tile"]
     pool = LabelledPool((train, test), torch.tensor([0, 1, 0, 1, 0, 1, 0, 1]), names)
     path = tmp_path / "deep" / "neighbours.png"

@@ -212,7 +212,7 @@ def test_the_statistics_of_a_reader_equal_those_of_the_build(tmp_path, dtype, co
     assert built.metadata.statistics.pixels == [64 * (64 - rows)] * count
     scaling = "uint8" if dtype == "uint8" else "percentiles"
     tiles = open_tiles(str(tmp_path / "out"), Data(scaling=scaling), count)
-    assert measure_statistics(tiles, 0).statistics == built.metadata.statistics
+    assert measure_statistics(tiles, 0).running.statistics() == built.metadata.statistics
 
 
 def test_undeclared_zeros_are_data_for_readers(tmp_path):
@@ -224,5 +224,5 @@ def test_undeclared_zeros_are_data_for_readers(tmp_path):
     built = build(tmp_path / "S2A_scene.tif", tmp_path / "out", tile_size=32)
     assert (built.metadata.nodata, built.metadata.statistics.pixels) == (None, [31 * 32] * 2)
     tiles = open_tiles(str(tmp_path / "out"), Data(scaling="percentiles"), 2)
-    counted = measure_statistics(tiles, 0).statistics
+    counted = measure_statistics(tiles, 0).running.statistics()
     assert counted.pixels == [32 * 32] * 2

@@ -17,7 +17,7 @@ from moco_accel.common.errors import UserError
 from moco_accel.images.decoding import DamagedTile, decode_raster
 from moco_accel.images.headers import MAX_ENCODED_BYTES, read_file
 from moco_accel.sources.base import Source
-from moco_accel.sources.tar_store import open_tar
+from moco_accel.sources.tar_store import TarStore
 
 MAX_SECONDS = 5.0  # of CPU time; measured: 0.97, a whole PNG of 8192 x 8192 pixels
 MAX_MIB = 600  # measured: 450, as many pixels of four bands
@@ -25,16 +25,13 @@ MAX_GROWTH_MIB = 32  # measured: 16 in one of twelve runs, by GDAL; 0 otherwise
 ONE_OF = 20
 
 
-def names_of_tiles() -> list[str]:
-    return list(all_tiles())
+def names_of(what: str) -> list[str]:
+    names = list(all_tiles() if what == "tiles" else all_sources())
+    return names + [f"{name} streamed" for name in names if what == "sources" and name.startswith("parquet")]
 
 
-def names_of_sources() -> list[str]:
-    names = list(all_sources())
-    return names + [f"{name} streamed" for name in names if name.startswith("parquet")]
-
-
-def check(results: list[Result], resident: list[list[int]]) -> None:
+def check(names: list[str], results: list[Result], resident: list[list[int]]) -> None:
+    assert [result.name for result in results] == names
     bugs = [result for result in results if result.outcome.split()[0] not in ("read", "damaged", "refused")]
     assert not bugs, bugs
     slow = [result for result in results if result.seconds > MAX_SECONDS]
@@ -50,32 +47,23 @@ def few(names: list[str]) -> list[str]:
     return [name for name in names[::ONE_OF] if "8192" not in name and "bomb" not in name]
 
 
-def test_a_twentieth_of_the_hostile_tiles() -> None:
-    names = few(names_of_tiles())
-    results, resident = run_kinds(names, "tiles")
-    assert [result.name for result in results] == names
-    check(results, resident)
-
-
-def test_a_twentieth_of_the_hostile_sources() -> None:
-    names = few(names_of_sources())
-    results, resident = run_kinds(names, "sources")
-    assert [result.name for result in results] == names
-    check(results, resident)
+@pytest.mark.parametrize("what", ["tiles", "sources"])
+def test_a_twentieth_of_the_hostile_kinds(what: str) -> None:
+    names = few(names_of(what))
+    check(names, *run_kinds(names, what))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("what", ["tiles", "sources"])
 def test_all_hostile_kinds(what: str) -> None:
-    names = names_of_tiles() if what == "tiles" else names_of_sources()
-    results, resident = run_kinds(names, what)
-    assert len(results) == len(names) > 500
-    check(results, resident)
+    names = names_of(what)
+    assert len(names) > 500
+    check(names, *run_kinds(names, what))
 
 
 def test_there_are_over_five_hundred_kinds() -> None:
-    assert len(names_of_tiles()) > 500
+    assert len(all_tiles()) > 500
     assert len(all_sources()) > 400
 
 
@@ -126,7 +114,7 @@ def test_column_names_are_printed_in_one_line(tmp_path: Path) -> None:
 def test_a_tar_header_of_terabytes_is_not_read(tmp_path: Path) -> None:
     source = all_sources()["sparse tar size 1099511627776 of x"](tmp_path / "t")
     with pytest.raises(UserError, match="a header of 1099511627776 bytes"):
-        open_tar([source / "part.tar"], Source(str(source), "data.source"))
+        TarStore([source / "part.tar"], Source(str(source), "data.source"))
 
 
 @pytest.mark.parametrize("kind", ["npy pickle", "bare pickle", "npy header code 1", "npy header calls 1"])

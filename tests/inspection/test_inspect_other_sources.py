@@ -8,17 +8,15 @@ import resource
 import datasets
 import numpy as np
 import pytest
-import typer
 from PIL import Image
+from support.builds import refused, run_command
 from support.source_files import encode_image, image_value, random_pixels, write_file
 from support.tile_files import SENTINEL2, npy, write_tiles
 
 from moco_accel.common.drawing import load_font
-from moco_accel.inspection.cli import register
-from moco_accel.inspection.contact_sheet import write_contact_sheet
 from moco_accel.inspection.inspect_tiles import bytes_on_disk, inspect_tiles
 from moco_accel.inspection.open_without_recipe import open_without_recipe
-from moco_accel.inspection.picture_grid import channel_names, wrap_in_two
+from moco_accel.inspection.picture_grid import channel_names, wrap_in_two, write_contact_sheet
 from moco_accel.inspection.preview import preview_recipe, write_preview
 from moco_accel.inspection.report import list_warnings
 from moco_accel.recipe.data_sections import Data
@@ -45,23 +43,9 @@ def unnamed(tmp_path_factory):
     return write_tiles(tmp_path_factory.mktemp("unnamed"), list(tiles))
 
 
-def run(*arguments):
-    app = typer.Typer()
-    register(app)
-    return app(list(map(str, arguments)), standalone_mode=False)
-
-
-def refused(capfd, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        run(*arguments)
-    assert stopped.value.code == 2
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
-    return line
-
-
 def inspected(capfd, *arguments):
     capfd.readouterr()
-    run("inspect", *arguments, "--json")
+    run_command("inspect", *arguments, "--json")
     return json.loads(capfd.readouterr().out)
 
 
@@ -70,7 +54,7 @@ def test_built_pairs(pairs, tmp_path, capfd):
     assert (fields["image_column"], fields["columns"]) == ("image", ["image", "image_pair"])
     assert fields["recipe"]["data"]["pair_column"] == "image_pair"
     assert fields["recipe"]["augment"] == {"preset": "seasons"}
-    run("preview", pairs, tmp_path / "v.png", "--set", "data.pair_column=image_pair", *SMALL)
+    run_command("preview", pairs, tmp_path / "v.png", "--set", "data.pair_column=image_pair", *SMALL)
     with Image.open(tmp_path / "v.png") as shown:
         assert shown.width == 2 * 28 + 4 * 224 + 3 * 10  # tile, other season, both views
 
@@ -81,8 +65,7 @@ def test_pairs_with_other_column_names(tmp_path, capfd):
         tmp_path / "t", np.zeros((3, 3, 32, 32), np.uint8), columns={"later": (datasets.Value("binary"), seasons)}
     )
     out = tmp_path / "v.png"
-    run("preview", source, out, "--set", "data.pair_column=later", *SMALL)
-    capfd.readouterr()
+    run_command("preview", source, out, "--set", "data.pair_column=later", *SMALL)
     assert "(image, later); --set data.image_column=image works" in refused(capfd, "preview", source, out, *SMALL)
     assert f"--set data.pair_column=latr is not a second image column of '{source}' (image, later)" in refused(
         capfd, "preview", source, out, "--set", "data.pair_column=latr", *SMALL
@@ -103,7 +86,7 @@ def test_band_names_option_of_inspect(unnamed, capfd):
 @pytest.mark.parametrize("named", [["--band-names", ",".join(SENTINEL2), "--bands", "B8,B4"], []])
 def test_training_takes_the_printed_recipe_fields(unnamed, capfd, named):
     """For bands without names, together with the field that the output says to add."""
-    run("inspect", unnamed, *named)
+    run_command("inspect", unnamed, *named)
     printed = capfd.readouterr().err
     recipe = inspected(capfd, unnamed, *named)["recipe"]
     added = f"to add to data: stored_bands, the names of all 13 bands in their order, e.g. [{', '.join(SENTINEL2)}]"
@@ -119,7 +102,7 @@ def test_a_preview_of_bands_without_names(unnamed, tmp_path, capfd):
     listed = "[" + ", ".join(SENTINEL2) + "]"
     assert f"--set 'data.stored_bands={listed}' if they are Sentinel-2's" in line
     some = ["--set", f"data.stored_bands={listed}", "--set", "data.bands=[B8, B4, B3]"]
-    run("preview", unnamed, out, *some, *SMALL)
+    run_command("preview", unnamed, out, *some, *SMALL)
     recipe = preview_recipe(str(unnamed), None, some[1::2])
     assert (recipe.encoder.bands, recipe.data.bands) == (3, ["B8", "B4", "B3"])
     assert "--set data.bands=3: input should be a valid list" in refused(
@@ -172,8 +155,8 @@ def test_odd_folder_names_are_printed_unchanged(pairs, tmp_path, capfd, monkeypa
     monkeypatch.chdir(tmp_path)
     source = "odd [out] 'é' [red]"
     (tmp_path / source).symlink_to(pairs)
-    run("inspect", source, "--sheet", "s [out].png")
-    run("preview", source, "v [out].png", *SMALL)
+    run_command("inspect", source, "--sheet", "s [out].png")
+    run_command("preview", source, "v [out].png", *SMALL)
     printed = capfd.readouterr().err
     for text in (source, "contact sheet: s [out].png", "views: v [out].png"):
         assert text in printed

@@ -8,17 +8,22 @@ import datasets
 import numpy as np
 import pytest
 import torch
-import typer
 from PIL import Image
+from support.builds import refused, run_command
 from support.recipes import small_recipe
 from support.tile_files import FOREST, SENTINEL2, WATER, npy, spectral_tiles, write_tiles
 
 from moco_accel.common.drawing import common_stretch
 from moco_accel.common.errors import UserError
-from moco_accel.inspection.cli import register
 from moco_accel.inspection.picture_grid import view_corner
-from moco_accel.inspection.preview import band_triples, find_readable, preview_recipe, stored_views, write_preview
-from moco_accel.inspection.view_captions import caption_lines
+from moco_accel.inspection.preview import (
+    band_triples,
+    caption_lines,
+    find_readable,
+    preview_recipe,
+    stored_views,
+    write_preview,
+)
 from moco_accel.recipe.load import recipe_from_dict, save_recipe
 from moco_accel.recipe.schema import Recipe
 from moco_accel.sources.tile_metadata import TileMetadata
@@ -195,10 +200,8 @@ def test_captions():
 
 
 def test_the_command_writes_a_picture_and_errors_take_one_line(tmp_path, tiles_folder, capfd):
-    app = typer.Typer()
-    register(app)
     small = ["--tiles", "2", "--set", "encoder.image_size=32"]
-    app(["preview", str(tiles_folder), str(tmp_path / "v.png"), *small], standalone_mode=False)
+    run_command("preview", tiles_folder, tmp_path / "v.png", *small)
     out, err = capfd.readouterr()
     assert out == ""
     assert "v.png" in err
@@ -209,12 +212,7 @@ def test_the_command_writes_a_picture_and_errors_take_one_line(tmp_path, tiles_f
         ([str(tiles_folder), "v.png", "--set", "augment.presett=paper"], "augment.presett"),
         ([str(tiles_folder), "v.png", "--bands", "B8,B4"], "--bands=B8,B4: 2 bands are given"),
     ):
-        with pytest.raises(SystemExit) as stopped:
-            app(["preview", *arguments, *small], standalone_mode=False)
-        assert stopped.value.code == 2
-        lines = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
-        assert len(lines) == 1
-        assert message in lines[0]
+        assert message in refused(capfd, "preview", *arguments, *small)
 
 
 def test_stacked_crops_are_augmented_independently(sentinel2):

@@ -27,7 +27,7 @@ OURS = {
     "PROMOTE": autocast_rules.PROMOTE,
 }
 NOT_CALLED = {
-    **autocast_rules.EXCLUDED,
+    **dict.fromkeys(autocast_rules.EXCLUDED, "not replaced; the list says why"),
     "binary_cross_entropy": "CUDA's autocast refuses it",
     "gru_cell": "one fused kernel on CUDA, which fake tensors do not support",
     **dict.fromkeys(("_cudnn_rnn", "cudnn_convolution", "cudnn_convolution_transpose"), "not dispatched to on CPU"),

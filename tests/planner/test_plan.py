@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.plans import SMALL, moco_plan, two_device_recipe
+from support.plans import SMALL, assert_refused, moco_plan, plan_as_json, two_device_recipe
 
 from moco_accel.recipe.load import load_recipe, save_recipe
 from planner.answer.launch import differences_from_paper
@@ -24,16 +24,12 @@ from planner.search.best_recipe import evaluate
 from planner.trace.scaling import trace_for
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-
-
 MISFIT = ["--encoder", "vit_large_patch16", "--vram", "2", "--global-batch", "2"]
 
 
 def test_json_is_alone_on_stdout_and_consistent(tmp_path: Path) -> None:
     path = tmp_path / "out.yaml"
-    result = moco_plan("--gpus", "2", "--vram", "8", *SMALL, "--json", "--output", str(path))
-    assert result.exit_code == 0, result.stderr
-    answer = json.loads(result.stdout)
+    answer, stderr = plan_as_json("--gpus", "2", "--vram", "8", *SMALL, "--output", str(path))
     chosen = answer["chosen"]
     assert answer["candidates"] == [chosen]
     assert chosen["evidence"] == "predicted"
@@ -48,8 +44,8 @@ def test_json_is_alone_on_stdout_and_consistent(tmp_path: Path) -> None:
     assert recipe.planned is not None
     assert recipe.planned.peak_reserved_mib == round(chosen["peak_reserved_bytes"] / MIB)
     assert recipe.hardware.num_devices == 2
-    assert "predicted, not yet measured on this kind of card" in result.stderr
-    assert f"moco_accel/train.py --recipe {path}" in result.stderr
+    assert "predicted, not yet measured on this kind of card" in stderr
+    assert f"moco_accel/train.py --recipe {path}" in stderr
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -96,7 +92,7 @@ def test_shipped_dual8gb_recipe() -> None:
 
 
 def test_misfit_exits_with_code_1() -> None:
-    result = moco_plan("--gpus", "1", "--vram", "2", "--encoder", "vit_large_patch16", "--global-batch", "2")
+    result = moco_plan("--gpus", "1", *MISFIT)
     assert result.exit_code == 1
     assert "vit_large_patch16 does not fit" in result.stderr
     assert "MiB are missing" in result.stderr
@@ -132,16 +128,10 @@ def test_misfit_without_changes_lists_the_largest_categories() -> None:
         (["--vram", "8", "--encoder", "resnet5"], "--encoder=resnet5 is not known; nearest: resnet50"),
         (["--vram", "8", "--optimizer", "sgd"], "--optimizer=sgd is not known"),
         (["--vram", "8", "--gpus", "3", "--global-batch", "1000"], "nearest: 999, 1002"),
-        (
-            ["--vram", "8", "--tiles", "100"],
-            "--tiles=100 is less than one batch of 4096; --global-batch 100",
-        ),
+        (["--vram", "8", "--tiles", "100"], "--tiles=100 is less than one batch of 4096; --global-batch 100"),
         (["--vram", "8", "--recipe", "nowhere.yaml"], "nowhere.yaml"),
         (["--gpus", "3", "--recipe", "recipes/dual8gb.yaml"], "--gpus=3 but hardware.num_devices=2 in recipes/dual8gb"),
-        (
-            ["--recipe", "recipes/dual8gb.yaml", "--bands", "3"],
-            "--bands has no effect with --recipe; omit it, or edit",
-        ),
+        (["--recipe", "recipes/dual8gb.yaml", "--bands", "3"], "--bands has no effect with --recipe; omit it, or edit"),
         (["--recipe", "recipes/dual8gb.yaml", "--output", "x"], "--output has no effect with --recipe"),
         (["--vram", "8,12", "--gpus", "3"], "--gpus=3 but --vram=8,12 names 2 cards; --gpus 2 works"),
         (["--vram", "8", "--gpus", "2", "--global-batch", "3"], "does not divide over 2 GPUs; nearest: 2, 4"),
@@ -158,18 +148,13 @@ def test_misfit_without_changes_lists_the_largest_categories() -> None:
     ],
 )
 def test_wrong_options_exit_with_code_2(arguments: list[str], message: str) -> None:
-    result = moco_plan(*arguments)
-    assert result.exit_code == 2, result.stderr
-    assert message in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert len(result.stderr.splitlines()) == 1
+    assert_refused(arguments, message)
 
 
 def test_help_imports_no_torch_and_shows_an_example() -> None:
     code = "import sys, planner.cli as c, typer.testing as t; r = t.CliRunner().invoke(c.app, ['--help'])"
-    code += (
-        "; assert r.exit_code == 0; assert 'moco-plan --gpus 2 --vram 8' in r.output; assert 'torch' not in sys.modules"
-    )
+    code += "; assert r.exit_code == 0; assert 'moco-plan --gpus 2 --vram 8' in r.output"
+    code += "; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -177,9 +162,8 @@ def test_help_imports_no_torch_and_shows_an_example() -> None:
 @pytest.mark.parametrize("ending", ["svg", "html", "txt"])
 def test_report_is_saved(ending: str, tmp_path: Path) -> None:
     picture = tmp_path / "new [" / f"b].{ending}"  # rich would read [/b] as markup
-    result = moco_plan(
-        "--gpus", "2", "--vram", "8", *SMALL, "--output", str(tmp_path / "r.yaml"), "--save", str(picture)
-    )
+    output = ["--output", str(tmp_path / "r.yaml"), "--save", str(picture)]
+    result = moco_plan("--gpus", "2", "--vram", "8", *SMALL, *output)
     assert result.exit_code == 0, result.stderr
     assert f"Report saved to {picture}\n" in result.stderr
     text = picture.read_text().replace("&#160;", " ").replace("\xa0", " ")
@@ -205,19 +189,16 @@ def test_repeated_plan_imports_no_torch(tmp_path: Path) -> None:
 
 
 def test_mixed_cards_are_planned_for_the_smallest(tmp_path: Path) -> None:
-    result = moco_plan("--vram", "8,12", *SMALL, "--json", "--output", str(tmp_path / "r.yaml"))
-    assert result.exit_code == 0, result.stderr
-    hardware = json.loads(result.stdout)["hardware"]
+    answer, stderr = plan_as_json("--vram", "8,12", *SMALL, "--output", str(tmp_path / "r.yaml"))
+    hardware = answer["hardware"]
     assert hardware["num_devices"] == 2
     assert hardware["unlike_cards"] == ["8 GB card", "12 GB card"]
     assert hardware["reported_bytes"] == generic_card(8).reported_bytes
-    assert "the 8 GB card limits the plan" in " ".join(result.stderr.split())
+    assert "the 8 GB card limits the plan" in " ".join(stderr.split())
 
 
 def test_named_card_determines_the_precision(tmp_path: Path) -> None:
-    result = moco_plan("--gpu", "Tesla T4", *SMALL, "--json", "--output", str(tmp_path / "r.yaml"))
-    assert result.exit_code == 0, result.stderr
-    answer = json.loads(result.stdout)
+    answer, _ = plan_as_json("--gpu", "Tesla T4", *SMALL, "--output", str(tmp_path / "r.yaml"))
     assert answer["hardware"]["gpu"] == "t4"
     assert answer["hardware"]["desktop_bytes"] == 0
     assert answer["chosen"]["mixed_precision"] == "fp16"
@@ -265,16 +246,14 @@ def test_recipe_with_other_fields_is_not_replaced(tmp_path: Path, monkeypatch: p
 
 def test_recipe_is_checked_on_its_own_card(tmp_path: Path) -> None:
     path = str(tmp_path / "t4.yaml")
-    planned = json.loads(moco_plan("--gpu", "t4", *SMALL, "--output", path, "--json").stdout)
-    checked = json.loads(moco_plan("--recipe", path, "--json").stdout)
+    planned, _ = plan_as_json("--gpu", "t4", *SMALL, "--output", path)
+    checked, _ = plan_as_json("--recipe", path)
     assert checked["hardware"] == planned["hardware"]
     assert checked["chosen"]["headroom_bytes"] == planned["chosen"]["headroom_bytes"]
 
 
 def test_resnet_micro_batches_have_two_values_per_channel(tmp_path: Path) -> None:
     tiny = ["--vram", "8", "--encoder", "resnet18", "--image-size", "32", "--output", str(tmp_path / "r.yaml")]
-    result = moco_plan(*tiny, "--global-batch", "64", "--json")
-    assert json.loads(result.stdout)["chosen"]["micro_batch_size"] > 1
-    alone = moco_plan(*tiny, "--gpus", "2", "--global-batch", "2")
-    assert alone.exit_code == 2
-    assert "batch.micro_batch_size=2 works" in alone.stderr
+    answer, _ = plan_as_json(*tiny, "--global-batch", "64")
+    assert answer["chosen"]["micro_batch_size"] > 1
+    assert_refused([*tiny, "--gpus", "2", "--global-batch", "2"], "batch.micro_batch_size=2 works")

@@ -9,6 +9,7 @@ from moco_accel.networks.moco import build_moco
 from moco_accel.recipe.hardware_sections import Hardware
 from moco_accel.recipe.schema import Recipe
 from planner.answer.request import DEFAULT_ENCODER, Request, build_recipe
+from planner.cards.card import Card
 from planner.cards.lookup import CARDS
 from planner.memory.allocator import replay
 from planner.memory.estimate import estimate_memory
@@ -20,27 +21,29 @@ from planner.trace.trace import trace_step
 CARD = CARDS["h100_sxm"]
 
 
+def assert_scaled_memory_is_traced_memory(recipe: Recipe, card: Card, requested: float, reserved: float) -> None:
+    """Compare the scaled trace's peaks with those of a trace at that size, within these relative tolerances."""
+    direct = replay(trace_step(recipe, card.compute_capability).events)
+    micro_batch_size, steps = recipe.batch.micro_batch_size, recipe.batch.accumulation_steps
+    scaled = replay(trace_for(recipe, card).events(micro_batch_size, steps, steps=1))
+    assert scaled.peak_requested_bytes == pytest.approx(direct.peak_requested_bytes, rel=requested)
+    assert scaled.peak_reserved_bytes == pytest.approx(direct.peak_reserved_bytes, rel=reserved)
+
+
 @pytest.mark.parametrize("encoder", ["vit_tiny_patch16", "resnet18"])
 @pytest.mark.parametrize(("contrast_over", "keep_last"), CONTRAST_AND_KEEP_LAST)
 def test_scaled_memory_is_that_of_a_trace_at_that_size(encoder: str, contrast_over: str, keep_last: bool) -> None:
     """From three micro-batches of a prime size to 8 of 32, on two devices."""
     recipe = two_device_recipe(encoder, 512, 32, contrast_over, memory={"keep_last_micro_batch": keep_last})
-    card = CARDS["rtx3070"]
-    direct = replay(trace_step(recipe, card.compute_capability).events)
-    scaled = replay(trace_for(recipe, card).events(32, 8, steps=1))
     # measured: 0; with contrast over micro-batches 6e-4
-    assert scaled.peak_requested_bytes == pytest.approx(direct.peak_requested_bytes, rel=1e-3)
-    assert scaled.peak_reserved_bytes == pytest.approx(direct.peak_reserved_bytes, rel=5e-3)
+    assert_scaled_memory_is_traced_memory(recipe, CARDS["rtx3070"], requested=1e-3, reserved=5e-3)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_scaled_memory_of_sharded_networks_is_that_of_a_trace_at_that_size(checkpointing: bool) -> None:
     memory = {"fully_shard": True, "keep_last_micro_batch": False, "activation_checkpointing": checkpointing}
     recipe, card = two_device_recipe("vit_tiny_patch16", 512, 32, memory=memory), CARDS["rtx3070"]
-    direct = replay(trace_step(recipe, card.compute_capability).events)
-    scaled = replay(trace_for(recipe, card).events(32, 8, steps=1))
-    assert scaled.peak_requested_bytes == pytest.approx(direct.peak_requested_bytes, rel=1e-3)
-    assert scaled.peak_reserved_bytes == pytest.approx(direct.peak_reserved_bytes, rel=5e-3)
+    assert_scaled_memory_is_traced_memory(recipe, card, requested=1e-3, reserved=5e-3)
     assert sum(trace_for(recipe, card).flops(32, 8).values()) == pytest.approx(
         sum(counted.flops for counted in trace_step(recipe, card.compute_capability).flops), rel=1e-3
     )
@@ -59,12 +62,9 @@ def test_prime_differs_from_the_sides_of_feature_maps(encoder: str, size: int) -
 
 def test_tensors_of_the_setup_do_not_scale() -> None:
     """The gradient buffer of ResNet-101 is a multiple of 61, the prime of the traced batch."""
-    recipe, card = (
-        build_recipe(Request(gpus=2, global_batch_size=384, mixed_precision="bf16"), "resnet101"),
-        CARDS["h100_sxm"],
-    )
+    recipe = build_recipe(Request(gpus=2, global_batch_size=384, mixed_precision="bf16"), "resnet101")
     gradients = [
-        estimate_memory(trace_for(sized, card), sized, card).breakdown_bytes["gradients"]
+        estimate_memory(trace_for(sized, CARD), sized, CARD).breakdown_bytes["gradients"]
         for sized in (with_micro_batch(recipe, size) for size in (64, 32))
     ]
     moco = build_moco(recipe)
@@ -95,11 +95,7 @@ def loss_dominated_recipe(batch: int, processes: int, micro_batch_size: int) -> 
 def test_scaled_memory_of_large_batches_is_that_of_a_trace(batch: int, processes: int, tolerance: float) -> None:
     """With four micro-batches."""
     recipe = loss_dominated_recipe(batch, processes, batch // processes // 4)
-    direct = replay(trace_step(recipe, CARD.compute_capability).events)
-    micro, steps = recipe.batch.micro_batch_size, recipe.batch.accumulation_steps
-    scaled = replay(trace_for(recipe, CARD).events(micro, steps, steps=1))
-    assert scaled.peak_requested_bytes == pytest.approx(direct.peak_requested_bytes, rel=tolerance)
-    assert scaled.peak_reserved_bytes == pytest.approx(direct.peak_reserved_bytes, rel=tolerance)
+    assert_scaled_memory_is_traced_memory(recipe, CARD, requested=tolerance, reserved=tolerance)
 
 
 def test_logits_dominate_at_a_million_tiles() -> None:

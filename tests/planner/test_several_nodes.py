@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
-from support.plans import SMALL, moco_plan, two_device_recipe
+from support.plans import SMALL, assert_refused, plan_as_json, two_device_recipe
 
 from moco_accel.recipe.hardware_sections import Hardware
 from moco_accel.recipe.launch_command import launch_command
@@ -33,9 +32,7 @@ def with_nodes(recipe: Recipe, num_nodes: int) -> Recipe:
 
 def test_plan_for_four_nodes_of_eight(tmp_path: Path) -> None:
     path = tmp_path / "out.yaml"
-    result = moco_plan(*FOUR_OF_EIGHT, "--json", "--output", str(path))
-    assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
+    found, stderr = plan_as_json(*FOUR_OF_EIGHT, "--output", str(path))
     assert (found["hardware"]["num_devices"], found["hardware"]["num_nodes"]) == (32, 4)
     chosen, recipe = found["chosen"], load_recipe(path)
     assert (recipe.hardware.num_devices, recipe.hardware.num_nodes) == (32, 4)
@@ -46,12 +43,12 @@ def test_plan_for_four_nodes_of_eight(tmp_path: Path) -> None:
     assert chosen["sent_per_step"]["meetings"] == sum(each["times"] for each in sent.values())
     assert sum(chosen["operations_share"].values()) == pytest.approx(1)
     lines = [launch_command(recipe.hardware, str(path), node) for node in range(4)]
-    assert [line for line in result.stderr.splitlines() if line.startswith("accelerate launch")] == lines
+    assert [line for line in stderr.splitlines() if line.startswith("accelerate launch")] == lines
     head = path.read_text().splitlines()
     assert head[0] == f"# {lines[0]}"
     assert "on the others with --machine_rank 1 to 3." in head[1]
     assert "32 GPUs of 24 GB, 8 in each of 4 nodes" in head[2]
-    shares = re.findall(r"^ *(\d+) Gbit/s .* ([\d.]+)%$", result.stderr, re.M)
+    shares = re.findall(r"^ *(\d+) Gbit/s .* ([\d.]+)%$", stderr, re.M)
     assert [int(gbits) for gbits, _ in shares] == [1, 10, 100]
     for (_, share), link in zip(shares, chosen["sent_per_step"]["between_nodes_predicted"], strict=True):
         assert float(share) == pytest.approx(100 * link["share"], abs=0.05)
@@ -59,21 +56,16 @@ def test_plan_for_four_nodes_of_eight(tmp_path: Path) -> None:
 
 def test_recipe_for_several_nodes_is_checked_on_its_own_and_on_other_cards(tmp_path: Path) -> None:
     path = str(tmp_path / "out.yaml")
-    planned = json.loads(moco_plan(*FOUR_OF_EIGHT, "--json", "--output", path).stdout)
+    planned, _ = plan_as_json(*FOUR_OF_EIGHT, "--output", path)
     for more, gib in (([], 24), (["--vram", "16"], 16), (["--nodes", "4", "--gpus", "8", "--vram", "16"], 16)):
-        result = moco_plan("--recipe", path, *more, "--json")
-        assert result.exit_code == 0, result.stderr
-        checked = json.loads(result.stdout)
+        checked, _ = plan_as_json("--recipe", path, *more)
         assert (checked["hardware"]["num_devices"], checked["hardware"]["marketed_gib"]) == (32, gib)
         assert checked["chosen"]["sent_per_step"]["operations"] == planned["chosen"]["sent_per_step"]["operations"]
     for given, rule in (
         (["--nodes", "2"], f"--nodes=2 but hardware.num_nodes=4 in {path}; --nodes 4 works"),
         (["--gpus", "3", "--vram", "8"], f"over hardware.num_nodes=4 in {path}; --gpus 8 works"),
     ):
-        result = moco_plan("--recipe", path, *given)
-        assert result.exit_code == 2
-        assert rule in result.stderr
-        assert len(result.stderr.splitlines()) == 1
+        assert_refused(["--recipe", path, *given], rule)
 
 
 @pytest.mark.parametrize(
@@ -92,22 +84,15 @@ def test_recipe_for_several_nodes_is_checked_on_its_own_and_on_other_cards(tmp_p
     ],
 )
 def test_wrong_options_exit_with_code_2(arguments: list[str], message: str) -> None:
-    result = moco_plan(*arguments)
-    assert result.exit_code == 2, result.stderr
-    assert message in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert len(result.stderr.splitlines()) == 1
+    assert_refused(arguments, message)
 
 
 def test_nodes_with_the_gpus_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """This machine is given two GPUs."""
     monkeypatch.setattr(answer_request, "local_cards", lambda: [generic_card(8)] * 2)
-    result = moco_plan("--nodes", "3", *SMALL[:-1], "240", "--json", "--output", str(tmp_path / "r.yaml"))
-    assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["hardware"]["num_devices"] == 6
-    result = moco_plan("--nodes", "3", "--gpus", "4", *SMALL)
-    assert result.exit_code == 2
-    assert "--gpus=4 but this machine has 2; --gpus 2 works" in result.stderr
+    found, _ = plan_as_json("--nodes", "3", *SMALL[:-1], "240", "--output", str(tmp_path / "r.yaml"))
+    assert found["hardware"]["num_devices"] == 6
+    assert_refused(["--nodes", "3", "--gpus", "4", *SMALL], "--gpus=4 but this machine has 2; --gpus 2 works")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.plans import SMALL, moco_plan
+from support.plans import SMALL, assert_refused, moco_plan, plan_as_json
 from support.recipes import small_recipe
 
 from moco_accel.recipe.load import load_recipe, save_recipe
@@ -74,10 +74,9 @@ def steps_logged(folder: Path) -> list[int]:
 def test_job_is_written_and_parsed_by_bash(tmp_path: Path) -> None:
     job, recipe = tmp_path / "my job.sbatch", tmp_path / "4 nodes.yaml"
     hardware = ["--nodes", "4", "--gpus", "8", "--vram", "24"]
-    result = moco_plan(*hardware, *SMALL, "--output", str(recipe), "--slurm", str(job), "--json")
-    assert result.exit_code == 0, result.stderr
-    assert f"sbatch '{job}'" in result.stderr
-    assert json.loads(result.stdout)["slurm_job"] == str(job)
+    answer, stderr = plan_as_json(*hardware, *SMALL, "--output", str(recipe), "--slurm", str(job))
+    assert f"sbatch '{job}'" in stderr
+    assert answer["slurm_job"] == str(job)
     assert subprocess.run(["bash", "-n", job], capture_output=True, text=True).stderr == ""
     directives = dict(re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", job.read_text(), re.M))
     assert directives["nodes"] == "4"
@@ -110,10 +109,7 @@ def test_wrong_options_exit_with_code_2(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = moco_plan(*arguments)
-    assert result.exit_code == 2
-    assert result.stderr.startswith(f"error: {message}")
-    assert len(result.stderr.splitlines()) == 1
+    assert_refused(arguments, f"error: {message}")
     assert not list(tmp_path.iterdir())
 
 

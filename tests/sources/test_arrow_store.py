@@ -9,9 +9,10 @@ import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
 from support.source_files import (
     FEATURES,
-    encode_image,
+    IMAGE,
     error_message,
     image_rows,
+    image_value,
     random_array,
     random_pixels,
     tiles_of,
@@ -24,9 +25,7 @@ from moco_accel.sources.shard_writer import write_shards
 
 def test_arrow_files_are_read_in_place(tmp_path, capfd):
     arrays = random_array((7, 20, 20, 3), "uint8")
-    features = datasets.Features({"image": datasets.Image()})
-    images = [{"image": {"bytes": encode_image(a), "path": None}} for a in arrays]
-    dataset = datasets.Dataset.from_list(images, features=features)
+    dataset = datasets.Dataset.from_list([{"image": image_value(a)} for a in arrays], features=IMAGE)
     datasets.disable_progress_bars()
     dataset.save_to_disk(tmp_path / "t", num_shards=2)
     for source, count in (("t", 7), ("t/data-00001-of-00002.arrow", 3), ("t/*.arrow", 7)):

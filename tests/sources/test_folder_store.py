@@ -5,7 +5,7 @@ import pytest
 from support.source_files import encode_image, error_message, random_array, resize_layer, tiff, tiles_of, write_file
 from support.tile_files import SENTINEL2, npy
 
-from moco_accel.images.decoding import DamagedTile
+from moco_accel.images.headers import DamagedTile
 
 
 def test_images_in_class_folders(tmp_path):

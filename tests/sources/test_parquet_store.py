@@ -15,10 +15,9 @@ from support.source_files import error_message, random_array, tiles_of, write_ar
 from support.tile_files import npy
 from torch.utils.data import DataLoader
 
-from moco_accel.images.decoding import DamagedTile
+from moco_accel.images.headers import DamagedTile
 from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.base import ReadPattern
-from moco_accel.sources.shard_writer import write_shards
 from moco_accel.tiles.sampler import epoch_order
 from moco_accel.tiles.tiles import open_tiles
 
@@ -36,8 +35,7 @@ def test_streamed_tiles_equal_cached_tiles_in_any_order(many_row_groups):
 
 def test_streaming_stays_within_its_buffer(tmp_path):
     arrays = random_array((1024, 3, 64, 64), "uint8")  # 12 MiB in row groups of 64, of 0.8 MiB each
-    features = datasets.Features({"image": datasets.Array3D((3, 64, 64), "uint8")})
-    write_shards([{"image": a} for a in arrays], features, tmp_path / "t")
+    write_array_shards(arrays, tmp_path / "t")
     gc.collect()  # memory of earlier tests, freed later, would be subtracted
     before, most = pa.total_allocated_bytes(), 0
     tiles = tiles_of(tmp_path / "t", streaming=True, shuffle_buffer_mib=3)
@@ -76,11 +74,7 @@ def test_damaged_row_group(many_row_groups):
 
 def test_shards_with_different_columns_are_refused(many_row_groups):
     folder, _ = many_row_groups
-    write_shards(
-        [{"image": np.zeros((9, 9, 3), np.uint8)}],
-        datasets.Features({"image": datasets.Array3D((9, 9, 3), "uint8")}),
-        folder / "x",
-    )
+    write_array_shards(np.zeros((1, 9, 9, 3), np.uint8), folder / "x")
     next((folder / "x").glob("*.parquet")).rename(folder / "other.parquet")
     for streaming in (False, True):
         assert "its shards have different columns" in error_message(folder, streaming=streaming)

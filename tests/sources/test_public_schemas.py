@@ -8,7 +8,7 @@ import pytest
 from support.source_files import LEVEL_2A, encode_image, error_message, random_array, resize_layer, tiff, tiles_of
 from support.tile_files import SENTINEL2
 
-from moco_accel.images.decoding import DamagedTile
+from moco_accel.images.headers import DamagedTile
 from moco_accel.sources.shard_writer import write_shards
 
 # Major-TOM Core: a column of single-band GeoTIFFs per band, at 10, 20 and 60 m; row groups of a single row

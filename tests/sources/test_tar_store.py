@@ -12,7 +12,7 @@ import torch
 from support.source_files import LEVEL_2A, encode_image, error_message, random_array, tiff, tiles_of, write_tar
 from support.tile_files import npy
 
-from moco_accel.images.decoding import DamagedTile
+from moco_accel.images.headers import DamagedTile
 
 
 def test_twelve_bands(tmp_path):

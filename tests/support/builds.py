@@ -1,4 +1,4 @@
-"""Run `moco-data build` in this process."""
+"""Run `moco-data` in this process."""
 
 from __future__ import annotations
 
@@ -23,12 +23,28 @@ def save_picture(path, height, width, bands=3, seed=0, **kwargs):
     return array
 
 
-def build(source, out, workers=1, overwrite=False, on_progress=None, **options):
+def build(source, out, workers=1, overwrite=False, on_progress=lambda *counts: None, **options):
     return build_tiles(source, out, BuildOptions(**options), workers, overwrite, on_progress)
 
 
 def run_moco_data(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def run_command(*arguments):
+    """Run a command of `moco-data`, which may exit."""
+    app(list(map(str, arguments)), standalone_mode=False)
+
+
+def refused(capfd, *arguments):
+    """Run a command that must fail, and return its only line of error."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run_command(*arguments)
+    out, err = capfd.readouterr()
+    assert (stopped.value.code, out) == (2, "")
+    (line,) = [line for line in err.splitlines() if "error:" in line]
+    return line
 
 
 def file_contents(out):

@@ -3,7 +3,7 @@
 import torch
 
 from moco_accel.checkpoints.checkpoint import TrainerState, write_checkpoint
-from moco_accel.checkpoints.random_states import random_states
+from moco_accel.checkpoints.saver import random_states
 from moco_accel.evaluation.baselines import compare_with_baselines, extract_all_features
 from moco_accel.evaluation.labelled_tiles import open_labelled_tiles
 from moco_accel.networks.moco import build_moco
@@ -39,5 +39,6 @@ def write_run(run, recipe):
 
 def compare_on_fixed_split(recipe, encoder):
     """Compare the encoder with its baselines by kNN, on the recipe's training and test tiles."""
-    pool, split = open_labelled_tiles(recipe).pooled()
-    return compare_with_baselines(recipe, extract_all_features(recipe, encoder, pool, "cpu"), pool, [split])
+    pool = open_labelled_tiles(recipe)
+    extracted = extract_all_features(recipe, encoder, pool, "cpu")
+    return compare_with_baselines(recipe, extracted, pool, [pool.split_by_source()])

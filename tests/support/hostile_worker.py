@@ -58,7 +58,7 @@ def read_tile(raw: bytes) -> str:
 
 def read_source(source: Path, streaming: bool) -> str:
     from moco_accel.common.errors import UserError
-    from moco_accel.images.decoding import DamagedTile
+    from moco_accel.images.headers import DamagedTile
     from moco_accel.recipe.data_sections import Data
     from moco_accel.tiles.tiles import open_tiles
 

@@ -93,20 +93,19 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 def install(trap: Trap) -> None:
     """Patch places and phases into the trainer. Raises AttributeError if a patched function no longer exists."""
-    from moco_accel.checkpoints import checkpoint, manifest, saver
+    from moco_accel.checkpoints import checkpoint, manifest, run_folder, saver
     from moco_accel.training import loop
 
     _watch_files(trap)
-    for module in (checkpoint, manifest):
-        _replace(
-            module,
-            "write_with_checksum",
-            lambda write: lambda path, chunks: write(path, _in_halves(trap, path, chunks)),
-        )
+    _replace(
+        manifest,
+        "write_with_checksum",
+        lambda write: lambda path, chunks: write(path, _in_halves(trap, path, chunks)),
+    )
     _replace(checkpoint, "read_tensors", lambda read: lambda *args: _each(trap, read(*args)))
     _replace(saver.CheckpointSaver, "restore", lambda restore: _in_phase(trap, restore, trap.phase, enters=False))
     _replace(saver.CheckpointSaver, "_write", lambda write: _in_phase(trap, write, "save"))
-    _replace(saver, "remove_old_checkpoints", lambda remove: _in_phase(trap, remove, "rotate"))
+    _replace(run_folder, "remove_old_checkpoints", lambda remove: _in_phase(trap, remove, "rotate"))
     _replace(saver.CheckpointSaver, "save", lambda save: _saving(trap, save))
     _replace(loop, "train_step", lambda step: _stepping(trap, step))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from support.recipes import small_recipe
@@ -22,6 +24,22 @@ MEASUREMENT = Measurement(
 
 def moco_plan(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
+
+
+def plan_as_json(*arguments: str) -> tuple[dict[str, Any], str]:
+    """Run a plan that must fit; return its JSON from stdout, and stderr."""
+    result = moco_plan(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout), result.stderr
+
+
+def assert_refused(arguments: Sequence[str], message: str) -> None:
+    """Check that the options end in exit code 2 and in one line with `message`."""
+    result = moco_plan(*arguments)
+    assert result.exit_code == 2, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def two_device_recipe(

@@ -37,17 +37,10 @@ class SavedRun:
         self.moco = build_moco(self.recipe)
         self.model, self.optimizer = prepare(self.accelerator, self.moco, build_optimizer(self.recipe, self.moco))
         micro_batch = self.recipe.batch.micro_batch_size
-        everything = (
-            run,
-            self.accelerator,
-            ControlGroup(),
-            self.moco,
-            self.optimizer,
-            micro_batch,
-            TILES,
-            ReadPattern(),
+        networks = self.moco, self.optimizer, micro_batch
+        self.saver = CheckpointSaver(
+            run, self.accelerator, ControlGroup(), *networks, TILES, ReadPattern(), StopRequest()
         )
-        self.saver = CheckpointSaver(*everything, StopRequest())
         found = newest_intact(run, self.logged.append)
         self.step, _ = self.saver.restore(found, False, self.logged.append)
 

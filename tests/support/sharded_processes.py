@@ -29,13 +29,13 @@ from moco_accel.checkpoints.checkpoint import (
     write_checkpoint,
 )
 from moco_accel.checkpoints.optimizer_state import optimizer_tensors
-from moco_accel.checkpoints.random_states import random_states
+from moco_accel.checkpoints.saver import random_states
 from moco_accel.checkpoints.tensor_files import read_layout, read_tensors, safetensors_chunks
 from moco_accel.common.errors import UserError
 from moco_accel.common.versions import library_versions
 from moco_accel.evaluation.features import in_eval_mode
 from moco_accel.networks.moco import MoCo, build_moco
-from moco_accel.networks.sharding import full_tensor, is_sharded, local_tensor, no_status_exchange
+from moco_accel.networks.sharding import full_tensor, is_sharded, local_tensor
 from moco_accel.processes.control_group import ControlGroup
 from moco_accel.recipe.encoder_names import VIT_SIZES, VitSize
 from moco_accel.recipe.schema import Recipe
@@ -73,10 +73,10 @@ class Training:
     def tensors(self) -> dict[str, Tensor]:
         """Return full parameters, buffers and optimizer state."""
         found = {**self.moco.state_dict(), **optimizer_tensors(self.moco, self.optimizer)}
-        return {name: full_tensor(tensor.detach(), no_status_exchange).clone() for name, tensor in found.items()}
+        return {name: full_tensor(tensor.detach()).clone() for name, tensor in found.items()}
 
     def gradient(self) -> Tensor:
-        gradients = [full_tensor(p.grad, no_status_exchange) for p in self.moco.parameters() if p.grad is not None]
+        gradients = [full_tensor(p.grad) for p in self.moco.parameters() if p.grad is not None]
         return torch.cat([gradient.flatten() for gradient in gradients])
 
 
@@ -147,7 +147,7 @@ def save(training: Training, final: Path) -> None:
         )
         write_checkpoint(final, training.recipe, state, *parts, random_states()[None])
     elif training.moco.sharding:
-        send_shards(*parts, no_status_exchange)
+        send_shards(*parts, lambda: None)
     dist.barrier()
 
 

@@ -36,12 +36,17 @@ def launch(command: list[str], *arguments: str) -> subprocess.CompletedProcess[s
     )
 
 
+def command_line(recipe: Path, run: Path, *changes: str) -> list[str]:
+    """Return the arguments of a run with `SECTION.FIELD=VALUE` changes."""
+    overrides = [word for change in changes for word in ("--set", change)]
+    return ["--recipe", str(recipe), "--output-dir", str(run), *overrides]
+
+
 def train(recipe: Path, run: Path, *changes: str, resume: bool = False, processes: int = 1) -> str:
     """Train to the end, with `SECTION.FIELD=VALUE` changes; return what was printed to stderr."""
     command = [sys.executable] if processes == 1 else [*TORCHRUN, f"--nproc_per_node={processes}"]
-    overrides = [word for change in changes for word in ("--set", change)]
     options = ["--resume"] if resume else []
-    done = launch([*command, TRAIN], "--recipe", str(recipe), "--output-dir", str(run), *overrides, *options)
+    done = launch([*command, TRAIN], *command_line(recipe, run, *changes), *options)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 

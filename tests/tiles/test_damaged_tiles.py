@@ -10,7 +10,7 @@ import torch
 from support.loader_tiles import all_views, flat_tiles, flat_values, plain_recipe, write_tiles
 from support.recipes import small_recipe
 
-from moco_accel.images.decoding import DamagedTile
+from moco_accel.images.headers import DamagedTile
 from moco_accel.tiles.damaged_tiles import DAMAGED_TILES_FILE, DamageLog, max_damaged_tiles, read_or_replace
 
 BAD = {3: "cannot be decoded", 4: "holds NaN", 9: "has 2 bands"}

@@ -15,6 +15,7 @@ from support.tile_files import metadata_of, write_tiles
 from moco_accel.common.errors import UserError
 from moco_accel.recipe.bands import SENTINEL2
 from moco_accel.recipe.load import load_recipe, save_recipe
+from moco_accel.recipe.schema import Recipe
 from moco_accel.sources.shard_writer import write_shards
 from moco_accel.sources.tile_metadata import METADATA_FILE, TileMetadata
 from moco_accel.tiles.fill_data_fields import fill_data_fields, inherit_data_fields
@@ -34,14 +35,19 @@ def recipe_for(folder: Path, num_bands: int = 13, **data: object):  # type: igno
     return small_recipe(encoder={"bands": num_bands}, data={"source": str(folder), **data})
 
 
+def fill(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Fill the recipe from its tiles; return it and the logged lines."""
+    logged: list[str] = []
+    return fill_data_fields(recipe, open_training_tiles(recipe), logged.append), logged
+
+
 def scaled(low: np.ndarray, high: np.ndarray, bands: slice | list[int] = slice(None)) -> np.ndarray:  # type: ignore[type-arg]
     shape = (1, -1, 1, 1)
     return ((RAW[:, bands] - low.reshape(shape)) / (high - low).reshape(shape)).clip(0, 1)
 
 
 def test_reflectance_mean_and_std_are_those_of_the_pixels(tiles13: Path) -> None:
-    recipe, logged = recipe_for(tiles13, scaling="reflectance"), []
-    resolved = fill_data_fields(recipe, open_training_tiles(recipe), logged.append)
+    resolved, logged = fill(recipe_for(tiles13, scaling="reflectance"))
     pixels = scaled(np.zeros(13), np.full(13, 1e4))
     assert resolved.data.bands == list(SENTINEL2)
     assert (resolved.data.low, resolved.data.high) == ([0.0] * 13, [1e4] * 13)
@@ -53,8 +59,7 @@ def test_reflectance_mean_and_std_are_those_of_the_pixels(tiles13: Path) -> None
 
 
 def test_percentiles_are_measured_if_they_are_not_stored(tiles13: Path) -> None:
-    recipe, logged = recipe_for(tiles13, scaling="percentiles"), []
-    resolved = fill_data_fields(recipe, open_training_tiles(recipe), logged.append)
+    resolved, logged = fill(recipe_for(tiles13, scaling="percentiles"))
     expected = np.percentile(RAW.transpose(1, 0, 2, 3).reshape(13, -1), (1, 99), axis=1, method="inverted_cdf")
     np.testing.assert_array_equal(resolved.data.low, expected[0])
     # high of the constant band is low + 1
@@ -68,8 +73,7 @@ def test_percentiles_are_measured_if_they_are_not_stored(tiles13: Path) -> None:
 def test_stored_percentiles_are_used_in_the_recipes_order(tiles13: Path) -> None:
     metadata = metadata_of(RAW, list(SENTINEL2), sensor="sentinel2")
     (tiles13 / METADATA_FILE).write_text(metadata.to_json())
-    recipe, logged = recipe_for(tiles13, 2, bands=["B12", "b02"], scaling="percentiles"), []
-    resolved = fill_data_fields(recipe, open_training_tiles(recipe), logged.append)
+    resolved, logged = fill(recipe_for(tiles13, 2, bands=["B12", "b02"], scaling="percentiles"))
     first = metadata.statistics.percentiles["1"]
     assert resolved.data.low == [first[12], first[1]]
     assert resolved.data.bands == ["B12", "B2"]
@@ -82,7 +86,7 @@ def test_range_that_clips_all_is_refused_and_one_that_clips_much_is_logged(tiles
     two = {"source": str(tiles13), "bands": ["B1", "B2"], "scaling": "range"}
     above = small_recipe(encoder={"bands": 2}, data=two | {"low": [2e4, 2e4], "high": [3e4, 3e4]})
     with pytest.raises(UserError) as caught:
-        fill_data_fields(above, open_training_tiles(above), lambda line: None)
+        fill(above)
     assert str(caught.value).startswith(
         "data.scaling=range maps values from [2e+04, 2e+04] to [3e+04, 3e+04] to pixels"
     )
@@ -92,13 +96,12 @@ def test_range_that_clips_all_is_refused_and_one_that_clips_much_is_logged(tiles
     one = two | {"low": [0, 2e4], "high": [1e4, 3e4], "mean": [0.5, 0.5], "std": [1, 1]}  # no field is null
     above = small_recipe(encoder={"bands": 2}, data=one)
     with pytest.raises(UserError) as caught:
-        fill_data_fields(above, open_training_tiles(above), lambda line: None)
+        fill(above)
     assert "B2 100.0% of all values lie outside; data.scaling=percentiles data.low=null data.high=null" in str(
         caught.value
     )
     assert "B1" not in str(caught.value)
-    narrow, logged = small_recipe(encoder={"bands": 2}, data=two | {"low": [0, 0], "high": [1e4, 1000]}), []
-    fill_data_fields(narrow, open_training_tiles(narrow), logged.append)
+    _, logged = fill(small_recipe(encoder={"bands": 2}, data=two | {"low": [0, 0], "high": [1e4, 1000]}))
     share = (RAW[:, 1] > 1000).mean()
     assert logged[0] == (
         f"[yellow]data.scaling=range clips values of B2 {share:.0%}; data.scaling=percentiles clips 2% of each[/]"
@@ -109,7 +112,7 @@ def test_nodata_pixels_become_the_bands_mean(tiles13: Path) -> None:
     (tiles13 / METADATA_FILE).write_text(TileMetadata(list(SENTINEL2), "uint16", "sentinel2", 1234.0).to_json())
     chosen = {"bands": ["B1", "B6"], "scaling": "reflectance"}  # B6 is 1,234 everywhere: no pixel has data
     recipe = recipe_for(tiles13, 2, **chosen, mean=[0.3, 0.4], std=[1, 1])
-    resolved = fill_data_fields(recipe, open_training_tiles(recipe), lambda line: None)
+    resolved, _ = fill(recipe)
     assert resolved.data.nodata == 1234
     crop = make_crop(open_training_tiles(resolved)[0], resolved, 0, 0, 0).pixels
     assert torch.equal(crop, torch.tensor([0.3, 0.4])[:, None, None].expand_as(crop).half())
@@ -123,8 +126,7 @@ def test_nodata_value_of_the_recipe_is_not_measured(tmp_path: Path) -> None:
     tiles[:, :, :12] = 60_000
     write_tiles(tmp_path / "tiles", tiles, metadata_of(tiles, list(SENTINEL2), sensor="sentinel2"))
     for nodata, most in ((None, 60_000), (60_000.0, int(RAW.max()))):
-        recipe = recipe_for(tmp_path / "tiles", scaling="percentiles", nodata=nodata)
-        resolved = fill_data_fields(recipe, open_training_tiles(recipe), lambda line: None)
+        resolved, _ = fill(recipe_for(tmp_path / "tiles", scaling="percentiles", nodata=nodata))
         assert resolved.data.nodata == nodata
         assert max(resolved.data.high or []) <= most
         assert (max(resolved.data.high or []) == 60_000) == (nodata is None)
@@ -142,10 +144,8 @@ def test_nodata_tag_of_a_geotiff_is_used(tmp_path: Path, driver: str) -> None:
     for tile in range(3):
         for raw, name in zip(raws, ("B1", "B2"), strict=False):
             write_file(tmp_path / (f"{tile}.tif" if driver == "GTiff" else f"{tile}/{name}.tif"), raw)
-    logged: list[str] = []
     names = {"stored_bands": ["B1", "B2"]} if driver == "GTiff" else {"bands": ["B1", "B2"]}
-    recipe = recipe_for(tmp_path, 2, scaling="percentiles", **names)
-    resolved = fill_data_fields(recipe, open_training_tiles(recipe), logged.append)
+    resolved, logged = fill(recipe_for(tmp_path, 2, scaling="percentiles", **names))
     assert resolved.data.nodata == -9999
     assert min(resolved.data.low or []) >= 0
     assert logged[0] == "data.nodata: pixels of -9999 hold no data, according to the tiles"
@@ -159,8 +159,7 @@ def test_unused_pairs_are_logged(tmp_path: Path) -> None:
     ]
     write_shards(pair, features, tmp_path)
     for column, lines in ((None, 1), ("image_pair", 0)):
-        recipe, logged = recipe_for(tmp_path, 3, pair_column=column), []
-        fill_data_fields(recipe, open_training_tiles(recipe), logged.append)
+        _, logged = fill(recipe_for(tmp_path, 3, pair_column=column))
         assert len(logged) == lines
     assert not logged
 
@@ -170,14 +169,13 @@ def test_noise_that_is_large_for_a_band_is_logged(tiles13: Path) -> None:
         encoder={"bands": 2},
         data={"source": str(tiles13), "bands": ["B1", "B2"], "scaling": "range", "low": [0, 0], "high": [1e4, 1e5]},
     )
-    logged: list[str] = []
-    fill_data_fields(recipe, open_training_tiles(recipe), logged.append)
+    _, logged = fill(recipe)
     assert "augment.noise_std=0.01 is more than 25% of the standard deviation of B2; data.scaling=perc" in logged[1]
 
 
 def test_8_bit_rgb_keeps_imagenet_statistics_and_logs_nothing(tiles_folder: Path) -> None:
-    recipe, logged = small_recipe(data={"source": str(tiles_folder)}), []
-    resolved = fill_data_fields(recipe, open_training_tiles(recipe), logged.append)
+    recipe = small_recipe(data={"source": str(tiles_folder)})
+    resolved, logged = fill(recipe)
     assert resolved.normalisation == recipe.normalisation
     assert resolved.data.mean == [0.485, 0.456, 0.406]
     assert resolved.data.bands == ["red", "green", "blue"]
@@ -187,10 +185,8 @@ def test_8_bit_rgb_keeps_imagenet_statistics_and_logs_nothing(tiles_folder: Path
 
 def test_a_resumed_run_keeps_the_fields_of_the_first_one(tiles13: Path, tmp_path: Path) -> None:
     recipe = recipe_for(tiles13, scaling="percentiles")
-    resolved = fill_data_fields(recipe, open_training_tiles(recipe), lambda line: None)
+    resolved, _ = fill(recipe)
     save_recipe(resolved, tmp_path / "recipe.yaml")
     again = inherit_data_fields(recipe, load_recipe(tmp_path / "recipe.yaml"))
     assert again == resolved
-    logged: list[str] = []
-    assert fill_data_fields(again, open_training_tiles(again), logged.append) == resolved
-    assert logged == []
+    assert fill(again) == (resolved, [])

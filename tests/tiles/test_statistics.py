@@ -20,7 +20,7 @@ def known(tmp_path_factory):
 
 def test_statistics_match_counts_by_hand(known):
     measured = measure_statistics(open_without_recipe(str(known)), sample=0)
-    statistics = measured.statistics
+    statistics = measured.running.statistics()
     assert (measured.num_sampled, measured.tiles, measured.damaged) == (10, 10, [])
     assert statistics.pixels == [2560, 2560]
     assert statistics.mean == [4.5, 20.0]
@@ -41,7 +41,7 @@ def test_nodata_pixels_are_not_counted(tmp_path):
     for dtype, pixels, mean in (("uint16", 40, [100, 100]), ("uint8", 48, [100 * 40 / 48, 100])):
         folder = tmp_path / dtype
         write_tiles(folder, [tile.astype(dtype)], TileMetadata(["red", "nir"], dtype, nodata=0))
-        statistics = measure_statistics(open_without_recipe(str(folder))).statistics
+        statistics = measure_statistics(open_without_recipe(str(folder))).running.statistics()
         assert (statistics.pixels, statistics.mean) == ([pixels] * 2, mean)
         assert statistics.nodata_share == 1 - pixels / 64
 

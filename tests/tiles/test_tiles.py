@@ -18,7 +18,7 @@ from support.source_files import (
 )
 
 from moco_accel.common.errors import UserError
-from moco_accel.images.decoding import DamagedTile
+from moco_accel.images.headers import DamagedTile
 from moco_accel.sources.shard_writer import write_shards
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from PIL import Image
 from support.evaluation_fixtures import compare_on_fixed_split
 from support.recipes import small_recipe
 from support.tile_files import write_labelled
-from support.trainer_processes import ENVIRONMENT, ROOT, TRAIN, rows, train
+from support.trainer_processes import TRAIN, command_line, launch, rows, train
 from typer.testing import CliRunner
 
 from moco_accel.checkpoints.run_folder import best_accuracy, load_encoder
@@ -149,14 +148,8 @@ def test_tracker_gets_every_row(evaluated_run: Path) -> None:
 
 
 def test_missing_tracker_is_an_error_in_one_line(recipe_file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, TRAIN, "--recipe", str(recipe_file), "--output-dir", str(tmp_path / "run")]
-    result = subprocess.run(
-        [*command, "--set", "run.trackers=[tensorboard, trackio]"],
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    arguments = command_line(recipe_file, tmp_path / "run", "run.trackers=[tensorboard, trackio]")
+    result = launch([sys.executable, TRAIN], *arguments)
     assert result.returncode == 2
     assert result.stderr.strip() == (
         "error: run.trackers=['tensorboard', 'trackio']: trackio is not installed; pip install trackio, or "

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from support.recipes import small_recipe
-from support.steps import all_gradients, make_views
+from support.steps import Training, all_gradients, make_views
 from torch import Tensor
 
 from moco_accel.networks.encoders import build_encoder
@@ -19,7 +18,7 @@ from moco_accel.networks.loss import contrastive_loss
 from moco_accel.networks.moco import MoCo, build_moco
 from moco_accel.recipe.schema import Recipe
 from moco_accel.training.optimizers import build_optimizer, lr_at, set_lr
-from moco_accel.training.step import StepResult, build_accelerator, prepare, train_step
+from moco_accel.training.step import build_accelerator, prepare, train_step
 from moco_accel.views.augment import AugmentedView
 from moco_accel.views.crops import CropBatch
 from moco_accel.views.parameters import worst_case_photometry
@@ -29,27 +28,13 @@ _OVERFLOWING = 2.0**127  # times a loss of 8 (at temperature 1) exceeds the rang
 _HOT = {"temperature": 1.0}
 
 
-class Trainer:
-    """Steps on the CPU, with a gradient scaler if `scale` is set (Accelerate does not support fp16 there)."""
+def parameters(training: Training, name: str) -> list[Tensor]:
+    return [p.detach().clone() for p in getattr(training.moco, name).parameters()]
 
-    def __init__(self, recipe: Recipe, scale: float | None = None, vit_blocks: int = 12) -> None:
-        AcceleratorState._reset_state()  # it allows one precision per process
-        torch.manual_seed(0)
-        self.recipe = recipe
-        self.accelerator: Accelerator = build_accelerator(recipe, cpu=True)
-        if scale is not None:
-            self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
-        self.moco: MoCo = build_moco(recipe)
-        for encoder in (self.moco.encoder, self.moco.momentum_encoder):
-            del encoder.vit.layers[vit_blocks:]
-        self.model, self.optimizer = prepare(self.accelerator, self.moco, build_optimizer(recipe, self.moco))
 
-    def step(self, views: Tensor) -> StepResult:
-        first, second = (view.split(self.recipe.batch.micro_batch_size) for view in views)
-        return train_step(self.accelerator, self.model, self.optimizer, (first, second), self.recipe, 0.9)
-
-    def parameters(self, name: str) -> list[Tensor]:
-        return [p.detach().clone() for p in getattr(self.moco, name).parameters()]
+def keep_blocks(count: int, moco: MoCo) -> None:
+    for encoder in (moco.encoder, moco.momentum_encoder):
+        del encoder.vit.layers[count:]
 
 
 def all_equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
@@ -60,57 +45,57 @@ def all_equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 def test_scaled_step_equals_the_unscaled_step(contrast_over: str) -> None:
     """A scale that is a power of two changes no bit."""
     recipe = small_recipe(batch={"contrast_over": contrast_over})
-    plain, scaled = Trainer(recipe), Trainer(recipe, scale=2.0**14)
+    plain, scaled = Training(recipe), Training(recipe, scale=2.0**14)
     for seed in range(3):
-        results = [trainer.step(make_views(recipe, seed)) for trainer in (plain, scaled)]
+        results = [training.step(make_views(recipe, seed)) for training in (plain, scaled)]
         assert results[0].loss == results[1].loss
         assert not results[1].skipped
     # the fused optimizer unscales in place
     assert torch.equal(all_gradients(scaled.moco), all_gradients(plain.moco))
     for name in ("encoder", "projector", "predictor", "momentum_encoder"):
-        assert all_equal(scaled.parameters(name), plain.parameters(name)), name
+        assert all_equal(parameters(scaled, name), parameters(plain, name)), name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "lars"])
 def test_skipped_step_changes_only_the_scale(optimizer: str) -> None:
     recipe = small_recipe(optimizer={"name": optimizer}, moco={"queue_size": 16} | _HOT)
-    trainer = Trainer(recipe, scale=1024.0)
-    trainer.step(make_views(recipe, 0))
-    before = copy.deepcopy(trainer.moco)
-    trainer.accelerator.scaler.update(_OVERFLOWING)
-    assert trainer.step(make_views(recipe, 1)).skipped
-    assert trainer.accelerator.scaler.get_scale() == _OVERFLOWING / 2
+    training = Training(recipe, scale=1024.0)
+    training.step(make_views(recipe, 0))
+    before = copy.deepcopy(training.moco)
+    training.accelerator.scaler.update(_OVERFLOWING)
+    assert training.step(make_views(recipe, 1)).skipped
+    assert training.accelerator.scaler.get_scale() == _OVERFLOWING / 2
     for name in ("encoder", "projector", "predictor"):
-        assert all_equal(trainer.parameters(name), [p.detach() for p in getattr(before, name).parameters()]), name
-    assert torch.equal(trainer.moco.queue, before.queue)
-    assert torch.equal(trainer.moco.queue_start, before.queue_start)
+        assert all_equal(parameters(training, name), [p.detach() for p in getattr(before, name).parameters()]), name
+    assert torch.equal(training.moco.queue, before.queue)
+    assert torch.equal(training.moco.queue_start, before.queue_start)
 
 
 def test_momentum_encoder_is_updated_once_per_step_taken() -> None:
     """After three overflows, the momentum encoder has averaged the encoder once, not four times."""
     recipe = small_recipe(moco=_HOT)
-    trainer = Trainer(recipe, scale=1024.0)
-    trainer.step(make_views(recipe, 0))
-    start, moved = trainer.parameters("momentum_encoder"), trainer.parameters("encoder")
+    training = Training(recipe, scale=1024.0)
+    training.step(make_views(recipe, 0))
+    start, moved = parameters(training, "momentum_encoder"), parameters(training, "encoder")
     for seed in (1, 2, 3):
-        trainer.accelerator.scaler.update(_OVERFLOWING)
-        assert trainer.step(make_views(recipe, seed)).skipped
-    trainer.accelerator.scaler.update(1024.0)
-    assert not trainer.step(make_views(recipe, 4)).skipped
-    for key, query, now in zip(start, moved, trainer.parameters("momentum_encoder"), strict=True):
+        training.accelerator.scaler.update(_OVERFLOWING)
+        assert training.step(make_views(recipe, seed)).skipped
+    training.accelerator.scaler.update(1024.0)
+    assert not training.step(make_views(recipe, 4)).skipped
+    for key, query, now in zip(start, moved, parameters(training, "momentum_encoder"), strict=True):
         torch.testing.assert_close(now, 0.9 * key + 0.1 * query, rtol=1e-6, atol=1e-9)
-    assert not all_equal(start, trainer.parameters("momentum_encoder"))
-    trainer.step(make_views(recipe, 5))  # and again after a step that was taken
+    assert not all_equal(start, parameters(training, "momentum_encoder"))
+    training.step(make_views(recipe, 5))  # and again after a step that was taken
     assert not all_equal(
-        trainer.parameters("momentum_encoder"), [0.9 * k + 0.1 * q for k, q in zip(start, moved, strict=True)]
+        parameters(training, "momentum_encoder"), [0.9 * k + 0.1 * q for k, q in zip(start, moved, strict=True)]
     )
 
 
 def test_checkpoint_keeps_that_a_step_was_skipped() -> None:
-    trainer = Trainer(small_recipe(moco=_HOT), scale=_OVERFLOWING)
-    trainer.step(make_views(trainer.recipe))
-    restored = build_moco(trainer.recipe)
-    restored.load_state_dict(trainer.moco.state_dict())
+    training = Training(small_recipe(moco=_HOT), scale=_OVERFLOWING)
+    training.step(make_views(training.recipe))
+    restored = build_moco(training.recipe)
+    restored.load_state_dict(training.moco.state_dict())
     assert not restored.query_side_moved
 
 
@@ -128,7 +113,7 @@ def test_loss_and_normalisation_are_in_float32(dtype: torch.dtype) -> None:
 
 def loss_curve(recipe: Recipe, steps: int) -> Tensor:
     """Train a ViT of one block to separate 64 patterns under noise; bf16 is slow on most CPUs."""
-    trainer = Trainer(recipe, vit_blocks=1)
+    training = Training(recipe, change=partial(keep_blocks, 1))
     batch, size = recipe.batch.global_batch_size, recipe.encoder.image_size
     patterns = torch.randn(64, 3, size, size, generator=torch.Generator().manual_seed(1))
     losses = []
@@ -136,8 +121,8 @@ def loss_curve(recipe: Recipe, steps: int) -> Tensor:
         generator = torch.Generator().manual_seed(step)
         tiles = patterns[torch.randperm(64, generator=generator)[:batch]]
         noise = torch.randn(2, batch, 3, size, size, generator=generator)
-        set_lr(trainer.optimizer, lr_at(recipe, step / steps * recipe.schedule.epochs))
-        losses.append(trainer.step(tiles + noise).loss)
+        set_lr(training.optimizer, lr_at(recipe, step / steps * recipe.schedule.epochs))
+        losses.append(training.step(tiles + noise).loss)
     return torch.stack(losses)
 
 
@@ -194,9 +179,9 @@ def test_micro_batches_are_summed_in_fp32(micro: int, no_onednn: None) -> None:
     def gradient(micro_batch_size: int) -> Tensor:
         sizes = {"micro_batch_size": micro_batch_size, "accumulation_steps": 128 // micro_batch_size}
         recipe = small_recipe(batch={"global_batch_size": 128, **sizes}, memory={"mixed_precision": "bf16"})
-        trainer = Trainer(recipe, vit_blocks=2)
-        trainer.step(make_views(recipe))
-        return torch.cat([p.grad.flatten() for p in trainer.moco.encoder.parameters() if p.grad is not None])
+        training = Training(recipe, change=partial(keep_blocks, 2))
+        training.step(make_views(recipe))
+        return torch.cat([p.grad.flatten() for p in training.moco.encoder.parameters() if p.grad is not None])
 
     whole = gradient(128)
     error = ((gradient(micro) - whole).norm() / whole.norm()).item()

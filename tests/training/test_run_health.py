@@ -100,7 +100,7 @@ def panel_rows(state: RunState) -> list[str]:
 
 def test_panel_of_a_running_run() -> None:
     state = RunState(
-        RECIPE, "runs/mine", 36600, 0, 1220, 7200.0, 8192, True, ROW, EVALUATION, assess_health(RECIPE, ROW, EVALUATION)
+        RECIPE, "runs/mine", 36600, 0, 1220, 7200.0, 8192, ROW, EVALUATION, assess_health(RECIPE, ROW, EVALUATION)
     )
     rows = panel_rows(state)
     assert rows[0].startswith("vit_tiny_patch8 · global batch 8 · runs/mine")
@@ -128,7 +128,7 @@ def test_panel_before_the_first_and_after_the_last_step() -> None:
 
 def test_row_as_a_console_line() -> None:
     row = ROW | {"skipped_steps": 2, "damaged_tiles": 1}
-    assert format_row(RunState(RECIPE, "r", 36600, on_gpu=True), row) == (
+    assert format_row(RunState(RECIPE, "r", 36600, card_mib=8192), row) == (
         "step 1199/36600  loss [bold]1.200[/] (chance 1.66)  lr 1.20e-03  m 0.9900  812 tiles/s  1% data wait  "
         "std 0.80  VRAM 4911 MiB (plan 5050)  [yellow]2 steps skipped (fp16 overflow)[/]  "
         "[yellow]1 damaged tiles replaced[/]"

@@ -8,32 +8,22 @@ import pytest
 import torch
 from support.recipes import small_recipe
 from support.reference_moco_v3 import contrast
-from support.steps import all_gradients, make_views
+from support.steps import Training, all_gradients, make_views
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
 from moco_accel.networks.moco import MoCo, build_moco
 from moco_accel.recipe.schema import Recipe
-from moco_accel.training.optimizers import build_optimizer
-from moco_accel.training.step import build_accelerator, prepare, train_step
 from planner.trace.fake_processes import fresh_accelerate
 
 pytestmark = pytest.mark.usefixtures("float64", "few_blocks")
 
 
 def run_steps(recipe: Recipe, steps: int, momentum_coefficient: float = 0.99) -> tuple[list[float], MoCo]:
-    torch.manual_seed(0)
-    accelerator = build_accelerator(recipe, cpu=True)
-    moco = build_moco(recipe)
-    model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
-    losses = []
-    for step in range(steps):
-        first, second = (view.split(recipe.batch.micro_batch_size) for view in make_views(recipe, step))
-        losses.append(
-            train_step(accelerator, model, optimizer, (first, second), recipe, momentum_coefficient).loss.item()
-        )
-    return losses, moco
+    training = Training(recipe)
+    losses = [training.step(make_views(recipe, step), momentum_coefficient).loss.item() for step in range(steps)]
+    return losses, training.moco
 
 
 @pytest.mark.parametrize("micro", [1, 8, 24])
@@ -113,16 +103,14 @@ def test_dropout_and_drop_path_are_replayed(checkpointing: bool, monkeypatch: py
     """The gradient uses the masks of the forward: it is the same with and without recomputation."""
     recipe = small_recipe(memory={"activation_checkpointing": checkpointing})
 
-    def gradient() -> Tensor:
-        torch.manual_seed(0)
-        accelerator = build_accelerator(recipe, cpu=True)
-        moco = build_moco(recipe)
+    def add_dropout(moco: MoCo) -> None:
         for encoder in (moco.encoder, moco.momentum_encoder):
             encoder.vit.layers = nn.ModuleList(DroppingBlock(block) for block in encoder.vit.layers)
-        model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
-        first, second = (view.split(4) for view in make_views(recipe))
-        train_step(accelerator, model, optimizer, (first, second), recipe, 0.99)
-        return all_gradients(moco)
+
+    def gradient() -> Tensor:
+        training = Training(recipe, change=add_dropout)
+        training.step(make_views(recipe))
+        return all_gradients(training.moco)
 
     replayed = gradient()
     checkpoint = "moco_accel.networks.moco.checkpoint_reentrant"
@@ -136,13 +124,9 @@ def test_uneven_micro_batches_do_not_change_the_gradient() -> None:
     recipe = small_recipe()
     gradients = []
     for sizes in ([8], [5, 3], [1, 4, 3]):
-        torch.manual_seed(0)
-        accelerator = build_accelerator(recipe, cpu=True)
-        moco = build_moco(recipe)
-        model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
-        first, second = (view.split(sizes) for view in make_views(recipe))
-        train_step(accelerator, model, optimizer, (first, second), recipe, 0.99)
-        gradients.append(all_gradients(moco))
+        training = Training(recipe)
+        training.step(make_views(recipe), sizes=sizes)
+        gradients.append(all_gradients(training.moco))
     for other in gradients[1:]:
         assert (other - gradients[0]).norm() / gradients[0].norm() < 1e-12  # worst measured: 3e-15
 
@@ -226,17 +210,14 @@ def test_gradients_are_views_of_one_buffer_throughout() -> None:
     """On two ranks, the averaged buffer is the one that accumulates, so that gradients exist once."""
     recipe = small_recipe(hardware={"num_devices": 2}, batch={"global_batch_size": 16})
     with fresh_accelerate(2):
-        accelerator = build_accelerator(recipe, cpu=True)
-        moco = build_moco(recipe)
-        model, optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
-        trainable = [p for p in moco.parameters() if p.requires_grad]
+        training = Training(recipe)
+        trainable = [p for p in training.moco.parameters() if p.requires_grad]
 
         def storages() -> set[int]:
             return {p.grad.untyped_storage().data_ptr() for p in trainable if p.grad is not None}
 
         before = storages()
-        assert before == {moco.gradient_buffer.untyped_storage().data_ptr()}
+        assert before == {training.moco.gradient_buffer.untyped_storage().data_ptr()}
         assert all(p.grad is not None and p.grad.stride() == p.stride() for p in trainable)
-        first, second = (view[:8].split(4) for view in make_views(recipe))
-        train_step(accelerator, model, optimizer, (first, second), recipe, 0.99)
+        training.step(make_views(recipe)[:, :8])
         assert storages() == before

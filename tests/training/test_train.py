@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 from support.recipes import small_recipe
-from support.trainer_processes import ENVIRONMENT, ROOT, TORCHRUN, TRAIN, launch, rows
+from support.trainer_processes import ENVIRONMENT, ROOT, TORCHRUN, TRAIN, command_line, launch, rows, train
 from typer.testing import CliRunner
 
 from moco_accel.checkpoints.run_folder import load_encoder
@@ -40,7 +40,7 @@ def test_accelerate_launch_writes_a_complete_run(recipe_file: Path, tmp_path: Pa
     run = tmp_path / "run"
     accelerate = [str(Path(sys.executable).with_name("accelerate")), "launch"]
     config = ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml")]
-    done = launch([*accelerate, *config], TRAIN, "--recipe", str(recipe_file), "--output-dir", str(run))
+    done = launch([*accelerate, *config], TRAIN, *command_line(recipe_file, run))
     assert done.returncode == 0, done.stderr[-3000:]
     logged = rows(run)
     assert [row["step"] for row in logged] == list(range(10))
@@ -64,16 +64,12 @@ def test_accelerate_launch_writes_a_complete_run(recipe_file: Path, tmp_path: Pa
 def test_result_depends_only_on_recipe_and_data(recipe_file: Path, tmp_path: Path) -> None:
     """40 tiles in batches of 12, 21 steps: on 1 and 2 ranks, with 0 and 3 loader workers, resumed and not."""
 
-    def losses(name: str, processes: int, workers: int, *more: str) -> list[float]:
+    def losses(name: str, processes: int, workers: int, resume: bool = False) -> list[float]:
         changes = ["schedule.epochs=7", "batch.global_batch_size=12", f"optimizer.lr={1.5e-4 * 12 / 256}"]
         changes += [f"batch.micro_batch_size={12 // processes**2}", f"batch.accumulation_steps={processes}"]
         changes += [f"hardware.num_devices={processes}", f"data.num_workers={workers}"]
         changes += ["run.checkpoint_every_steps=7", "run.keep_checkpoints=3"]
-        overrides = [word for change in changes for word in ("--set", change)]
-        command = [sys.executable] if processes == 1 else [*TORCHRUN, f"--nproc_per_node={processes}"]
-        arguments = ["--recipe", str(recipe_file), "--output-dir", str(tmp_path / name), *overrides, *more]
-        done = launch([*command, TRAIN], *arguments)
-        assert done.returncode == 0, done.stderr[-3000:]
+        train(recipe_file, tmp_path / name, *changes, resume=resume, processes=processes)
         return [row["loss"] for row in rows(tmp_path / name)]
 
     expected = losses("one", processes=1, workers=0)
@@ -83,7 +79,7 @@ def test_result_depends_only_on_recipe_and_data(recipe_file: Path, tmp_path: Pat
     shutil.copytree(tmp_path / "one", tmp_path / "resumed")
     for newer in ("step_00000014", "step_00000021"):
         shutil.rmtree(tmp_path / "resumed" / "checkpoints" / newer)
-    found["1 process, resumed on 2 with 3 workers"] = losses("resumed", 2, 3, "--resume")
+    found["1 process, resumed on 2 with 3 workers"] = losses("resumed", 2, 3, resume=True)
     for name, run in found.items():
         worst = max(abs(a / b - 1) for a, b in zip(run, expected, strict=True))
         print(f"{name}: {worst:.0e}")
@@ -102,20 +98,17 @@ def test_result_depends_only_on_recipe_and_data(recipe_file: Path, tmp_path: Pat
 )
 def test_killed_run_resumes_to_the_same_end(recipe_file: Path, tmp_path: Path, changes: list[str]) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    overrides = [word for change in ("schedule.epochs=12", *changes) for word in ("--set", change)]
-    arguments = ["--recipe", str(recipe_file), *overrides]
-    assert launch([sys.executable, TRAIN], *arguments, "--output-dir", str(undisturbed)).returncode == 0
-    process = subprocess.Popen(
-        [sys.executable, TRAIN, *arguments, "--output-dir", str(killed)], env=ENVIRONMENT, stderr=subprocess.DEVNULL
-    )
+    changes = ["schedule.epochs=12", *changes]
+    train(recipe_file, undisturbed, *changes)
+    arguments = [sys.executable, TRAIN, *command_line(recipe_file, killed, *changes)]
+    process = subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (killed / "latest").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (killed / "latest").read_text() < "step_00000060", "the run ended before it could be killed"
-    done = launch([sys.executable, TRAIN], *arguments, "--output-dir", str(killed), "--resume")
-    assert done.returncode == 0, done.stderr[-3000:]
+    train(recipe_file, killed, *changes, resume=True)
     assert [row["step"] for row in rows(killed)] == list(range(60))
     assert [row["loss"] for row in rows(killed)] == [row["loss"] for row in rows(undisturbed)]
     for file in ("model.safetensors", "optimizer.safetensors"):
@@ -149,10 +142,7 @@ def test_killed_run_resumes_to_the_same_end(recipe_file: Path, tmp_path: Path, c
 def test_user_errors_are_one_line_with_exit_code_2(
     recipe_file: Path, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
-    arguments = ["--recipe", str(recipe_file), "--output-dir", str(tmp_path / "run")]
-    for override in overrides:
-        arguments += ["--set", override]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(app, command_line(recipe_file, tmp_path / "run", *overrides))
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.startswith("error: ")
@@ -167,8 +157,7 @@ def test_finished_run_is_not_overwritten_and_resume_refuses_other_results(
     tiles.parent.mkdir()
     tiles.symlink_to(load_recipe(recipe_file).data.source)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    arguments = ["--recipe", str(recipe_file), "--output-dir", str(run), "--set", "schedule.epochs=1"]
-    arguments += ["--set", f"data.source={tiles}"]
+    arguments = command_line(recipe_file, run, "schedule.epochs=1", f"data.source={tiles}")
     first = CliRunner().invoke(app, arguments)
     assert first.exit_code == 0, first.stderr
     lines = first.stderr.splitlines()
@@ -187,10 +176,9 @@ def test_finished_run_is_not_overwritten_and_resume_refuses_other_results(
 
 def test_nan_loss_ends_the_run(recipe_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = ["--recipe", str(recipe_file), "--output-dir", str(run), "--set", "run.checkpoint_every_steps=1"]
-    first = ["--set", "schedule.warmup_epochs=0.2"]  # step 0 at lr 0
-    huge = ["--set", "optimizer.base_lr=1e6", "--set", "optimizer.lr=31250", "--set", "optimizer.weight_decay=1e6"]
-    result = CliRunner().invoke(app, [*arguments, *first, *huge])
+    changes = ["run.checkpoint_every_steps=1", "schedule.warmup_epochs=0.2"]  # step 0 at lr 0
+    changes += ["optimizer.base_lr=1e6", "optimizer.lr=31250", "optimizer.weight_decay=1e6"]
+    result = CliRunner().invoke(app, command_line(recipe_file, run, *changes))
     assert result.exit_code == 2
     error = result.stderr.splitlines()[-1]
     assert re.search(r"error: the (loss|sum of all parameters) is (nan|inf|-inf) at step [1-4]; ", error)
@@ -206,10 +194,9 @@ def test_collapse_is_printed_once(recipe_file: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "black").mkdir()
     black.to_parquet(tmp_path / "black" / "tiles.parquet")
-    arguments = ["--recipe", str(recipe_file), "--output-dir", str(tmp_path / "run")]
     changes = [f"data.source={tmp_path / 'black'}", "augment.noise_std=0", "schedule.epochs=22", "data.num_workers=0"]
     changes += ["run.log_every_steps=50", "run.checkpoint_every_steps=200"]
-    result = CliRunner().invoke(app, [*arguments, *(word for change in changes for word in ("--set", change))])
+    result = CliRunner().invoke(app, command_line(recipe_file, tmp_path / "run", *changes))
     assert result.exit_code == 0, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("COLLAPSED:")]
     assert len(lines) == 1
@@ -263,10 +250,8 @@ def test_two_ranks_stop_together_if_one_reads_too_many_damaged_tiles(
     features = datasets.Features({"image": encoded})
     datasets.Dataset.from_dict({"image": images}, features).to_parquet(tmp_path / "damaged" / "tiles.parquet")
     changes = ["hardware.num_devices=2", "batch.micro_batch_size=4", f"data.source={tmp_path / 'damaged'}"]
-    overrides = [word for change in changes for word in ("--set", change)]
-    command = [*TORCHRUN, "--nproc_per_node=2", TRAIN]
     started = time.perf_counter()
-    done = launch(command, "--recipe", str(recipe_file), "--output-dir", str(tmp_path / "run"), *overrides)
+    done = launch([*TORCHRUN, "--nproc_per_node=2", TRAIN], *command_line(recipe_file, tmp_path / "run", *changes))
     assert done.returncode != 0
     assert time.perf_counter() - started < 120
     assert done.stderr.count("error: data.max_damaged_share=0.01 allows 0 damaged tiles of 40") == 2  # from each rank
@@ -276,8 +261,7 @@ def test_two_ranks_stop_together_if_one_reads_too_many_damaged_tiles(
 
 def test_resume_refuses_other_tiles(recipe_file: Path, tiles_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiles_folder, tmp_path / "tiles")
-    arguments = ["--recipe", str(recipe_file), "--output-dir", str(tmp_path / "run")]
-    arguments += ["--set", f"data.source={tmp_path / 'tiles'}"]
+    arguments = command_line(recipe_file, tmp_path / "run", f"data.source={tmp_path / 'tiles'}")
     assert CliRunner().invoke(app, arguments).exit_code == 0
     shard = next((tmp_path / "tiles").glob("*.parquet"))
     fewer = datasets.Dataset.from_parquet(str(shard)).select(range(39))
