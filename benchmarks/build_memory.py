@@ -102,7 +102,7 @@ def main(
                 "file_gb": round(scene.stat().st_size / 1e9, 2),
             }
             row |= build(scene, out, workers)
-            report = json.loads((out / "build.json").read_text())
+            report = json.loads((out / "__moco__/build.json").read_text())
             row |= {"tiles": report["num_tiles"], "tiles_per_second": round(report["num_tiles"] / row["seconds"], 1)}
             row["shards_gb"] = round(sum(path.stat().st_size for path in out.glob("*.parquet")) / 1e9, 2)
         row |= {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}

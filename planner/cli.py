@@ -35,7 +35,10 @@ def plan(
     ] = None,
     image_size: Annotated[int, _training_option(help="Side of a crop in pixels.")] = 224,
     bands: Annotated[int, _training_option(help="Bands of a tile.")] = 3,
-    global_batch: Annotated[int, _training_option(help="Tiles per optimizer step, over all GPUs.")] = 4096,
+    global_batch: Annotated[
+        int | None,
+        _training_option(help="Tiles per optimizer step, over all GPUs.", show_default="4096, or less for few --tiles"),
+    ] = None,
     precision: Annotated[
         Literal["no", "bf16", "fp16"] | None,
         _training_option(help="Mixed precision.", show_default="bf16, or fp16 on older GPUs"),
@@ -72,8 +75,11 @@ def plan(
             return
         from planner.answer.checks import check_recipe_options
         from planner.answer.plan import run_plan
-        from planner.answer.request import PlanOptions, Request
+        from planner.answer.request import PlanOptions, Request, default_global_batch
 
+        note = None
+        if global_batch is None:
+            global_batch, note = default_global_batch(gpus or 1, nodes or 1, tiles)
         request = Request(
             gpus=gpus or 1,
             nodes=nodes or 1,
@@ -91,7 +97,7 @@ def plan(
             given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
             check_recipe_options(recipe, given)
         code = run_plan(
-            PlanOptions(request, gpu, vram, gpus, recipe, output, tiles, as_json, save, measure, nodes, slurm)
+            PlanOptions(request, gpu, vram, gpus, recipe, output, tiles, as_json, save, measure, nodes, slurm, note)
         )
     raise typer.Exit(code)
 

@@ -53,6 +53,7 @@ class TrainerState(Section):
         step: Optimizer steps done; the position in data and schedules.
         tile_count: Tiles of the source, on which their order depends.
         reading: Checksum of the source's read pattern, on which the order of tiles may depend.
+        tiles_digest: Checksum of the source's content (`Tiles.digest`); empty in checkpoints of earlier versions.
         micro_batch_asked: Micro-batch size that the user asked for; recipe.yaml may have a smaller one.
         skipped_steps: Steps that the gradient scaler skipped.
         scaler: None without fp16.
@@ -62,6 +63,7 @@ class TrainerState(Section):
     step: int = Field(ge=0)
     tile_count: int = Field(ge=1)
     reading: str = Field(max_length=64)
+    tiles_digest: str = Field("", max_length=64)
     processes: int = Field(ge=1)
     micro_batch_asked: int = Field(ge=1)
     skipped_steps: int = Field(0, ge=0)

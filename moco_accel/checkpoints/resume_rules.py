@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.markup import escape
 
+from moco_accel.checkpoints.checkpoint import TrainerState
+from moco_accel.checkpoints.same_tiles import compare_sources
 from moco_accel.common.errors import UserError
 from moco_accel.common.versions import library_versions
 from moco_accel.recipe.encoder_names import RESNET_NAMES
@@ -26,14 +28,14 @@ Change = tuple[str, Any, Any]
 
 
 def resume_recipe(
-    recipe: Recipe, before: Recipe, micro_batch_asked: int, allowed: bool, log: Callable[[str], None]
+    recipe: Recipe, before: Recipe, state: TrainerState, allowed: bool, log: Callable[[str], None]
 ) -> tuple[Recipe, bool]:
     """Return the recipe with which a run continues from a checkpoint.
 
     Args:
         recipe: The recipe of this launch.
         before: The checkpoint's recipe.
-        micro_batch_asked: The micro-batch size with which the run was started.
+        state: The checkpoint's state: its micro-batch size and tiles are compared.
         allowed: Allow changes of the result (`--allow-recipe-change`).
 
     Returns:
@@ -42,10 +44,13 @@ def resume_recipe(
     Raises:
         UserError: If a change is not allowed.
     """
-    recipe = keep_recovered_micro_batch(recipe, before, micro_batch_asked, log)
+    recipe = keep_recovered_micro_batch(recipe, before, state.micro_batch_asked, log)
+    if recipe.data.split is None:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"split": before.data.split})})
+    before, difference = compare_sources(recipe, before, state.tile_count, state.tiles_digest, log)
     inherited = inherit_data_fields(recipe, before)
     changes = find_result_changes(inherited, before)
-    check_changes(changes, allowed, log)
+    check_changes(changes, allowed, log, difference)
     data_changed = any(name.startswith("data.") for name, _, _ in changes)
     return (recipe, True) if data_changed else (inherited, False)
 
@@ -67,8 +72,12 @@ def find_result_changes(recipe: Recipe, before: Recipe) -> list[Change]:
     ]
 
 
-def check_changes(changes: list[Change], allowed: bool, log: Callable[[str], None]) -> None:
-    """Log changes; raise UserError if one is not allowed, or the saved state does not fit it."""
+def check_changes(changes: list[Change], allowed: bool, log: Callable[[str], None], difference: str = "") -> None:
+    """Log changes; raise UserError if one is not allowed, or the saved state does not fit it.
+
+    Args:
+        difference: How the tiles of another source differ from the run's.
+    """
     for name, was, now in changes:
         if name in _FIXED_FIELDS:
             raise UserError(
@@ -79,6 +88,7 @@ def check_changes(changes: list[Change], allowed: bool, log: Callable[[str], Non
             others = ", ".join(other for other, _, _ in changes if other != name)
             raise UserError(
                 f"{name}={now!r} differs from the run's {was!r} and would change its result"
+                + (f": {difference}" if difference and name in ("data.source", "data.split") else "")
                 + (f" (as would {others})" if others else "")
                 + f"; --set {override_argument(name, was)} continues the run, --allow-recipe-change changes it"
             )

@@ -85,14 +85,14 @@ def _compare_latest(run: Path, newest: str, log: Callable[[str], None]) -> None:
     latest = run / "latest"
     if not (latest.is_symlink() or latest.exists()):
         return
-    named = _read_pointer(latest)
+    named = read_pointer(latest)
     if named is None:
         log(f"[yellow]{escape(str(latest))} does not name a checkpoint; {newest} is the newest intact one[/]")
     elif int(named.removeprefix("step_")) < int(newest.removeprefix("step_")):
         log(f"{newest} is intact and newer than {named}, which latest names; to go back, move newer ones away")
 
 
-def _read_pointer(path: Path) -> str | None:
+def read_pointer(path: Path) -> str | None:
     """Return the checkpoint that `latest` or `best` names; None unless it is a plain name."""
     try:
         words = read_regular_file(path, _MAX_POINTER_BYTES).decode().split()
@@ -111,17 +111,9 @@ def mark_best(run: Path, checkpoint: Path, accuracy: float) -> None:
     write_atomically(run / "best", f"{checkpoint.name} {accuracy:.6f}\n")
 
 
-def best_accuracy(run: Path) -> float:
-    """Return the kNN accuracy of the best checkpoint; -1 if there is none."""
-    try:
-        return float(read_regular_file(run / "best", _MAX_POINTER_BYTES).split()[1])
-    except (OSError, ValueError, IndexError):
-        return -1.0
-
-
 def remove_old_checkpoints(run: Path, keep: int) -> None:
     """Remove all checkpoints except the newest `keep` and the best, and leftovers of a killed process."""
-    best = _read_pointer(run / "best")
+    best = read_pointer(run / "best")
     for old in _checkpoint_folders(run)[keep:]:
         if old.name != best and _is_real_folder(old):
             old.replace(old.with_suffix(".removed"))  # a partly removed checkpoint must not look like one
@@ -192,6 +184,21 @@ def lock_folder(run: Path, control_group: ControlGroup) -> Iterator[None]:
                 (run / _LOCK).unlink()
                 run.rmdir()  # succeeds only if the run wrote nothing
             os.close(handle)
+
+
+def is_training(run: Path) -> bool:
+    """Return True if another process holds the lock RUN/running; also where locks cannot be tested."""
+    try:
+        handle = os.open(run / _LOCK, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def _acquire(run: Path) -> int:

@@ -60,6 +60,7 @@ class CheckpointSaver:
     micro_batch_asked: int
     tile_count: int
     read_pattern: ReadPattern
+    tiles_digest: str
     stop: StopRequest
     saved_step: int = field(default=0, init=False)
     _saved_at: float = field(default_factory=time.monotonic, init=False)
@@ -81,6 +82,8 @@ class CheckpointSaver:
         state = checkpoint.state
         if (state.tile_count, state.reading) != (self.tile_count, _checksum(self.read_pattern)):
             self._check_other_tiles(state, allow_change, log)
+        elif state.tiles_digest not in ("", self.tiles_digest):
+            log("[yellow]data.source holds as many tiles as when the run started, but other files or other contents[/]")
         states = load_checkpoint(checkpoint, self.moco, self.optimizer)
         if (scaler := self.accelerator.scaler) is not None and state.scaler is not None:
             # the scaler's other options come from its constructor
@@ -111,6 +114,7 @@ class CheckpointSaver:
             step=step,
             tile_count=self.tile_count,
             reading=_checksum(self.read_pattern),
+            tiles_digest=self.tiles_digest,
             processes=self.accelerator.num_processes,
             micro_batch_asked=self.micro_batch_asked,
             skipped_steps=skipped_steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,12 @@ from moco_accel.common.errors import UserError
 
 console = Console(stderr=True, highlight=False, emoji=False)
 _MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+
+
+def print_note(text: str) -> None:
+    """Print a line about the tiles, on the first rank only: every rank opens the same sources."""
+    if os.environ.get("RANK", "0") == "0":
+        console.print(text, soft_wrap=True, markup=False)
 
 
 @contextmanager

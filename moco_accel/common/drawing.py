@@ -36,10 +36,12 @@ class RgbStretch:
 
 
 def common_stretch(tiles: Sequence[Pixels], bands: tuple[int, int, int]) -> RgbStretch:
-    """Return one stretch for all tiles: 0 to 255 for 8-bit tiles, else percentiles 2 to 98 of each band."""
+    """Return one stretch for all tiles: 0 to 255 for 8-bit tiles, else percentiles 2 to 98 of each band's numbers."""
     if tiles[0].dtype == np.uint8:
         return RgbStretch(bands, (0, 0, 0), (255, 255, 255))
-    edges = [np.percentile(np.concatenate([tile[band].ravel() for tile in tiles]), (2, 98)) for band in bands]
+    values = [np.concatenate([tile[band].ravel() for tile in tiles]) for band in bands]
+    finite = [band[np.isfinite(band)] for band in values]  # NaN marks no data
+    edges = [np.percentile(band, (2, 98)) if band.size else (0.0, 1.0) for band in finite]
     return RgbStretch(bands, [float(low) for low, _ in edges], [float(high) for _, high in edges])
 
 

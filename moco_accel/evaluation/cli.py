@@ -119,7 +119,7 @@ def _check_options(
     if rule is not None and data is None:
         raise UserError(f"--split={split!r} needs --data; --data data/labelled works")
     if rule is None and data is not None:
-        raise UserError(f"--data={data!r} needs --split, to separate training and test tiles; --split block:5 works")
+        raise UserError(f"--data={data!r} needs --split, to separate training and test tiles; --split random works")
     for option, source in (("--train-source", train_source), ("--test-source", test_source)):
         if data is not None and source is not None:
             raise UserError(f"{option}={source!r} and --data={data!r} exclude each other; one of the two works")

@@ -10,8 +10,7 @@ from torch import Tensor
 from moco_accel.common.errors import UserError
 from moco_accel.evaluation.splits import Split
 from moco_accel.recipe.schema import Recipe
-from moco_accel.sources.open_source import list_source_files, open_store
-from moco_accel.sources.tile_metadata import METADATA_FILE
+from moco_accel.sources.open_source import open_store
 from moco_accel.tiles.tiles import Tiles
 
 
@@ -58,7 +57,7 @@ def open_labelled_tiles(recipe: Recipe) -> LabelledPool:
                 f"--test-source data/demo/test works after moco-data demo data/demo"
             )
         sides.append(open_labelled_source(source, recipe, f"evaluation.{field}"))
-    _check_disjoint(str(evaluation.train_source), str(evaluation.test_source))
+    _check_disjoint(*sides)
     column = evaluation.label_column
     labels, names = zip(*(side.labels(column) for side in sides), strict=True)
     if any(label is None for side in labels for label in side):
@@ -68,13 +67,14 @@ def open_labelled_tiles(recipe: Recipe) -> LabelledPool:
     return LabelledPool(tuple(sides), torch.tensor([*labels[0], *labels[1]]), names[0])
 
 
-def _check_disjoint(train: str, test: str) -> None:
-    test_files = {file for file in list_source_files(test) if file.name != METADATA_FILE}
-    shared = test_files.intersection(list_source_files(train))
-    if train == test or shared:
+def _check_disjoint(train: Tiles, test: Tiles) -> None:
+    files, test_files = ({file.resolve() for file in tiles.files} for tiles in (train, test))
+    shared = files & test_files
+    if train.source == test.source or shared:
         example = f" ({min(shared)})" if shared else ""
         raise UserError(
-            f"evaluation.test_source={test!r} shares tiles with evaluation.train_source={train!r}{example}: each would "
+            f"evaluation.test_source={test.source!r} shares tiles with "
+            f"evaluation.train_source={train.source!r}{example}: each would "
             "be its own nearest neighbour; tiles of other places work"
         )
 
@@ -88,7 +88,8 @@ def open_labelled_source(source: str, recipe: Recipe, field: str) -> Tiles:
     Raises:
         UserError: If the source cannot be opened or does not fit the recipe.
     """
-    store = open_store(source, recipe.data, field)
+    # data.split is of data.source; a split of labelled tiles follows a colon in their own
+    store = open_store(source, recipe.data.model_copy(update={"split": None}), field)
     column = recipe.data.image_column if recipe.data.image_column in store.features else None
     band_names = None if store.metadata else recipe.data.stored_bands
     data = recipe.data.model_copy(update={"pair_column": None, "image_column": column, "stored_bands": band_names})

@@ -16,7 +16,6 @@ from moco_accel.evaluation.splits import (
     SET_NAMES,
     Split,
     check_split,
-    corner_blocks,
     split_at_random,
     split_by_blocks,
     split_by_names,
@@ -76,8 +75,8 @@ def _split(tiles: Tiles, labels: Tensor, rule: SplitRule, test_share: float, see
     if rule.kind == "random":
         return [split_at_random(labels, test_share, seed) for seed in range(seeds)]
     if rule.kind == "block":
-        blocks = corner_blocks(_read_extents(tiles, option), rule)
-        return [split_by_blocks(blocks, labels, test_share, seed, rule) for seed in range(seeds)]
+        extents = _read_extents(tiles, option)
+        return [split_by_blocks(extents, labels, test_share, seed, rule) for seed in range(seeds)]
     names = _names_in_column(tiles, rule.column, option) if rule.kind == "column" else _names_in_paths(tiles, option)
     split, note = split_by_names(names, option)
     if note:
@@ -113,7 +112,7 @@ def _names_in_paths(tiles: Tiles, option: str) -> list[str | None]:
     if column is None:
         raise UserError(
             f"{option}: {tiles.source!r} has neither folders named train and test nor a column of paths "
-            f"({', '.join(_PATH_COLUMNS)}); --split random or block:5 may work"
+            f"({', '.join(_PATH_COLUMNS)}); --split random works"
         )
     known = {name for names in SET_NAMES.values() for name in names}
     names: list[str | None] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from moco_accel.common.errors import UserError
 from moco_accel.evaluation.split_rule import SplitRule
 
 SET_NAMES = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation", "dev")}
+_GRIDS = (2, 3, 4, 6, 8, 12, 16, 32, 64)  # rows and columns that are tried for a suggestion
 _MAX_DRAWS = 200  # of blocks, until every class is in both sets
 _EDGE_TOLERANCE = 1e-6  # of a tile's size; a tile that ends at the edge of a block is inside it
 _MAX_COLUMNS = 1 << 24  # exceeds the number of blocks in a row
@@ -83,21 +85,36 @@ def corner_blocks(extents: Tensor, rule: SplitRule) -> Tensor:
     return (rows[:, [0, 0, 1, 1]] * _MAX_COLUMNS + cols[:, [0, 1, 0, 1]]).long()
 
 
-def split_by_blocks(blocks: Tensor, labels: Tensor, test_share: float, seed: int, rule: SplitRule) -> Split:
+def split_by_blocks(extents: Tensor, labels: Tensor, test_share: float, seed: int, rule: SplitRule) -> Split:
     """Draw whole blocks for the test set; repeat the draw until every class is in both sets.
 
     Args:
-        blocks: Block of each corner of each tile, int64 [tiles, 4]. A tile with corners in both sets is left out.
+        extents: West, south, east and north of each tile in degrees, float64 [tiles, 4]. A tile with corners in both
+            sets is left out.
         labels: Classes, int64 [tiles].
         test_share: Approximate share of test tiles.
 
     Raises:
         UserError: If all tiles are in one block, or no draw has every class in both sets.
     """
-    numbers, corners = blocks.unique(return_inverse=True)
-    counts = torch.bincount(corners[:, 0], minlength=len(numbers))
+    split, blocks = _draw_blocks(extents, labels, test_share, seed, rule)
+    if split is not None:
+        return split
+    if blocks < 2:
+        why = "all tiles are in one block"
+    else:
+        why = f"in {_MAX_DRAWS} draws of {blocks} blocks, a class was missing from one set each time"
+    raise UserError(f"--split={rule.text!r}: {why}; {_working_split(extents, labels, test_share, seed)}")
+
+
+def _draw_blocks(
+    extents: Tensor, labels: Tensor, test_share: float, seed: int, rule: SplitRule
+) -> tuple[Split | None, int]:
+    """Return the first draw with every class in both sets, or None; and the number of blocks."""
+    numbers, corners = corner_blocks(extents, rule).unique(return_inverse=True)
     if len(numbers) < 2:
-        raise UserError(f"--split={rule.text!r}: all tiles are in one block; {_smaller_blocks(rule)} works")
+        return None, len(numbers)
+    counts = torch.bincount(corners[:, 0], minlength=len(numbers))
     generator = torch.Generator().manual_seed(seed)
     classes = labels.unique()
     for _ in range(_MAX_DRAWS):
@@ -110,11 +127,21 @@ def split_by_blocks(blocks: Tensor, labels: Tensor, test_share: float, seed: int
         test, train = corner_is_test.all(dim=1), ~corner_is_test.any(dim=1)
         if all(len(labels[side].unique()) == len(classes) for side in (train, test)):
             left_out = int((~test & ~train).sum())
-            return Split(train.nonzero().flatten(), test.nonzero().flatten(), left_out)
-    raise UserError(
-        f"--split={rule.text!r}: in {_MAX_DRAWS} draws of {len(numbers)} blocks, a class was missing from one set each "
-        f"time; smaller blocks, e.g. {_smaller_blocks(rule)}, or --test-share 0.5 may work"
-    )
+            return Split(train.nonzero().flatten(), test.nonzero().flatten(), left_out), len(numbers)
+    return None, len(numbers)
+
+
+def _working_split(extents: Tensor, labels: Tensor, test_share: float, seed: int) -> str:
+    """Return a split that was tried on these tiles and works: the largest blocks of a grid over them, else a remedy."""
+    names = [str(number) for number in range(int(labels.max()) + 1)]
+    for count in _GRIDS:
+        rule = SplitRule("block", f"block:{count}x{count}", rows=count, cols=count)
+        split, _ = _draw_blocks(extents, labels, test_share, seed, rule)
+        if split is not None:
+            with suppress(UserError):
+                check_split(split, labels, names, "")
+                return f"--split {rule.text} works"
+    return "no grid of blocks does; --split random needs no places, but tests on neighbours of training tiles"
 
 
 def check_split(split: Split, labels: Tensor, names: Sequence[str], option: str) -> None:
@@ -132,12 +159,6 @@ def check_split(split: Split, labels: Tensor, names: Sequence[str], option: str)
                 )
         if train[number] < 2:
             raise UserError(f"{option}: class {names[number]!r} has one training tile; two or more of each class work")
-
-
-def _smaller_blocks(rule: SplitRule) -> str:
-    if rule.degrees is not None:
-        return f"--split block:{rule.degrees / 4:.3g}"
-    return f"--split block:{2 * rule.rows}x{2 * rule.cols}"
 
 
 def _grid_cells(values: Tensor, count: int) -> Tensor:

@@ -125,10 +125,11 @@ class Normalise(nn.Module):
         columns = {key: torch.tensor(SCALING[key])[:, None, None] for key in ("low", "high", "mean", "std")}
         low, high, mean, std = (columns[key].to(sample.device) for key in ("low", "high", "mean", "std"))
         pixels = ((sample.float() - low) / (high - low)).clamp(0, 1)
+        empty = ~sample.isfinite().all(-3, True)
         if SCALING["nodata"] is not None:
             marked = sample == SCALING["nodata"]
-            empty = marked.all(-3, True) if SCALING["nodata_in"] == "all bands" else marked.any(-3, True)
-            pixels = torch.where(empty, mean, pixels)
+            empty = empty | (marked.all(-3, True) if SCALING["nodata_in"] == "all bands" else marked.any(-3, True))
+        pixels = torch.where(empty, mean, pixels)
         many = pixels.reshape(-1, *pixels.shape[-3:])
         size = (SCALING["size"], SCALING["size"])
         if many.shape[-2:] != size:

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.markup import escape
 from torch import Tensor, nn
 
-from moco_accel.checkpoints.checkpoint import load_trained_encoder
+from moco_accel.checkpoints.best_checkpoint import find_best
+from moco_accel.checkpoints.checkpoint import Checkpoint, load_trained_encoder
 from moco_accel.checkpoints.manifest import MANIFEST
 from moco_accel.checkpoints.run_folder import find_checkpoint
 from moco_accel.checkpoints.run_log import EVALUATIONS, read_rows
 from moco_accel.common.atomic_files import parse_strict_json, read_regular_file
+from moco_accel.common.console import console
 from moco_accel.common.errors import UserError
 from moco_accel.networks.encoders import feature_dim
 from moco_accel.recipe.bands import band_labels
@@ -74,13 +77,13 @@ class TrainedEncoder:
 
 
 def find_trained_encoder(path: Path, which: Literal["latest", "best"]) -> TrainedEncoder:
-    """Load the encoder of one checkpoint, or of a run: the newest, or the one that RUN/best names.
+    """Load the encoder of one checkpoint, or of a run: the newest, or the best.
 
     Raises:
         UserError: If there is no such checkpoint, or it is damaged.
     """
     use_best = which == "best" and not (path / MANIFEST).exists()
-    checkpoint, run = find_checkpoint(_best_checkpoint(path) if use_best else path)
+    checkpoint, run = (_find_best(path), path) if use_best else find_checkpoint(path)
     encoder = load_trained_encoder(checkpoint).eval().requires_grad_(False)
     state = checkpoint.state
     rows = [row for row in read_rows(run / EVALUATIONS) if row.get("step") == state.step and "knn_top1" in row]
@@ -107,7 +110,7 @@ def preprocessing(recipe: Recipe) -> dict[str, Any]:
         "std": std,
         "steps": [
             "pixel = clip((stored - low) / (high - low), 0, 1), band by band",
-            "pixel = mean in every band, where all bands or any band (see nodata_in) equal nodata",
+            "pixel = mean in every band, where all bands or any band (see nodata_in) equal nodata or are not finite",
             "resize to image_size x image_size",
             "normalised = (pixel - mean) / std, band by band",
         ],
@@ -124,15 +127,14 @@ def format_json(content: Any) -> str:
     return _INNERMOST_LISTS.sub(lambda found: " ".join(found[0].split()), json.dumps(content, indent=2)) + "\n"
 
 
-def _best_checkpoint(run: Path) -> Path:
-    try:
-        name = read_regular_file(run / "best", 256).decode().split()[0]
-    except (OSError, ValueError, IndexError):
-        raise UserError(f"--which=best: {run}/best names no checkpoint; --which latest works") from None
-    folder = run / "checkpoints" / Path(name).name
-    if not (folder / MANIFEST).exists():
-        raise UserError(f"--which=best: {run}/best names {name!r}, which does not exist; --which latest works")
-    return folder
+def _find_best(run: Path) -> Checkpoint:
+    """Return the best checkpoint of a run, and print which one it is and why."""
+    best = find_best(run)
+    if best is None:
+        newest = find_checkpoint(run)[0].folder.name  # or its own error, if there is none
+        raise UserError(f"--which=best: no evaluated checkpoint of {run} is whole; --which latest works, {newest}")
+    console.print(escape(f"--which best: {best}"), soft_wrap=True)
+    return best.checkpoint
 
 
 def _summary(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import datasets
 
 from moco_accel.common.errors import UserError
 from moco_accel.imagery.build_summary import check_tiles_kept, summarize_build
-from moco_accel.imagery.journal import MAX_LISTED, SUMMARY_FILE, BuildJournal, BuildProgress
+from moco_accel.imagery.journal import MAX_LISTED, SUMMARY_FILE, BuildJournal
 from moco_accel.imagery.options import BuildOptions, build_identity, check_output_folder
 from moco_accel.imagery.plan import BuildPlan, make_plan
-from moco_accel.imagery.tile_cutter import PAIR_COLUMN, CutTiles, TileCutter, is_stored_as_picture
+from moco_accel.imagery.tile_cutter import PAIR_COLUMN, BuildProgress, CutTiles, TileCutter, is_stored_as_picture
 from moco_accel.imagery.windows import scene_windows
 from moco_accel.imagery.workers import map_in_order
 from moco_accel.sources.shard_writer import ShardWriter
@@ -89,8 +90,11 @@ def build_tiles(
     with contextlib.closing(journal):
         progress = journal.resume_or_start(overwrite)
         try:
-            plan = make_plan(source, options, workers, lambda done, total: on_progress("scenes", done, total, 0))
-            progress = journal.check_decisions(plan.decisions(), progress, overwrite)
+            begun = journal.begun(progress)
+            report = partial(_report_scenes, on_progress)
+            plan = make_plan(source, options, workers, report, begun, progress.next_unit)
+            if begun is None:
+                progress = journal.check_decisions(plan.decisions(), plan.begun(), progress, overwrite)
             num_resumed = progress.tiles
             summary, metadata = _write_all(plan, journal, progress, workers, on_progress)
         except UserError:
@@ -99,6 +103,10 @@ def build_tiles(
                     journal.remove()
             raise
     return _result(summary, metadata, out_dir, num_resumed=num_resumed, seconds=time.monotonic() - started)
+
+
+def _report_scenes(on_progress: ProgressCallback, done: int, total: int) -> None:
+    on_progress("scenes", done, total, 0)
 
 
 def _write_all(

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from moco_accel.common.errors import UserError
-from moco_accel.imagery.journal import MAX_LISTED, BuildProgress
+from moco_accel.imagery.journal import MAX_LISTED
 from moco_accel.imagery.labels import NO_LABEL, UNCLEAR, UNNAMED
 from moco_accel.imagery.paired_seasons import PAIRING_RULE
 from moco_accel.imagery.plan import BuildPlan
+from moco_accel.imagery.tile_cutter import BuildProgress
 from moco_accel.scenes.layouts import LOWEST_FLOAT, Layout
 from moco_accel.sources.tile_metadata import TileMetadata
 from moco_accel.tiles.running_statistics import RunningStatistics

@@ -77,6 +77,13 @@ def build(
     min_majority: Annotated[
         float | None, typer.Option(help="Skip tiles in which no class covers this share. (default: 0.6)")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Take only these paths below SRC; repeatable: --only 'images/*'."),
+    ] = None,
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="Let tiles overlap as little as needed to reach every edge.")
+    ] = False,
     pair_with: Annotated[Path | None, typer.Option(metavar="SRC2", help="Imagery of another season.")] = None,
     max_shard_mb: Annotated[int, typer.Option(help="Maximum size of a shard in MB.")] = 256,
     workers: Annotated[
@@ -87,7 +94,10 @@ def build(
 ) -> None:
     """Cut imagery into tiles.
 
-    Reads JPEG, PNG, GeoTIFF and JPEG 2000 with uint8, uint16, int16 or float32.
+    Reads JPEG, PNG, GeoTIFF and JPEG 2000. Tiles are uint8, uint16, int16 or
+    float32; wider types are cast, and windows that do not fit are skipped.
+    Masks, label maps and quick-looks beside imagery are left out; if kinds of
+    imagery compete, an error gives the option that selects each.
     Images smaller than a tile are kept whole.
     Band files of one Sentinel-1, Sentinel-2 or Landsat scene are stacked.
     After an interruption, the same command resumes the build.
@@ -130,6 +140,8 @@ def build(
             min_majority=min_majority,
             pair_with=pair_with,
             max_shard_mb=max_shard_mb,
+            only=only,
+            overlap=overlap,
         )
         console.print(f"searching for scenes in {escape(str(source))}", soft_wrap=True)
         from moco_accel.imagery.build import build_tiles

@@ -14,7 +14,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +21,15 @@ import numpy as np
 
 from moco_accel.common.atomic_files import write_atomically
 from moco_accel.common.errors import UserError
-from moco_accel.sources.tile_metadata import METADATA_FILE, TileMetadata, metadata_from_json
+from moco_accel.imagery.tile_cutter import BuildProgress
+from moco_accel.scenes.begun_scenes import BegunScenes
+from moco_accel.sources.tile_metadata import (
+    DETAILS_FOLDER,
+    METADATA_FILE,
+    TileMetadata,
+    details_path,
+    metadata_from_json,
+)
 from moco_accel.tiles.running_statistics import RunningStatistics
 
 SUMMARY_FILE = "build.json"
@@ -31,26 +38,6 @@ _LOCK, _STATE, _OPTIONS, _DECISIONS = "lock", "state.npz", "options.json", "deci
 _FORMAT = "3"  # of the journal, the order of tiles and what is stored
 MAX_LISTED = 1000  # files that are left out
 _ADVICE = "choose another folder, or pass --overwrite"
-
-
-@dataclass
-class BuildProgress:
-    """Counts over the units before `next_unit`; their tiles are in `shards` complete shards.
-
-    `state.npz` stores the fields under their names, so a renamed field breaks the resumption of older builds.
-    """
-
-    next_unit: int = 0
-    shards: int = 0
-    done: bool = False
-    scenes: int = 0
-    windows: int = 0
-    tiles: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    per_class: Counter[str] = field(default_factory=Counter)
-    num_left_out: int = 0
-    left_out: list[tuple[str, str]] = field(default_factory=list)
-    counter: RunningStatistics | None = None
 
 
 class BuildJournal:
@@ -68,13 +55,14 @@ class BuildJournal:
             UserError: If `out` holds a finished build of other tiles, or a damaged one.
         """
         shutil.rmtree(self.out / _REMOVED_FOLDER, ignore_errors=True)
-        if not all((self.out / name).is_file() for name in (METADATA_FILE, SUMMARY_FILE)) or self.folder.exists():
+        described, summarized = (details_path(self.out, name) for name in (METADATA_FILE, SUMMARY_FILE))
+        if not (described.is_file() and summarized.is_file()) or self.folder.exists():
             return None
         with self.damage_as_user_error(SUMMARY_FILE):
-            summary = json.loads((self.out / SUMMARY_FILE).read_text())
+            summary = json.loads(summarized.read_text())
             identity = dict(summary["asked"])
         with self.damage_as_user_error(METADATA_FILE):
-            metadata = metadata_from_json((self.out / METADATA_FILE).read_text())
+            metadata = metadata_from_json(described.read_text())
             if metadata.statistics is None:
                 raise ValueError("without statistics")
         self._check_equal(self.identity, identity, "tiles built")
@@ -99,7 +87,21 @@ class BuildJournal:
             ) from None
         return progress
 
-    def check_decisions(self, decisions: dict[str, str], progress: BuildProgress, overwrite: bool) -> BuildProgress:
+    def begun(self, progress: BuildProgress) -> BegunScenes | None:
+        """Return the scenes that a build with complete shards began with; None if its version did not store them.
+
+        Raises:
+            UserError: If their file is damaged.
+        """
+        if not progress.shards:
+            return None
+        with self.damage_as_user_error(f"{_FOLDER}/{_DECISIONS}"):
+            fields = json.loads((self.folder / _DECISIONS).read_text()).get("begun")
+            return BegunScenes.from_json(fields) if fields else None
+
+    def check_decisions(
+        self, decisions: dict[str, str], begun: BegunScenes, progress: BuildProgress, overwrite: bool
+    ) -> BuildProgress:
         """Return `progress` if the earlier build made the same decisions, else that of a new start.
 
         Raises:
@@ -112,7 +114,7 @@ class BuildJournal:
             if progress.shards and not overwrite:
                 raise
         progress = self._start_anew()
-        write_atomically(self.folder / _DECISIONS, json.dumps(decisions, indent=2))
+        write_atomically(self.folder / _DECISIONS, json.dumps(decisions | {"begun": begun.to_json()}, indent=2))
         return progress
 
     def shard(self, index: int) -> Path:
@@ -132,15 +134,20 @@ class BuildJournal:
         """Move the shards to OUT, and write build.json, then tiles.json; may be killed and repeated."""
         names = [f"tiles-{index:05d}-of-{num_shards:05d}.parquet" for index in range(num_shards)]
         waiting = {name: self.shard(index) for index, name in enumerate(names) if self.shard(index).exists()}
+        details = self.out / DETAILS_FOLDER
         if waiting:
-            (self.out / METADATA_FILE).unlink(missing_ok=True)
+            for folder in (details, self.out):
+                (folder / METADATA_FILE).unlink(missing_ok=True)
             for old in self.out.glob("tiles-*-of-*.parquet"):
                 if old.name not in names or old.name in waiting:
                     old.unlink()
         for name, shard in waiting.items():
             shard.replace(self.out / name)
-        write_atomically(self.out / SUMMARY_FILE, json.dumps({"asked": self.identity, **summary}, indent=2))
-        write_atomically(self.out / METADATA_FILE, metadata)
+        details.mkdir(exist_ok=True)
+        write_atomically(details / SUMMARY_FILE, json.dumps({"asked": self.identity, **summary}, indent=2))
+        write_atomically(details / METADATA_FILE, metadata)
+        for name in (METADATA_FILE, SUMMARY_FILE):
+            (self.out / name).unlink(missing_ok=True)  # of an earlier version
         self.remove()
 
     def remove(self) -> None:
@@ -168,8 +175,11 @@ class BuildJournal:
     def _earlier_progress(self, overwrite: bool) -> BuildProgress:
         if (self.folder / _OPTIONS).is_file():
             try:
-                self._check_equal(self.identity, self._read(_OPTIONS), "a build begun")
-                return self._load()
+                progress, identity = self._load(), self._read(_OPTIONS)
+                if not progress.shards or self.begun(progress):
+                    identity["files"] = self.identity["files"]  # those that changed lose their own tiles only
+                self._check_equal(self.identity, identity, "a build begun")
+                return progress
             except UserError:
                 if not overwrite:
                     raise
@@ -219,8 +229,8 @@ class BuildJournal:
     def _check_equal(self, now: dict[str, str], earlier: dict[str, str], holds: str) -> None:
         """Raise UserError for the first entry of `now` that differs from `earlier`."""
         for name, value in now.items():
-            if earlier.get(name) == value:
-                continue
+            if earlier.get(name) == value or (name not in earlier and value in ("None", "False")):
+                continue  # an option that the earlier version did not have
             if name == "format":
                 difference = "by another version"
             elif name in ("files", "scenes"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +23,21 @@ UNNAMED = ", not in --class-names"  # follows the class
 
 _MAX_CLASSES = 256
 _SCAN_ROWS = 256
+_MAX_SHOWN = 12  # classes in an error
 
 
 @dataclass(frozen=True)
 class LabelClasses:
-    """Class names by label number, and the label raster's value of each class (empty for folders)."""
+    """Class names by label number.
+
+    Attributes:
+        values: The label raster's value of each class; empty for folders.
+        absent: Those of them that the raster does not hold.
+    """
 
     names: tuple[str, ...] = ()
     values: tuple[int, ...] = ()
+    absent: tuple[int, ...] = ()
 
 
 def folder_classes(source: Path, scenes: list[Scene]) -> LabelClasses:
@@ -69,17 +78,51 @@ def raster_classes(path: Path, class_names: str | None) -> LabelClasses:
                 f"--label-raster={path} {found}; a georeferenced GeoTIFF of one band of class numbers (uint8) works"
             )
         if class_names:
-            return _parse_class_names(class_names)
-        values: set[int] = set()
-        for top in range(0, dataset.height, _SCAN_ROWS):
-            rows = ((top, min(top + _SCAN_ROWS, dataset.height)), (0, dataset.width))
-            values |= set(np.unique(dataset.read(1, window=rows)).tolist())
-            if len(values) > _MAX_CLASSES:
-                raise UserError(
-                    f"--label-raster={path} has over {_MAX_CLASSES} classes; name those to use: --class-names 1=sea"
-                )
-        values -= {dataset.nodata}
-    return LabelClasses(tuple(str(value) for value in sorted(values)), tuple(sorted(values)))
+            return _named_classes(path, dataset, class_names)
+        values = sorted(_scan(dataset))
+        if len(values) > _MAX_CLASSES:
+            raise UserError(
+                f"--label-raster={path} has over {_MAX_CLASSES} classes; name those to use: --class-names 1=sea"
+            )
+    return LabelClasses(tuple(map(str, values)), tuple(values))
+
+
+def _scan(dataset: Any, until: Collection[int] | None = None) -> set[int]:
+    """Return the values of a raster with data, up to `_MAX_CLASSES` + 1; or stop once all of `until` were found."""
+    from rasterio.errors import RasterioError
+
+    values: set[int] = set()
+    for top in range(0, dataset.height, _SCAN_ROWS):
+        rows = ((top, min(top + _SCAN_ROWS, dataset.height)), (0, dataset.width))
+        with suppress(RasterioError):  # tiles there are skipped as damaged
+            values |= set(np.unique(dataset.read(1, window=rows, masked=True).compressed()).tolist())
+        if (until is None and len(values) > _MAX_CLASSES) or (until is not None and values >= set(until)):
+            break
+    return values
+
+
+def _named_classes(path: Path, dataset: Any, class_names: str) -> LabelClasses:
+    """Return the classes of --class-names.
+
+    Raises:
+        UserError: If the raster holds none of the numbers; or other values than 0, 1, … for names without numbers.
+    """
+    classes = _parse_class_names(class_names)
+    has_numbers = "=" in class_names
+    values = _scan(dataset, classes.values if has_numbers else None)
+    absent = tuple(value for value in classes.values if value not in values)
+    if not values or (has_numbers and len(absent) < len(classes.values)) or values == set(classes.values):
+        return replace(classes, absent=absent if values else ())
+    found = sorted(values)
+    is_one_to_one = len(found) == len(classes.names)
+    names = classes.names if is_one_to_one else [f"class{value}" for value in found[:_MAX_SHOWN]]
+    works = ",".join(f"{value}={name}" for value, name in zip(found, names, strict=False))
+    more = ", …" if len(found) > _MAX_SHOWN else ""
+    raise UserError(
+        f"--class-names={class_names} {'names' if has_numbers else 'stands for'} "
+        f"{', '.join(map(str, classes.values))}, but --label-raster={path} holds "
+        f"{', '.join(map(str, found[:_MAX_SHOWN]))}{more}; --class-names {works} works"
+    )
 
 
 def check_label_coverage(path: Path, grids: Sequence[Grid]) -> None:

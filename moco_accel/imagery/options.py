@@ -24,6 +24,8 @@ class BuildOptions:
         max_nodata: Largest share of a tile's pixels without data; 1 keeps every tile.
         max_cloud: Largest share of a tile's pixels that are white like clouds; 1 keeps every tile.
         min_majority: Smallest share of a tile's pixels that its label must cover; None: 0.6.
+        only: Patterns of the paths below SRC to take; None: all.
+        overlap: Spread windows so that the last one ends at the edge.
 
     Raises:
         UserError: If a value is out of range, or options contradict each other.
@@ -42,6 +44,8 @@ class BuildOptions:
     min_majority: float | None = None
     pair_with: Path | None = None
     max_shard_mb: int = 256
+    only: Sequence[str] | None = None
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         for name, least, works in (("tile_size", 8, 224), ("stride", 1, self.tile_size), ("max_shard_mb", 1, 256)):
@@ -58,6 +62,8 @@ class BuildOptions:
             raise UserError(f"--class-names={self.class_names!r} needs --label-raster, which is absent; leave it out")
         if self.min_majority is not None and not self.label_raster:
             raise UserError(f"--min-majority={self.min_majority} needs --label-raster, which is absent; leave it out")
+        if self.overlap and self.stride:
+            raise UserError(f"--overlap chooses the stride, which --stride={self.stride} sets; leave one of them out")
         for name in ("bands", "band_names"):
             canonical_bands(getattr(self, name) or (), _flag(name))
 
@@ -102,9 +108,9 @@ def _flag(name: str) -> str:
 
 def _files_digest(source: Path, options: BuildOptions) -> str:
     """Digest of relative path, size and modification time of every file."""
-    groups = [(source, find_images(source))]
+    groups = [(source, find_images(source, only=options.only or (), log=lambda line: None))]  # the plan logs them
     if options.pair_with:
-        groups.append((options.pair_with, find_images(options.pair_with, "--pair-with")))
+        groups.append((options.pair_with, find_images(options.pair_with, "--pair-with", log=lambda line: None)))
     if options.label_raster:
         if not options.label_raster.is_file():
             raise UserError(f"--label-raster={options.label_raster} does not exist; a GeoTIFF of class numbers works")

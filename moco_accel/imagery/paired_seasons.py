@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ def select_paired_scenes(
         UserError: If there are none, or they pair with no scene of SRC.
     """
     usual = layouts[0]
-    paired_scenes = [layout for _, layout in described if isinstance(layout, Layout) and layout.key == usual.key]
+    layouts_there = [layout for _, layout in described if isinstance(layout, Layout)]
+    cast = [replace(x, dtype=usual.dtype) if x.stored_dtype == usual.stored_dtype != "" else x for x in layouts_there]
+    paired_scenes = [layout for layout in cast if (layout.key, layout.scales) == (usual.key, usual.scales)]
     if not paired_scenes:
         scene, layout = described[0]
         reason = layout if isinstance(layout, str) else f"has bands {layout}, not {usual}"

@@ -2,49 +2,124 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from moco_accel.common.errors import UserError
 from moco_accel.imagery.options import BuildOptions
-from moco_accel.imagery.windows import scene_windows
+from moco_accel.imagery.windows import scene_windows, window_notes
 from moco_accel.imagery.workers import map_in_order
-from moco_accel.recipe.bands import example_bands
+from moco_accel.recipe.bands import offer_bands
+from moco_accel.scenes.begun_scenes import BegunScenes
 from moco_accel.scenes.clouds import OFFSET_BASELINE, cloud_rule
+from moco_accel.scenes.competing_kinds import check_one_kind, count_of, files_of, find_globs, sort_kinds, unify_types
 from moco_accel.scenes.find_scenes import Scene, find_scenes, single_file
 from moco_accel.scenes.image_files import UnreadableImage
-from moco_accel.scenes.layouts import Layout, SeparateScenes, check_nodata, read_layout
+from moco_accel.scenes.layouts import Layout, SeparateScenes, read_layout
+from moco_accel.scenes.non_imagery import find_label_maps, looks_like_labels, split_by_name
+from moco_accel.scenes.other_formats import reading_command
+from moco_accel.scenes.pixel_types import check_nodata
 
 DescribedScenes = list[tuple[Scene, Layout | str]]  # a string is the reason why a scene cannot be read
 LeftOut = list[tuple[str, str]]  # file, reason
+
+NOT_UTF8 = "has a name that is no UTF-8; rename it, e.g. with convmv -f latin1 -t utf8 --notest"
 
 _SCENES_AT_ONCE = 32
 _MIN_PARALLEL_SCENES = 256  # fewer are read sooner than worker processes start
 
 
 def select_scenes(
-    source: Path, options: BuildOptions, workers: int, on_scenes: Callable[[int, int], None]
+    source: Path,
+    options: BuildOptions,
+    workers: int,
+    on_scenes: Callable[[int, int], None],
+    begun: BegunScenes | None = None,
 ) -> tuple[list[Layout], LeftOut, list[str]]:
-    """Select the scenes with the bands and dtype of most windows.
+    """Select the scenes that are imagery, all of one kind. Masks, label maps and quick-looks beside it are left out.
+
+    Args:
+        begun: The scenes of an interrupted build; no others are selected.
 
     Returns:
         The selected scenes; file and reason of all others; notes for the user.
 
     Raises:
-        UserError: If no scene can be read, the bands have no names, or --nodata does not fit the dtype.
+        UserError: If no scene can be read, several kinds of imagery compete, the bands have no names, or --nodata does
+            not fit the dtype.
     """
-    found = find_scenes(source)
-    described = describe_scenes(source, found.scenes, options, workers, on_scenes)
-    layouts, left_out = _select_usual_bands(source, described, options)
-    check_nodata(options.nodata, layouts[0].dtype)
-    notes = list(_notes(layouts, options))
+    root = source if source.is_dir() else source.parent
+    found = find_scenes(source, only=options.only or (), label_raster=options.label_raster)
+    left_out: LeftOut = [(_escaped(path), NOT_UTF8) for path in found.unnameable]
+    if not found.scenes:
+        raise UserError(f"none of the images in {str(source)!r} yields a tile; {_first(left_out)}")
+    scenes, masks, previews = (found.scenes, [], []) if begun else split_by_name(root, found.scenes)
+    described = describe_scenes(source, scenes, options, workers, on_scenes)
+    left_out += [(str(scene.files[0]), reason) for scene, reason in described if isinstance(reason, str)]
+    layouts = unify_types([layout for _, layout in described if isinstance(layout, Layout)])
+    if not layouts:
+        raise UserError(f"none of the {len(described)} images in {str(source)!r} yields a tile; {_first(left_out)}")
+    if begun:
+        return _select_begun(source, layouts, begun, left_out, options)
+    label_maps = find_label_maps(layouts, options.labels_from_folders)
+    not_imagery = {layout.scene.name for layout in label_maps}
+    imagery = [layout for layout in layouts if layout.scene.name not in not_imagery]
+    selected, others = _select_kind(source, imagery, options)
+    check_nodata(options.nodata, selected[0].stored_dtype or selected[0].dtype)
+    notes = list(_notes(selected, options))
     if found.non_band_files:
         few, count = ", ".join(path.name for path in found.non_band_files[:3]), len(found.non_band_files)
         more = f", … ({count})" if count > 3 else ""
         notes.append(f"ignored, because they are beside band files and are not bands: {few}{more}")
-    return layouts, left_out, notes
+    if unread := found.other_formats:
+        notes.append(
+            f"left out, because their formats are not read: {count_of(len(unread), 'file')}, e.g. "
+            f"{unread[0].relative_to(root)}; {reading_command(unread[0])}"
+        )
+    rest = files_of(root, imagery)
+    mask_files = [path.relative_to(root).as_posix() for scene in masks for path in scene.files]
+    preview_files = [scene.name for scene in previews]
+    for files, what in (
+        (mask_files, "have names of masks or label maps"),
+        (files_of(root, label_maps), "have few values, as masks and label maps do"),
+        (preview_files, "have names of quick-looks"),
+    ):
+        if files:
+            option = find_globs(files, rest) or "a folder of their own"
+            number = count_of(len(files), "file")
+            notes.append(f"left out, because they {what}: {number}, e.g. {files[0]}; {option} builds them")
+    if looks_like_labels(selected):
+        notes.append(f"the scenes have few values, as masks and label maps do, e.g. {selected[0].scene.name}")
+    return selected, left_out + others, notes
+
+
+def _select_begun(
+    source: Path, layouts: list[Layout], begun: BegunScenes, left_out: LeftOut, options: BuildOptions
+) -> tuple[list[Layout], LeftOut, list[str]]:
+    cast = [replace(layout, dtype=begun.dtype) if layout.stored_dtype else layout for layout in layouts]
+    selected = begun.unchanged(cast)
+    if not selected:
+        raise UserError(
+            f"none of the {len(begun.scenes):,} scenes that the build began with is in SRC={str(source)!r} as it was; "
+            "put them back, or pass --overwrite"
+        )
+    notes = list(_notes(selected, options))
+    known = {scene[0] for scene in begun.scenes}
+    if new := sorted(layout.scene.name for layout in layouts if layout.scene.name not in known):
+        found = count_of(len(new), "scene")
+        notes.append(f"{found} came after the build began or did not fit it, e.g. {new[0]}; --overwrite begins anew")
+    return selected, left_out, notes
+
+
+def _escaped(path: Path) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _first(left_out: LeftOut) -> str:
+    return ": ".join(left_out[0])
 
 
 def describe_scenes(
@@ -72,34 +147,27 @@ def _describe_portion(root: Path, options: BuildOptions, scenes: tuple[Scene, ..
     return described
 
 
-def _select_usual_bands(
-    source: Path, described: DescribedScenes, options: BuildOptions
-) -> tuple[list[Layout], LeftOut]:
-    layouts = [layout for _, layout in described if isinstance(layout, Layout)]
-    if not layouts:
-        scene, reason = described[0]
-        raise UserError(
-            f"none of the {len(described)} images in {str(source)!r} yields a tile; {scene.files[0]}: {reason}"
-        )
-    windows: Counter[tuple[tuple[str, ...], str, int]] = Counter()
-    for layout in layouts:
-        windows[layout.key] += len(scene_windows(layout, options))
-    usual_key = windows.most_common(1)[0][0]
-    selected = [layout for layout in layouts if layout.key == usual_key]
-    usual = selected[0]
+def _select_kind(source: Path, layouts: list[Layout], options: BuildOptions) -> tuple[list[Layout], LeftOut]:
+    """Select the only kind; with --bands or --band-names, that of most windows among those with these bands."""
+    kinds = sort_kinds(layouts, [len(scene_windows(layout, options)) for layout in layouts], not options.only)
+    if options.bands or options.band_names:
+        usual = kinds[0].layouts[0]
+        check_one_kind(source, [kind for kind in kinds if kind.layouts[0].key == usual.key and kind.product])
+    else:
+        check_one_kind(source, kinds)
+    usual = kinds[0].layouts[0]
     if usual.unnamed:
         more = ": the last is called alpha but has too many values for a mask" if usual.alpha_is_band else ""
         raise UserError(
             f"{usual.scene.files[0]} has {usual.dtype} bands without names ({usual.unnamed}{more}); "
-            f"name them in their order, e.g. --band-names {example_bands(usual.unnamed)}"
+            f"name them in their order, {offer_bands(usual.unnamed)}"
         )
-    left_out: LeftOut = []
-    for scene, found in described:
-        if isinstance(found, str):
-            left_out.append((str(scene.files[0]), found))
-        elif found.key != usual_key:
-            left_out.append((str(scene.files[0]), f"has bands {found}, most tiles {usual}; build them separately"))
-    return selected, left_out
+    left_out = [
+        (str(layout.scene.files[0]), f"has bands {kind}, most tiles {kinds[0]}; build them separately")
+        for kind in kinds[1:]
+        for layout in kind.layouts
+    ]
+    return kinds[0].layouts, left_out
 
 
 def select_georeferenced(layouts: list[Layout]) -> tuple[list[Layout], LeftOut]:
@@ -132,6 +200,15 @@ def _notes(layouts: Sequence[Layout], options: BuildOptions) -> Iterator[str]:
         yield f"the last band is alpha and was used as a data mask; --band-names {names} stores it as a band"
     if any(layout.zero_is_nodata for layout in layouts):
         yield "pixels that are 0 in all bands count as no data, because no nodata number is declared; --nodata sets one"
+    if cast := [layout for layout in layouts if layout.stored_dtype]:
+        yield (
+            f"cast from {cast[0].stored_dtype}: {count_of(len(cast), 'scene')}, e.g. {cast[0].scene.name}, to "
+            f"{first.dtype}; windows with values that {first.dtype} cannot hold are skipped"
+        )
+    if first.scales:
+        tags = "; ".join(dict.fromkeys(f"scale {scale:g}, offset {offset:g}" for scale, offset in first.scales))
+        yield f"the stored numbers are kept; the files' tags ({tags}) are not applied"
+    yield from window_notes(layouts, options)
     if options.max_cloud < 1:
         yield from _cloud_notes(layouts)
 

@@ -14,10 +14,12 @@ from PIL import Image
 from moco_accel.imagery.labels import LabelClasses, LabelReader, class_folder
 from moco_accel.imagery.options import BuildOptions
 from moco_accel.imagery.windows import SkippedWindow, Tile, Window, WindowBlock, read_region, read_tile
+from moco_accel.scenes.begun_scenes import CHANGED
 from moco_accel.scenes.clouds import CloudRule, cloud_rule
 from moco_accel.scenes.grids import Grid
 from moco_accel.scenes.image_files import UnreadableImage
 from moco_accel.scenes.layouts import Layout
+from moco_accel.scenes.pixel_types import LossyCast
 from moco_accel.scenes.rasters import PictureReader, RasterReader
 from moco_accel.tiles.running_statistics import RunningStatistics
 
@@ -43,6 +45,26 @@ class CutTiles:
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
+@dataclass
+class BuildProgress:
+    """Counts over the units before `next_unit`; their tiles are in `shards` complete shards.
+
+    `state.npz` stores the fields under their names, so a renamed field breaks the resumption of older builds.
+    """
+
+    next_unit: int = 0
+    shards: int = 0
+    done: bool = False
+    scenes: int = 0
+    windows: int = 0
+    tiles: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    per_class: Counter[str] = field(default_factory=Counter)
+    num_left_out: int = 0
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    counter: RunningStatistics | None = None
+
+
 class TileCutter:
     """Cut blocks of windows into rows of the shards; keep a few files open between calls."""
 
@@ -66,12 +88,17 @@ class TileCutter:
 
     def _cut_block(self, block: WindowBlock, cut: CutTiles, uncounted: list[Tile]) -> None:
         cut.windows += len(block)
-        is_first = block.rows.start == 0 == block.cols.start
+        if block.layout.is_gone:
+            cut.skipped[CHANGED] += len(block)
+            return
+        is_first = block.rows[0] == 0 == block.cols[0]
         try:
             reader = self._reader(block.layout, block.layout.grid)
         except UnreadableImage as reason:
             if is_first:
                 cut.left_out.append((str(block.layout.scene.files[0]), str(reason)))
+            else:  # it was removed meanwhile
+                cut.skipped[CHANGED] += len(block)
             return
         cut.scenes += is_first
         rule = cloud_rule(block.layout)
@@ -80,7 +107,8 @@ class TileCutter:
             try:
                 shard_row, tiles = self._shard_row(block, window, read_tile(reader, window, region), rule)
             except (SkippedWindow, UnreadableImage) as reason:
-                cut.skipped["damaged" if isinstance(reason, UnreadableImage) else str(reason)] += 1
+                is_damaged = isinstance(reason, UnreadableImage) and not isinstance(reason, LossyCast)
+                cut.skipped["damaged" if is_damaged else str(reason)] += 1
                 continue
             cut.rows.append(shard_row)
             uncounted.extend(tiles)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from moco_accel.common.errors import UserError
-from moco_accel.common.pixels import Pixels
+from moco_accel.common.pixels import Mask, Pixels
+from moco_accel.images.decoded import DecodedImage, ImageFacts
 from moco_accel.images.headers import check_size
 from moco_accel.images.kinds import image_kind
 
@@ -49,19 +49,73 @@ def gdal_settings() -> AbstractContextManager[Any]:
         return nullcontext()
 
 
-def read_raster(raw: bytes) -> Pixels:
-    """Return all bands [bands, height, width] as stored. Raises DamagedTile, and UserError without rasterio."""
+def read_raster(raw: bytes, keep_alpha: bool = True) -> DecodedImage:
+    """Return all bands as stored; a colour table becomes RGB, black and white become 0 and 255.
+
+    Args:
+        keep_alpha: Keep an alpha band among the bands; otherwise it is left out and marks transparent pixels.
+
+    Raises:
+        DamagedTile: If the image is larger than what is read.
+        UserError: Without rasterio.
+    """
     with _open(raw) as image:
-        check_size(image.height, image.width, image.count, max(np.dtype(name).itemsize for name in image.dtypes))
-        return image.read()  # type: ignore[no-any-return]
+        colours = 3 if has_colour_table(image) else image.count
+        check_size(image.height, image.width, colours, max(np.dtype(name).itemsize for name in image.dtypes))
+        pixels = image.read()
+        if has_colour_table(image):
+            return _look_up_colours(image, pixels[0])
+        masks = [] if keep_alpha else [number - 1 for number in alpha_bands(image)]
+        valid: Mask | None = None
+        if masks and len(masks) < image.count:
+            valid = np.asarray(pixels[masks[0]] > 0)
+            pixels = np.delete(pixels, masks, axis=0)
+        elif _has_mask(image):
+            valid = np.asarray(image.dataset_mask() > 0)
+        return DecodedImage(to_brightness(image, pixels), _nodata(image), valid)
 
 
-def nodata_tag(raw: bytes) -> float | None:
-    """Return a GeoTIFF's nodata number; None for NaN, which needs none. Raises UserError without rasterio."""
-    if image_kind(raw) != "tiff":
-        return None
+def raster_facts(raw: bytes) -> ImageFacts:
+    """Return what the header of a TIFF, PNG or JPEG 2000 says about its values. Raises UserError without rasterio."""
     with _open(raw) as image:
-        return None if image.nodata is None or math.isnan(image.nodata) else float(image.nodata)
+        scaling = tuple(zip(image.scales, image.offsets, strict=True))
+        is_scaled = any(pair != (1, 0) for pair in scaling)
+        is_table = has_colour_table(image)
+        hides = is_table and any(alpha == 0 for *_, alpha in image.colormap(1).values())
+        return ImageFacts(
+            "uint8" if is_table else image.dtypes[0],
+            None if is_table else _nodata(image),
+            scaling if is_scaled else (),
+            bool(alpha_bands(image)) or hides,
+            _has_mask(image),
+            3 if is_table else image.count,
+        )
+
+
+def _nodata(image: Any) -> float | None:
+    return None if image.nodata is None else float(to_brightness(image, np.asarray(image.nodata)))
+
+
+def _has_mask(image: Any) -> bool:
+    flags = {flag.name for flag in image.mask_flag_enums[0]}
+    return "per_dataset" in flags and "alpha" not in flags
+
+
+def has_colour_table(dataset: Any) -> bool:
+    """Check whether a dataset's numbers are entries of a colour table, other than black and white."""
+    return dataset.count == 1 and band_colours(dataset) == ["palette"]
+
+
+def _look_up_colours(image: Any, entries: Pixels) -> DecodedImage:
+    """Return RGB; entries that are transparent, or declared to be no data, are marked."""
+    table = np.zeros((max(image.colormap(1)) + 1, 4), np.uint8)
+    for entry, colour in image.colormap(1).items():
+        table[entry] = colour
+    colours = table[np.minimum(entries, len(table) - 1)]
+    valid = colours[..., 3] > 0
+    if image.nodata is not None:
+        valid &= entries != image.nodata
+    return DecodedImage(colours[..., :3].transpose(2, 0, 1), None, None if valid.all() else valid)
 
 
 def band_descriptions(raw: bytes) -> list[str | None]:
@@ -81,15 +135,38 @@ def _open(raw: bytes) -> Iterator[Any]:
 
 
 def is_white_zero(dataset: Any) -> bool:
-    """Check whether a dataset is an 8-bit grey TIFF that stores 0 for white, which GDAL does not invert."""
-    if dataset.count != 1 or dataset.dtypes[0] != "uint8" or "NBITS" in dataset.tags(1, ns="IMAGE_STRUCTURE"):
+    """Check whether a dataset is a grey TIFF of 8 or 16 bits that stores 0 for white, which GDAL does not invert."""
+    if dataset.count != 1 or dataset.dtypes[0] not in ("uint8", "uint16") or _bits(dataset):
         return False
     return bool(dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES")
 
 
+def _bits(dataset: Any) -> str | None:
+    """Return the bits of a value if they are fewer than those of its type."""
+    found: str | None = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS")
+    return found
+
+
+def _is_black_and_white(dataset: Any) -> bool:
+    """Check for one bit per value, which GDAL gives a colour table of black and white."""
+    if dataset.count != 1 or _bits(dataset) != "1" or dataset.colorinterp[0].name != "palette":
+        return False
+    table = dataset.colormap(1)
+    return {table.get(0, ())[:3], table.get(1, ())[:3]} == {(0, 0, 0), (255, 255, 255)}
+
+
+def to_brightness(dataset: Any, values: Pixels) -> Pixels:
+    """Return stored values, larger where brighter: white-is-zero is inverted, one bit becomes 0 and 255."""
+    if _is_black_and_white(dataset):
+        is_white = values == 1 if dataset.colormap(1)[1][0] else values == 0
+        return np.where(is_white, np.uint8(255), np.uint8(0))
+    return np.iinfo(dataset.dtypes[0]).max - values if is_white_zero(dataset) else values
+
+
 def band_colours(dataset: Any) -> list[str]:
     """Return GDAL's colour of each band: "red", "gray", "alpha", "palette", "undefined" and others."""
-    return ["gray"] if is_white_zero(dataset) else [colour.name for colour in dataset.colorinterp]
+    is_grey = is_white_zero(dataset) or _is_black_and_white(dataset)
+    return ["gray"] if is_grey else [colour.name for colour in dataset.colorinterp]
 
 
 def alpha_bands(dataset: Any) -> list[int]:
@@ -103,17 +180,27 @@ def is_mask_band(dataset: Any, number: int) -> bool:
 
     GDAL calls the fourth of four bands alpha, but it is often near infrared.
     """
+    windows = sample_windows(dataset, number)
+    if not windows:
+        return True
+    return looks_like_mask(np.stack(windows))
+
+
+def looks_like_mask(pixels: Pixels) -> bool:
+    """Check whether pixels hold little besides 0 and their type's maximum."""
+    values, counts = np.unique(pixels, return_counts=True)
+    highest = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else 1.0
+    is_between = (values > 0) & (values < highest)
+    return bool(is_between.sum() <= _MAX_MASK_VALUES or counts[is_between].sum() <= _MAX_SOFT_SHARE * counts.sum())
+
+
+def sample_windows(dataset: Any, number: int) -> list[Pixels]:
+    """Read nine windows of a band, spread evenly; those in damaged parts of the file are left out."""
     height, width = min(_WINDOW_SIDE, dataset.height), min(_WINDOW_SIDE, dataset.width)
     tops = [(dataset.height - height) * place // 2 for place in range(3)]
     lefts = [(dataset.width - width) * place // 2 for place in range(3)]
     read = [_read_window(dataset, number, top, left, height, width) for top in tops for left in lefts]
-    windows = [window for window in read if window is not None]
-    if not windows:
-        return True
-    values, counts = np.unique(np.stack(windows), return_counts=True)
-    highest = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else 1.0
-    is_between = (values > 0) & (values < highest)
-    return bool(is_between.sum() <= _MAX_MASK_VALUES or counts[is_between].sum() <= _MAX_SOFT_SHARE * counts.sum())
+    return [window for window in read if window is not None]
 
 
 def _read_window(dataset: Any, number: int, row: int, col: int, height: int, width: int) -> Pixels | None:

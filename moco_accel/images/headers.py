@@ -18,6 +18,8 @@ from moco_accel.common.errors import to_single_line
 from moco_accel.images.kinds import BIG_TIFF
 
 STORED_TYPES = ("uint8", "uint16", "int16", "float32")
+CAST_TYPES = ("bool", "int8", "uint32", "int32", "uint64", "int64", "float16", "float64")  # cast to a stored type
+READABLE_TYPES = (*STORED_TYPES, *CAST_TYPES)
 MAX_TILE_PIXELS = 1 << 26  # in each band: 8192 x 8192
 MAX_TILE_BYTES = 1 << 28  # in all bands together, as stored
 _MAX_TILE_BANDS = 1024

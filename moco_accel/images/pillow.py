@@ -1,4 +1,4 @@
-"""Read pictures with Pillow: 8 bits, or 16 bits of grey. Colour tables become RGB."""
+"""Read pictures with Pillow: 8 bits, or 16 bits of grey. Colour tables become RGB, alpha marks transparent pixels."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from moco_accel.common.pixels import Pixels
+from moco_accel.common.pixels import Mask
+from moco_accel.images.decoded import DecodedImage
 
 _CONVERSIONS = {"P": "RGB", "PA": "RGBA", "1": "L", "CMYK": "RGB", "YCbCr": "RGB"}
+_WITH_ALPHA = {"1": "LA", "L": "LA", "LA": "LA", "P": "RGBA", "PA": "RGBA", "RGB": "RGBA", "RGBA": "RGBA"}
 _PIXELS_AT_ONCE = 1 << 20
 
 
@@ -34,16 +36,31 @@ def open_picture(file: Path | BinaryIO, formats: tuple[str, ...], any_size: bool
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def read_pixels(image: Image.Image) -> Pixels:
-    """Return pixels [bands, height, width], larger where brighter: Pillow inverts white-is-zero TIFF of 8 bits.
+def decode_picture(image: Image.Image, keep_alpha: bool = False) -> DecodedImage:
+    """Return pixels, larger where brighter: Pillow inverts white-is-zero TIFF of 8 bits.
 
     Rows are read in parts: at once, Pillow would hold a large image four times.
+
+    Args:
+        keep_alpha: Keep an alpha band among the bands; otherwise it is left out and marks transparent pixels.
     """
+    has_alpha = not keep_alpha and image.has_transparency_data and image.mode in _WITH_ALPHA
     step = max(1, _PIXELS_AT_ONCE // image.width)
-    pixels = np.empty(0)
+    pixels, valid = np.empty(0), np.ones((image.height, image.width) if has_alpha else (0, 0), np.bool_)
     for top in range(0, image.height, step):
         part = image.crop((0, top, image.width, min(top + step, image.height)))
-        rows = np.array(part.convert(_CONVERSIONS[part.mode]) if part.mode in _CONVERSIONS else part)
+        mode = _WITH_ALPHA[part.mode] if has_alpha else _CONVERSIONS.get(part.mode, part.mode)
+        rows = np.array(part if part.mode == mode else part.convert(mode))
+        if has_alpha:
+            valid[top : top + step] = rows[..., -1] > 0
+            rows = rows[..., 0] if mode == "LA" else rows[..., :-1]
         pixels = pixels if top else np.empty((image.height, *rows.shape[1:]), rows.dtype)
         pixels[top : top + step] = rows
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    bands = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    # of 16 bits, Pillow knows only the value that is transparent
+    hidden = image.info.get("transparency") if image.mode.startswith("I") else None
+    return DecodedImage(bands, hidden, _as_mask(valid) if has_alpha else None)
+
+
+def _as_mask(valid: Mask) -> Mask | None:
+    return None if valid.all() else valid

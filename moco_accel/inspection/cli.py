@@ -37,7 +37,9 @@ def inspect(
     image_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Column of the tiles; needed if several hold imagery.")
     ] = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="Split of a hub dataset.")] = "train",
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Split of the source; without it, the only one.")
+    ] = None,
     nodata: Annotated[
         float | None,
         typer.Option(metavar="NUMBER", help="Stored value of nodata: --nodata 0. (default: declared by the tiles)"),

@@ -13,7 +13,6 @@ from moco_accel.common.errors import UserError
 from moco_accel.common.pixels import Pixels
 from moco_accel.inspection import processing_baselines
 from moco_accel.recipe.bands import band_labels
-from moco_accel.sources.open_source import list_source_files
 from moco_accel.sources.tile_metadata import BandStatistics
 from moco_accel.tiles.running_statistics import RunningStatistics
 from moco_accel.tiles.statistics import MeasuredStatistics, measure_statistics
@@ -141,9 +140,9 @@ def _find_extents(tiles: Tiles) -> list[Extent]:
     return sorted(extents, key=lambda extent: -extent.tiles)
 
 
-def bytes_on_disk(source: str) -> int | None:
-    """Return the size of a folder, file or glob; None for a source that is not on this machine."""
-    files = list_source_files(source)
+def bytes_on_disk(tiles: Tiles) -> int | None:
+    """Return the size of the files that hold the tiles; None for a source that is not on this machine."""
+    files = tiles.files
     return sum(file.stat().st_size for file in files) if files else None
 
 
@@ -166,7 +165,7 @@ def inspection_as_json(found: Inspection) -> dict[str, Any]:
         "tiles": len(tiles),
         "shards": len(tiles.shard_sizes),
         "shard_sizes": tiles.shard_sizes,
-        "bytes": bytes_on_disk(tiles.source),
+        "bytes": bytes_on_disk(tiles),
         "columns": tiles.column_names,
         "image_column": tiles.image_column,
         "dtype": found.dtype,

@@ -49,7 +49,8 @@ def open_without_recipe(source: str, **data_fields: Any) -> Tiles:
 
 def is_read_in_place(source: str) -> bool:
     """Check whether a source need not be fetched: it is an address, or on this machine."""
-    return "://" in source or glob.has_magic(source) or Path(source).exists()
+    without_split = source.rpartition(":")[0] or source
+    return "://" in source or glob.has_magic(source) or Path(source).exists() or Path(without_split).exists()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from moco_accel.recipe.data_sections import STORED_RANGES
 from moco_accel.recipe.text import dump_yaml
 from moco_accel.tiles.band_selection import example_band_names, needs_band_names
 from moco_accel.tiles.fill_data_fields import mean_and_std, percentile_range
+from moco_accel.tiles.statistics import describe_unmarked
 
 _MAX_LISTED = 10
 _BARS = "▁▂▃▄▅▆▇█"
@@ -32,7 +33,9 @@ def recipe_fields(found: Inspection) -> dict[str, Any]:
     would take up a few per cent of the range, less than the augmentation's noise. `mean` and `std` are scaled.
     """
     count = len(found.statistics.mean)
-    scaling = "uint8" if found.dtype == "uint8" else "percentiles"
+    # of 8 bits, numbers mark no data only with another scaling than uint8
+    is_marked = found.tiles.metadata is None and found.tiles.nodata is not None
+    scaling = "uint8" if found.dtype == "uint8" and not is_marked else "percentiles"
     if scaling == "percentiles":
         low, high = percentile_range(found.statistics)
     else:
@@ -81,6 +84,7 @@ def list_warnings(found: Inspection) -> list[str]:
     values = zip(found.band_names, found.statistics.minimum, found.statistics.maximum, strict=True)
     if constant := ", ".join(name for name, low, high in values if low == high):
         warnings.append(f"constant bands: {constant}; data.bands can leave them out because they carry no information")
+    warnings += describe_unmarked(found.measured, found.tiles.source, None)
     if found.tiles.bands is None:
         warnings.append(
             f"the {len(found.statistics.mean)} bands have no stored names; name all in their order with --band-names "
@@ -105,7 +109,7 @@ def _overview(found: Inspection) -> Table:
 
 def _overview_rows(found: Inspection) -> Iterator[tuple[str, str]]:
     tiles, measured = found.tiles, found.measured
-    num_bytes, shards = bytes_on_disk(tiles.source), len(tiles.shard_sizes)
+    num_bytes, shards = bytes_on_disk(tiles), len(tiles.shard_sizes)
     size = f", {_format_bytes(num_bytes)}" if num_bytes is not None else ""
     yield "tiles", f"{len(tiles):,} in {shards:,} shard{'s' * (shards != 1)}{size}"
     sample = "all" if measured.num_sampled == len(tiles) else f"{measured.num_sampled:,}, evenly spaced"

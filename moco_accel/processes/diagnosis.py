@@ -31,6 +31,19 @@ _OUT_OF_HOST_MEMORY = "the kernel killed processes because host memory ran out"
 _WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\. |exited unexpectedly)"
 )
+_WORKER_ERROR = re.compile(r"Caught (\w+) in DataLoader worker process (\d+)\.")
+_MORE_SHARED_MEMORY = (
+    "shared memory (/dev/shm) is full: docker run --shm-size=2g gives a container more, --set data.num_workers=0 works "
+    "without it"
+)
+_MORE_OPEN_FILES = (
+    "too many files are open: ulimit -n 65536 before the launch allows more, --set data.num_workers=0 needs fewer"
+)
+_LIMITS = {
+    "unable to allocate shared memory": _MORE_SHARED_MEMORY,
+    "Too many open files": _MORE_OPEN_FILES,
+    "items of ancdata": _MORE_OPEN_FILES,
+}
 _CONNECTION = re.compile(r"gloo|NCCL|Connection (?:closed|reset)|Broken pipe")
 _STATES = {
     "T": "it is stopped (SIGSTOP, or a debugger)",
@@ -42,19 +55,22 @@ _STATES = {
 def allowed_seconds(phase: str, stall_seconds: float | None, median_step_seconds: float | None) -> float:
     """Return how long a rank may be in `phase` without progress; infinity means no limit.
 
-    The limit is `stall_seconds` or ten steps, whichever is longer. It is four times as long for the first batch
-    (workers start, disks are cold), and ten times for a checkpoint or an evaluation.
+    The limit is `stall_seconds` or ten steps, whichever is longer. It is ten times as long for a checkpoint, an
+    evaluation and the first step, whose duration is unknown, and four times for the first batch (workers start, disks
+    are cold).
 
     Args:
+        phase: Empty: how long a rank may send no heartbeat.
         stall_seconds: `run.stall_seconds` of the recipe; None: no limit.
         median_step_seconds: None before the first step is done.
     """
     if stall_seconds is None or phase == START:
         return math.inf
     limit = max(stall_seconds, 10 * (median_step_seconds or 0.0))
-    if phase in _LONG_PHASES:
+    is_first = median_step_seconds is None and phase != ""
+    if phase in _LONG_PHASES or (is_first and phase != DATA):
         return 10 * limit
-    return 4 * limit if phase == DATA and median_step_seconds is None else limit
+    return 4 * limit if is_first else limit
 
 
 def find_stall(
@@ -147,13 +163,30 @@ def describe_lost_worker(
     process, how = found[1].strip(), found[2] or "killed, or crashed"
     at = "".join(f" at tile {tile}" for worker, tile in current_tiles if str(worker) == process)
     if "Bus error" in how:
-        advice = "shared memory is full: try a larger /dev/shm (docker run --shm-size) or fewer data.num_workers"
+        advice = _MORE_SHARED_MEMORY
     else:
         memory = read_host_memory()
         free = f" ({memory[0] // MIB} MiB of {memory[1] // MIB} are free now)" if memory else ""
         why = _OUT_OF_HOST_MEMORY if killed_for_memory else "most often because host memory ran out"
         advice = f"{why}{free}; fewer data.num_workers or a smaller data.shuffle_buffer_mib need less"
     return f"loader worker {process} died{at}: {how}; {advice}; {_HOW_TO_RESUME}"
+
+
+def describe_loader_error(error: BaseException) -> tuple[str, str] | None:
+    """Describe an error of a loader worker, or of passing on what it loaded; None if `error` is a different one.
+
+    Returns:
+        The message for the user, and the worker's traceback if the cause is unknown.
+    """
+    found, text = _WORKER_ERROR.match(str(error)), str(error)
+    text = " ".join((text.rpartition(f"{found[1]}: ")[2] if found else text).split())
+    if found and found[1] == "UserError":
+        return text, ""
+    reason = f"loader worker {found[2]} failed: {found[1]}: " if found else "tiles cannot be passed on: "
+    for limit, remedy in _LIMITS.items():
+        if limit in text:
+            return f"{reason}{text[:300]}; {remedy}; {_HOW_TO_RESUME}", ""
+    return (f"{reason}{text[:300]}; {_HOW_TO_RESUME}", str(error)) if found else None
 
 
 def read_host_memory() -> tuple[int, int] | None:

@@ -34,6 +34,10 @@ class StoppedBySignal(Exception):  # noqa: N818 - not an error
     """The run has been saved and ends here."""
 
 
+class StoppedWhileWaiting(Exception):  # noqa: N818 - not an error
+    """A signal asked to stop while the main thread was in `stoppable_wait`."""
+
+
 class StopRequest:
     """Listens for a request to stop this process. Use it as a context, before any slow import.
 
@@ -45,7 +49,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.unsaved_work = "nothing is saved yet, so the whole run is lost"
         self._signal: str | None = None
-        self._since, self._parent = 0.0, os.getppid()
+        self._since, self._parent, self._process = 0.0, os.getppid(), os.getpid()
         by_torchrun, by_parent = "TORCHELASTIC_RUN_ID" in os.environ, _launcher_command(self._parent) is not None
         self._launched = by_torchrun or by_parent
         self._orphaned = by_torchrun and not by_parent and self._parent == 1  # the launcher ended during the start
@@ -59,15 +63,17 @@ class StopRequest:
         os.set_blocking(self._write, False)
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-                self._handlers_before[number] = signal.signal(number, lambda *_: None)  # it wakes the listener
+                self._handlers_before[number] = signal.signal(number, self._interrupt)  # it wakes the listener
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(read,), daemon=True).start()
+        _wait.request = self
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if not self._handlers_before:
             return
         signal.set_wakeup_fd(self._wakeup)
+        _wait.request = None
         for number, handler in self._handlers_before.items():
             # after a stop, a launcher may still pass on the signal that every process already got
             signal.signal(number, signal.SIG_IGN if self._signal else handler)
@@ -100,6 +106,13 @@ class StopRequest:
         """The signal's name, or the launcher's end; empty if no stop was requested from this process."""
         return self._signal or ("its launcher's end" if self.is_requested else "")
 
+    def _interrupt(self, number: int, frame: object) -> None:
+        """End the main thread's wait, if it is in one."""
+        if _wait.is_stoppable and os.getpid() == self._process:
+            while not self._signal:  # the listener sets it at once
+                time.sleep(_POLL_SECONDS / 50)
+            raise StoppedWhileWaiting
+
     def _listen(self, read: int) -> None:
         while numbers := os.read(read, 64):
             for number in numbers:
@@ -119,6 +132,33 @@ class StopRequest:
             os._exit(_INTERRUPTED_EXIT_CODE)
 
 
+class _Wait:
+    """Whether a signal may interrupt the main thread, and the request that listens for signals."""
+
+    def __init__(self) -> None:
+        self.is_stoppable = False
+        self.request: StopRequest | None = None
+
+
+_wait = _Wait()
+
+
+@contextmanager
+def stoppable_wait() -> Iterator[None]:
+    """Let a stop request end what the main thread waits for. What it got so far is lost.
+
+    Raises:
+        StoppedWhileWaiting: Once a signal asks to stop.
+    """
+    _wait.is_stoppable = True
+    try:
+        if _wait.request is not None and _wait.request._signal:
+            raise StoppedWhileWaiting
+        yield
+    finally:
+        _wait.is_stoppable = False
+
+
 def ignore_signals() -> None:
     """Ignore stop requests in a loader worker: its trainer needs it until the step is done."""
     signal.set_wakeup_fd(-1)
@@ -134,6 +174,8 @@ def die_with_parent() -> None:
 
 def kill_workers() -> None:
     """Kill the loader workers: they ignore SIGTERM, and one that hangs would keep the trainer from ending."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would report each as an error
     for child in multiprocessing.active_children():
         child.kill()
 

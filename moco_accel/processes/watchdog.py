@@ -34,6 +34,7 @@ _ERROR_SECONDS = 10.0  # for a failing rank to show its error before the others 
 _VERDICT_SECONDS = 15.0
 _EXIT_CODE = 2
 _LOW_MEMORY_SHARE = 0.03
+_SHARE_OF_FIRST_STEP = 0.2
 
 
 class Watchdog:
@@ -82,6 +83,10 @@ class Watchdog:
             time.sleep(_VERDICT_SECONDS)  # within it, the thread ends this process with the cause
         self._judges = False
         message = diagnosis.describe_lost_worker(error, progress.current_tiles(), self._killed_for_memory())
+        if message is None and (explained := diagnosis.describe_loader_error(error)):
+            message, worker_traceback = explained
+            if worker_traceback:
+                _write(worker_traceback)
         self._send_all({"failing": message.partition(";")[0] if message else diagnosis.describe_error(error)})
         if self._links:  # the thread keeps the connections open until this process has shown its error
             nowhere = Path(os.devnull).open("w")  # noqa: SIM115 - it has to stay open
@@ -93,11 +98,16 @@ class Watchdog:
         if message:
             raise UserError(message) from None
 
+    def begin_steps(self) -> None:
+        """Record the start of the first optimizer step; limits depend on how long steps take."""
+        self._step_begun = time.perf_counter()
+
     def record_step(self) -> None:
-        """Record the end of an optimizer step; limits depend on how long steps take, from the second one on."""
+        """Record the end of an optimizer step."""
         now = time.perf_counter()
         if self._step_begun is not None:
-            self._steps.append(now - self._step_begun)
+            # the first one compiles and warms up: later ones take less, and its share stands for them
+            self._steps.append((now - self._step_begun) * (1.0 if self._steps else _SHARE_OF_FIRST_STEP))
         self._step_begun = now
 
     def _watch(self) -> None:
@@ -196,7 +206,7 @@ class Watchdog:
         return Heartbeat(self._host, os.getpid(), progress.phase, self._seconds, limit, progress.waits, position)
 
     def _allowed(self, phase: str) -> float:
-        median = None if self._step_begun is None else statistics.median(self._steps or [0.0])
+        median = statistics.median(self._steps) if self._steps else None
         return diagnosis.allowed_seconds(phase, self._stall_seconds, median)
 
     def _killed_for_memory(self) -> bool:

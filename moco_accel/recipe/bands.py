@@ -10,6 +10,30 @@ from moco_accel.common.errors import UserError
 # by band number; level 2A has no B10 (cirrus)
 SENTINEL2 = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
 RGB = ("red", "green", "blue")
+_BANDS_10_20 = ("B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B11", "B12")
+_TREESAT = ("B2", "B3", "B4", "B8", "B5", "B6", "B7", "B8A", "B11", "B12", "B1", "B9")
+_LANDSAT7 = ("B1", "B2", "B3", "B4", "B5", "B6_VCID_1", "B6_VCID_2", "B7", "B8")
+# by number of bands: the data, and the order in which it stores its bands
+KNOWN_ORDERS: dict[int, list[tuple[str, tuple[str, ...]]]] = {
+    6: [("SSL4EO-L, surface reflectance of Landsat 5 and 7", ("B1", "B2", "B3", "B4", "B5", "B7"))],
+    7: [
+        ("SSL4EO-L, surface reflectance of Landsat 8 and 9", tuple(f"B{n}" for n in range(1, 8))),
+        ("SSL4EO-L, Landsat 5", tuple(f"B{n}" for n in range(1, 8))),
+    ],
+    9: [("SSL4EO-L, Landsat 7", _LANDSAT7)],
+    10: [("Sentinel-2's bands of 10 and 20 m", _BANDS_10_20)],
+    11: [("SSL4EO-L, Landsat 8 and 9", tuple(f"B{n}" for n in range(1, 12)))],
+    12: [
+        ("Sentinel-2 level 2A", tuple(band for band in SENTINEL2 if band != "B10")),
+        ("TreeSatAI", _TREESAT),
+    ],
+    13: [
+        ("Sentinel-2 level 1C, SEN12MS and SSL4EO-S12", SENTINEL2),
+        ("EuroSAT-MSI", (*(band for band in SENTINEL2 if band != "B8A"), "B8A")),
+    ],
+}
+_MAX_LISTED = 16  # names in a message
+_MAX_RANGE = 1024
 NUMBERED_BAND = re.compile(r"B\d+A?")  # a canonical name
 
 _NUMBERED = re.compile(r"(?:(?:SR|ST)_)?B(?:AND)?[ _-]?0*(\d+)(A?)(_VCID_[12])?")  # Landsat 7 stores B6 in two gains
@@ -22,15 +46,31 @@ _RGB_OF_SENSOR = {
 
 
 def parse_bands(text: str, option: str) -> list[str]:
-    """Split `B4,B3,B2` into names; the spelling is kept.
+    """Split `B4,B3,B2` into names; the spelling is kept, and `B1..B224` stands for B1, B2, … B224.
 
     Raises:
         UserError: If a name is empty. The message names `option`.
     """
-    names = [name.strip() for name in text.split(",")]
+    names = [name for entry in text.split(",") for name in _expand(entry.strip())]
     if not all(names):
         raise UserError(f"{option}={text!r} has an empty name; names with a comma between them work, e.g. B8,B4,B3")
     return names
+
+
+def _expand(entry: str) -> list[str]:
+    """Return the names of a range such as `B1..B224` or `ch01..ch12`, or the entry itself."""
+    ends = re.fullmatch(r"(\D*)(\d{1,4})\.\.(\D*)(\d{1,4})", entry)
+    if not ends or ends[1] != ends[3] or not 0 <= int(ends[4]) - int(ends[2]) < _MAX_RANGE:
+        return [entry]
+    digits = len(ends[2]) if ends[2].startswith("0") else 1
+    return [f"{ends[1]}{number:0{digits}d}" for number in range(int(ends[2]), int(ends[4]) + 1)]
+
+
+def format_bands(names: Sequence[str]) -> str:
+    """Return `B1, B2, B3`; long lists are shortened to `B1, B2, … B224 (224)`."""
+    if len(names) <= _MAX_LISTED:
+        return ", ".join(names)
+    return f"{', '.join(names[:2])}, … {names[-1]} ({len(names)})"
 
 
 def band_labels(names: Sequence[str] | None, count: int) -> list[str]:
@@ -50,7 +90,16 @@ def canonical_band(name: str) -> str:
 def example_bands(count: int) -> str:
     """Return plausible names for `count` bands, separated by commas, for error messages."""
     named = {1: "elevation", 2: "VV,VH", 3: "red,green,blue", 4: "red,green,blue,nir"}
-    return named.get(count) or ",".join(f"B{number}" for number in range(1, count + 1))
+    known = ",".join(KNOWN_ORDERS[count][0][1]) if count in KNOWN_ORDERS else None
+    listed = ",".join(f"B{number}" for number in range(1, count + 1))
+    return named.get(count) or known or (listed if count <= _MAX_LISTED else f"B1..B{count}")
+
+
+def offer_bands(count: int) -> str:
+    """Return `--band-names` for every known order of `count` bands, each with the data that it is of; or an example."""
+    if count not in KNOWN_ORDERS:
+        return f"e.g. --band-names {example_bands(count)}"
+    return ", or ".join(f"--band-names {','.join(names)} for {data}" for data, names in KNOWN_ORDERS[count])
 
 
 def canonical_bands(names: Sequence[str], field: str = "bands") -> list[str]:
@@ -63,8 +112,8 @@ def canonical_bands(names: Sequence[str], field: str = "bands") -> list[str]:
     duplicate = next((name for name, band in zip(names, bands, strict=True) if bands.count(band) > 1), None)
     if duplicate is not None:
         raise UserError(
-            f"{field} {', '.join(names)}: {duplicate} and another are both {canonical_band(duplicate)}; name it once: "
-            f"{','.join(dict.fromkeys(bands))}"
+            f"{field} {format_bands(names)}: {duplicate} and another are both {canonical_band(duplicate)}; name it "
+            f"once: {','.join(dict.fromkeys(bands))}"
         )
     return bands
 
@@ -78,7 +127,7 @@ def select_bands(wanted: Sequence[str], stored: Sequence[str], field: str, sourc
     have, want = canonical_bands(stored), canonical_bands(wanted)
     if missing := [band for band in want if band not in have]:
         raise UserError(
-            f"{field}=[{', '.join(want)}] but {source!r} has [{', '.join(have)}]: {', '.join(missing)} "
+            f"{field}=[{format_bands(want)}] but {source!r} has [{format_bands(have)}]: {format_bands(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not there"
         )
     return [have.index(band) for band in want]

@@ -11,8 +11,10 @@ from moco_accel.recipe.bands import canonical_band
 STORED_RANGES = {"uint8": (0.0, 255.0), "reflectance": (0.0, 10_000.0), "reflectance_offset": (1_000.0, 11_000.0)}
 _MAX_BANDS = 1000
 Fraction = Annotated[float, Field(ge=0, le=1)]
-# bounds leave float32 room for arithmetic
-StoredValue = Annotated[float, Field(ge=-1e30, le=1e30)]
+_LARGEST = float.fromhex("0x1.fffffep127")  # of float32; the number for no data of many elevation models
+StoredValue = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+_INFINITE = 2.0**128 - 2.0**103  # from here on, float32 rounds to infinity; files and people round its largest number
+NodataValue = Annotated[float, Field(gt=-_INFINITE, lt=_INFINITE)]
 
 
 class Section(BaseModel):
@@ -29,12 +31,13 @@ class Data(Section):
 
     Attributes:
         source: Folder, file or glob (parquet, arrow, tar), folder of images, or hub id.
-        split: Split of a hub id.
+        split: Split of the source; null: the only one, and `train` of a hub id.
         image_column: Column with the imagery; null: the only column that holds imagery.
         pair_column: Column with the same place in another season, for one of the views; null: both show one tile.
         bands: Names of the bands in the encoder's order; null: all bands in their stored order.
         stored_bands: Names of all bands in their stored order; null: the names that the source gives.
-        nodata: Stored value of pixels without data, which become the mean of their band; null: the source's.
+        nodata: Stored value of pixels without data, which become the mean of their band; null: the files' own, which
+            counts in any case.
         scaling: Where low and high come from. `uint8`: 0 and 255; `reflectance`: 0 and 10,000 (Sentinel-2);
             `reflectance_offset`: 1,000 and 11,000 (Sentinel-2 from processing baseline 04.00 on); `percentiles`: each
             band's 1st and 99th percentile; `range`: the fields `low` and `high`.
@@ -49,12 +52,12 @@ class Data(Section):
     """
 
     source: str = "data/tiles"
-    split: str = "train"
+    split: str | None = None
     image_column: str | None = None
     pair_column: str | None = None
     bands: list[str] | None = Field(None, min_length=1, max_length=_MAX_BANDS)
     stored_bands: list[str] | None = Field(None, min_length=1, max_length=_MAX_BANDS)
-    nodata: StoredValue | None = None
+    nodata: NodataValue | None = None
     scaling: Literal["uint8", "reflectance", "reflectance_offset", "percentiles", "range"] = "uint8"
     low: list[StoredValue] | None = Field(None, max_length=_MAX_BANDS)
     high: list[StoredValue] | None = Field(None, max_length=_MAX_BANDS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from typing import NamedTuple
 
 
@@ -48,3 +50,15 @@ convolutions use workspaces that cuDNN chooses at run time and that no trace sho
 def encoder_family(encoder: str) -> str:
     """Return `ViT` or `ResNet`."""
     return "ResNet" if encoder in RESNET_NAMES else "ViT"
+
+
+def closest_encoder(text: str) -> str:
+    """Return the encoder that people may mean by `text`, such as vit_base_patch16 by `vit-b` or `ViT-B/16`."""
+    found = re.match(r"(?:de|v)it[ _-]?([tsblh])", text.lower())
+    if found:
+        size = next(size for size in VIT_SIZES if size.startswith(found[1]))
+        patches = VIT_SIZES[size].patches
+        numbers = [int(number) for number in re.findall(r"\d+", text)]
+        patch = next((patch for patch in numbers if patch in patches), patches[-1])
+        return f"vit_{size}_patch{patch}"
+    return (difflib.get_close_matches(text.lower(), ENCODER_NAMES, n=1, cutoff=0.4) or ["vit_small_patch16"])[0]

@@ -71,15 +71,17 @@ def explain_validation_error(error: ValidationError, schema: type[BaseModel]) ->
 
 
 def _example(schema: type[BaseModel], path: list[str]) -> str:
-    """Return `; VALUE works` with the field's default, or its example if it has no default."""
+    """Return `; VALUE works` with the field's default, or its example if it has no default; of an item, the list's."""
+    is_item = bool(path) and path[-1].isdecimal()
+    path = path[:-1] if is_item else path
     section = find_section(schema, path[:-1])
     field = section.model_fields.get(path[-1]) if section and path else None
     if field is None or isinstance(field.default, BaseModel):
         return ""
-    works = (field.examples or [None])[0] if field.is_required() else field.default
-    if works is None:
-        return "" if field.is_required() else "; null works"
-    return f"; {works} works"
+    works = (field.examples or [None])[0] if field.is_required() else field.get_default(call_default_factory=True)
+    if works is None and field.is_required():
+        return ""
+    return f"; {'.'.join(path) + '=' if is_item else ''}{'null' if works is None else works} works"
 
 
 def _printable(part: str) -> str:

@@ -6,7 +6,7 @@ import copy
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -21,7 +21,8 @@ _NULLS = ("", "~", "null", "Null", "NULL")
 def apply_overrides(fields: object, overrides: list[str]) -> object:
     """Apply each `section.field=value` to a copy of plain data.
 
-    A text field takes its value literally, except for null and quoted text. Other values are parsed as YAML.
+    A text field takes its value literally, except for null and quoted text. Other values are parsed as YAML; the items
+    of a list may be given with commas alone: `data.bands=B4,B3,B2`.
 
     Raises:
         UserError: If an override has another form, names no section, or its value is not YAML.
@@ -34,7 +35,13 @@ def apply_overrides(fields: object, overrides: list[str]) -> object:
             raise UserError(f"--set {short_repr(override)} is not section.field=value; e.g. --set schedule.epochs=100")
         if not isinstance(changed, dict) or not isinstance(changed.setdefault(section, {}), dict):
             raise UserError(f"--set {short_repr(override)}: {short_repr(section)} is not a section of the recipe")
-        changed[section][field] = _parse_text(text) if _is_text(section, field) else _parse_yaml(text, override)
+        annotation = _annotation(section, field)
+        if annotation in (str, str | None):
+            changed[section][field] = _parse_text(text)
+        elif _is_list(annotation) and text.strip() not in _NULLS and text.strip()[0] not in "[{":
+            changed[section][field] = [_parse_yaml(item, override) for item in text.split(",") if item.strip()]
+        else:
+            changed[section][field] = _parse_yaml(text, override)
     return changed
 
 
@@ -60,10 +67,13 @@ def find_section(schema: type[BaseModel], path: Sequence[str]) -> type[BaseModel
     return schema
 
 
-def _is_text(section: str, field: str) -> bool:
+def _annotation(section: str, field: str) -> Any:
     found = find_section(Recipe, [section])
-    known = found.model_fields if found else {}
-    return field in known and known[field].annotation in (str, str | None)
+    return found.model_fields[field].annotation if found and field in found.model_fields else None
+
+
+def _is_list(annotation: Any) -> bool:
+    return any(get_origin(part) is list for part in (annotation, *get_args(annotation)))
 
 
 def _parse_text(text: str) -> str | None:

@@ -7,13 +7,13 @@ import re
 
 from moco_accel.common.errors import UserError, short_repr
 from moco_accel.recipe.data_sections import STORED_RANGES, Data
-from moco_accel.recipe.encoder_names import ENCODER_NAMES, RESNET_NAMES, VIT_NAMES
+from moco_accel.recipe.encoder_names import ENCODER_NAMES, RESNET_NAMES, VIT_NAMES, closest_encoder
 from moco_accel.recipe.schema import Recipe
 
 _LINEAR_SCALING_BASE = 256  # lr = base_lr * global_batch_size / 256 (Goyal et al. 2017; MoCo v3 section 4)
 _RESNET_STRIDE = 32  # of the last feature map
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_MIN_RELATIVE_RANGE = 1e-6  # of low to high; float32 resolves no less
+MIN_RELATIVE_RANGE = 1e-6  # of low to high; float32 resolves no less
 _MAX_TEXT_CHARACTERS = 4096  # of a path on Linux
 
 
@@ -56,7 +56,7 @@ def scaled_lr(base_lr: float, global_batch_size: int) -> float:
 def _check_encoder(recipe: Recipe) -> None:
     name, size = recipe.encoder.name, recipe.encoder.image_size
     if name not in ENCODER_NAMES:
-        raise UserError(f"encoder.name={name!r} is not known; one of: {', '.join(ENCODER_NAMES)}")
+        raise UserError(f"encoder.name={name!r} is not known; encoder.name={closest_encoder(name)} works")
     if name in VIT_NAMES and size % (patch := int(name.rpartition("patch")[2])):
         raise UserError(
             f"encoder.image_size={size} is not a multiple of {name}'s patch of {patch}; "
@@ -75,7 +75,7 @@ def _check_batch(recipe: Recipe) -> None:
     if devices % nodes:
         raise UserError(
             f"hardware.num_devices={devices} does not divide over hardware.num_nodes={nodes} nodes of equal size; "
-            f"hardware.num_devices={-(-devices // nodes) * nodes} works"
+            f"hardware.num_nodes={max(n for n in range(1, nodes) if devices % n == 0)} works"
         )
     total, micro_batch = batch.global_batch_size, batch.micro_batch_size
     least = min_micro_batch_size(encoder.name, encoder.image_size)
@@ -90,16 +90,28 @@ def _check_batch(recipe: Recipe) -> None:
             f"nearest: {nearest_multiples(total, devices)}"
         )
     product = recipe.per_device_batch_size * devices
-    if product == total:
-        return
-    if total % (micro_batch * devices) == 0:
-        hint = f"batch.accumulation_steps={total // (micro_batch * devices)} works"
-    else:
-        hint = f"nearest global batches for this micro-batch: {nearest_multiples(total, micro_batch * devices)}"
-    raise UserError(
-        f"batch.global_batch_size={total} is not micro_batch_size {micro_batch} x accumulation_steps "
-        f"{batch.accumulation_steps} x num_devices {devices} = {product}; {hint}"
-    )
+    if product != total:
+        raise UserError(
+            f"batch.global_batch_size={total} is not micro_batch_size {micro_batch} x accumulation_steps "
+            f"{batch.accumulation_steps} x num_devices {devices} = {product}; {_settings_for_batch(recipe, least)}"
+        )
+
+
+def _settings_for_batch(recipe: Recipe, least: int) -> str:
+    """Return the overrides with which a recipe's global batch works, in micro-batches of at most the recipe's size."""
+    batch, optimizer = recipe.batch, recipe.optimizer
+    per_device = batch.global_batch_size // recipe.hardware.num_devices
+    sizes = [size for size in range(1, min(batch.micro_batch_size, per_device) + 1) if per_device % size == 0]
+    size = max((size for size in sizes if size >= least), default=per_device)
+    works: dict[str, object] = {}
+    if size != batch.micro_batch_size:
+        works["batch.micro_batch_size"] = size
+    if per_device // size != batch.accumulation_steps:
+        works["batch.accumulation_steps"] = per_device // size
+    if not math.isclose(optimizer.lr, lr := scaled_lr(optimizer.base_lr, batch.global_batch_size), rel_tol=1e-6):
+        works["optimizer.lr"] = lr
+    fields = " ".join(f"{name}={value}" for name, value in works.items())
+    return f"{fields} work{'s' if len(works) == 1 else ''}"
 
 
 def can_shard(devices: int) -> bool:
@@ -172,14 +184,21 @@ def _check_data(recipe: Recipe) -> None:
     data, bands = recipe.data, recipe.encoder.bands
     for field, names in (("bands", data.bands or []), ("stored_bands", data.stored_bands or [])):
         if len(set(names)) != len(names):
-            raise UserError(f"data.{field}={names} names a band twice; every band once works")
+            once = ", ".join(dict.fromkeys(names))
+            raise UserError(f"data.{field}={names} names a band twice; data.{field}=[{once}] works")
     for field in ("bands", "low", "high", "mean", "std"):
         values = getattr(data, field)
         if values is not None and len(values) != bands:
-            what = "names" if field == "bands" else "numbers"
-            raise UserError(f"data.{field}={values} has {len(values)} {what}; encoder.bands={bands} needs {bands}")
+            what, works = "numbers", f"data.{field}=null"
+            if field == "bands":
+                what, works = "names", f"encoder.bands={len(values)}"
+            raise UserError(
+                f"data.{field}={values} has {len(values)} {what}; encoder.bands={bands} needs {bands}; {works} works"
+            )
     if data.std is not None and min(data.std) <= 0:
-        raise UserError(f"data.std={data.std} must be above 0 in every band; e.g. 0.2")
+        raise UserError(
+            f"data.std={data.std} must be above 0 in every band; data.std=null works: measured, or ImageNet's"
+        )
     if recipe.augment.preset == "seasons" and data.pair_column is None:
         raise UserError(
             "augment.preset='seasons' needs pairs of one place, and data.pair_column=null; data.pair_column=image_pair "
@@ -192,18 +211,19 @@ def _check_scaling(data: Data) -> None:
         missing = "low" if data.low is None else "high"
         raise UserError(
             f"data.{missing}=null: data.scaling={data.scaling!r} needs low and high, one number per band each; "
-            "data.scaling=percentiles takes them from the tiles"
+            "data.scaling=percentiles data.low=null data.high=null work: the tiles' own"
         )
     if data.low is None or data.high is None:
         return
     for low, high in zip(data.low, data.high, strict=True):
-        if not high - low > _MIN_RELATIVE_RANGE * max(abs(low), abs(high)):
+        if not high - low > MIN_RELATIVE_RANGE * max(abs(low), abs(high)):
             raise UserError(
-                f"data.high={data.high} must be above data.low={data.low} in every band, by what float32 resolves"
+                f"data.high={data.high} must be above data.low={data.low} in every band, by what float32 resolves; "
+                f"data.high={[low + max(1.0, abs(low)) for low in data.low]} works"
             )
     expected = STORED_RANGES.get(data.scaling)
     if expected and any(pair != expected for pair in zip(data.low, data.high, strict=True)):
         raise UserError(
             f"data.low={data.low} and data.high={data.high} are not what data.scaling={data.scaling!r} means "
-            f"({expected[0]:g} and {expected[1]:g}); data.scaling=range keeps them"
+            f"({expected[0]:g} and {expected[1]:g}); data.scaling=range works"
         )

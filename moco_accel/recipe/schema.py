@@ -31,7 +31,7 @@ class Encoder(Section):
     name: str
     weights: str | None = None
     image_size: int = Field(224, ge=8, le=2048)
-    bands: int = Field(3, ge=1, le=64)
+    bands: int = Field(3, ge=1, le=1024)
     freeze_patch_projection: bool = True
 
 

@@ -56,8 +56,11 @@ def report(
             _save_svg(svg, parts)
             written.append(svg)
         console.print(escape(f"wrote {' and '.join(map(str, written))}"), soft_wrap=True)
+        command = None if _is_training_or_complete(state) else _resume_command(run_log)
+        if command:
+            console.print(escape(f"to continue the run:\n{command}"), soft_wrap=True)
         if as_json:
-            typer.echo(json.dumps(_figures(run_log, state), indent=2))
+            typer.echo(json.dumps(_figures(run_log, state) | {"resume_command": command}, indent=2))
 
 
 def main() -> None:
@@ -67,23 +70,41 @@ def main() -> None:
 
 def _run_state(run_log: RunLog) -> RunState:
     from moco_accel.training.console import RunState
-    from moco_accel.training.run_health import assess_health
+    from moco_accel.training.run_health import assess_health, stopped
 
     last = run_log.rows[-1]
     evaluation: dict[str, Any] = {}
     for row in run_log.evaluations:
         evaluation |= row
-    return RunState(
+    state = RunState(
         run_log.recipe,
         str(run_log.run),
         last["total_steps"],
+        first_step=run_log.first_step,
         steps_done=last["step"] + 1,
-        elapsed_seconds=last["seconds"],
+        elapsed_seconds=run_log.elapsed_seconds,
+        seconds_before=run_log.seconds_before,
         card_mib=last["card_memory_mib"],
         row=last,
         evaluation=evaluation or None,
         health=assess_health(run_log.recipe, last, evaluation or None),
     )
+    if not _is_training_or_complete(state):
+        state.health = stopped(state.health, state.steps_done, state.total_steps)
+    return state
+
+
+def _is_training_or_complete(state: RunState) -> bool:
+    from moco_accel.checkpoints.run_folder import is_training
+
+    return state.steps_done >= state.total_steps or is_training(Path(state.run))
+
+
+def _resume_command(run_log: RunLog) -> str:
+    from moco_accel.recipe.launch_command import LaunchOptions, launch_command
+
+    launch = launch_command(run_log.recipe.hardware, str(run_log.run / "recipe.yaml"))
+    return launch + LaunchOptions(output_dir=str(run_log.run), resume=True).as_text()
 
 
 def _evaluation_table(run_log: RunLog) -> Table:

@@ -40,8 +40,7 @@ def _knn(axis: Axes, run_log: RunLog) -> None:
     axis.set_title(f"kNN-{run_log.recipe.evaluation.neighbours} accuracy")
     epochs, values = run_log.column("knn_top1", of_evaluations=True)
     if not epochs:
-        text = "no labelled tiles:\nevaluation.train_source, test_source"
-        axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color=_FAINT)
+        axis.text(0.5, 0.5, _why_no_knn(run_log), transform=axis.transAxes, ha="center", va="center", color=_FAINT)
         axis.set_yticks([])
         return
     axis.plot(epochs, values, color=_OURS, marker="o", markersize=4, label=f"pretrained {values[-1]:.1%}")
@@ -50,6 +49,15 @@ def _knn(axis: Axes, run_log: RunLog) -> None:
     _draw_level(axis, last["knn_top1_mean_colour"], f"mean colour {last['knn_top1_mean_colour']:.1%}", _THIRD)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.legend(frameon=False)
+
+
+def _why_no_knn(run_log: RunLog) -> str:
+    config = run_log.recipe.evaluation
+    if config.train_source is None or config.test_source is None:
+        return "no labelled tiles:\nevaluation.train_source, test_source"
+    if config.every_epochs is None:
+        return "not evaluated:\nevaluation.every_epochs=null"
+    return "labelled tiles not evaluated yet:\nthe first evaluation is after epoch " + str(config.every_epochs)
 
 
 def _features(axis: Axes, run_log: RunLog) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from moco_accel.common.console import print_note
 from moco_accel.common.errors import UserError
 from moco_accel.images.kinds import PICTURE_SUFFIXES, RASTER_SUFFIXES, list_images
 from moco_accel.recipe.bands import canonical_band
+from moco_accel.scenes.other_formats import OTHER_SUFFIXES, reading_command
 
 _BAND_FILE = re.compile(
-    r"(?P<scene>.*?)(?:^|[_.-])(?P<band>(?:(?:SR|ST)_)?B(?:0?[1-9]|1[0-2]|8A))(?:_VCID_[12])?(?:_(?P<metres>\d\d)m)?$",
+    r"(?P<scene>.*?)(?:^|[_.-])(?P<band>(?:(?:SR|ST)_)?B(?:0?6_VCID_[12]|0?[1-9]|1[0-2]|8A))(?:_(?P<metres>\d\d)m)?$",
     re.IGNORECASE,
 )
 # Sentinel-1: …-vv-…-001.tiff and …-vh-…-002.tiff, or x_VV.tif and x_VH.tif
@@ -61,19 +65,36 @@ class Scene:
 
 @dataclass(frozen=True)
 class FoundScenes:
-    """Scenes sorted by name, and the files beside band files that are skipped because they are no bands."""
+    """Scenes sorted by name, and files that are no scenes.
+
+    Attributes:
+        non_band_files: Files beside band files that are no bands.
+        other_formats: Files that hold imagery in a format that a build does not read.
+        unnameable: Files whose names are no UTF-8, which neither GDAL nor parquet can hold.
+    """
 
     scenes: list[Scene]
     non_band_files: list[Path]
+    unnameable: list[Path]
+    other_formats: list[Path]
 
 
-def find_scenes(source: Path, field: str = "SRC") -> FoundScenes:
+def find_scenes(
+    source: Path, field: str = "SRC", only: Sequence[str] = (), label_raster: Path | None = None
+) -> FoundScenes:
     """Find the scenes in a folder, or in one file.
+
+    Args:
+        only: Patterns of the paths to take, relative to `source`; empty: all.
+        label_raster: A file that is no scene though it may lie in the folder.
 
     Raises:
         UserError: If `source` does not exist or holds no images; the message names `field`.
     """
-    files = find_images(source, field)
+    found = find_images(source, field, only)
+    labels = label_raster.resolve() if label_raster and source.is_dir() else None
+    unnameable = [path for path in found if not is_utf8(path)]
+    files = [path for path in found if is_utf8(path) and (labels is None or path.resolve() != labels)]
     root = source if source.is_dir() else source.parent
     band_files, others = _group_band_files(root, files)
     scenes = [_band_scene(root, key, members) for key, members in band_files.items()]
@@ -85,24 +106,64 @@ def find_scenes(source: Path, field: str = "SRC") -> FoundScenes:
             non_band_files.append(path)
         else:
             scenes.append(single_file(root, path))
-    return FoundScenes(sorted(scenes, key=lambda scene: scene.name), non_band_files)
+    return FoundScenes(
+        sorted(scenes, key=lambda scene: scene.name), non_band_files, unnameable, [] if only else _other_formats(source)
+    )
 
 
-def find_images(source: Path, field: str = "SRC") -> list[Path]:
+def is_utf8(path: Path) -> bool:
+    """Check whether a file's name can be written as text."""
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))
+
+
+def find_images(
+    source: Path, field: str = "SRC", only: Sequence[str] = (), log: Callable[[str], None] = print_note
+) -> list[Path]:
     """Return the image files below a folder, sorted and without hidden ones; or the one file that `source` is.
+
+    Args:
+        only: Patterns of the paths to take, relative to `source`; empty: all.
+        log: Receives lines on links and folders that cannot be read.
 
     Raises:
         UserError: If there are none.
     """
     if source.is_file():
+        command = reading_command(source)
+        if command and not source.name.lower().endswith(PICTURE_SUFFIXES):
+            raise UserError(f"{field}={str(source)!r} is of a format that is not read; {command}")
         return [source]
     if not source.is_dir():
         raise UserError(f"{field}={str(source)!r} does not exist; a folder of images or one image works")
-    paths = (source / name for name in list_images(source, PICTURE_SUFFIXES))
+    paths = (source / name for name in list_images(source, PICTURE_SUFFIXES, log))
     found = sorted(path for path in paths if path.is_file())
+    if not found and (others := _other_formats(source)):
+        raise UserError(
+            f"{field}={str(source)!r} holds no images, but {len(others):,} files of formats that are not read, e.g. "
+            f"{others[0].relative_to(source)}; {reading_command(others[0])}"
+        )
     if not found:
         raise UserError(f"{field}={str(source)!r} holds no images; files ending in {', '.join(PICTURE_SUFFIXES)} work")
-    return found
+    chosen = [path for path in found if matches(path.relative_to(source).as_posix(), only)] if only else found
+    if not chosen:
+        example = found[0].relative_to(source).as_posix()
+        raise UserError(
+            f"--only={only[0]!r} matches none of the {len(found):,} images in {str(source)!r}, e.g. {example}; "
+            f"--only '*{found[0].suffix}' works"
+        )
+    return chosen
+
+
+def _other_formats(source: Path) -> list[Path]:
+    if not source.is_dir():
+        return []
+    names = list_images(source, OTHER_SUFFIXES, lambda line: None)
+    return [path for path in map(source.joinpath, names) if path.is_file() and is_utf8(path) and reading_command(path)]
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Check whether a path relative to SRC matches one of --only; `*` also matches slashes."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def single_file(root: Path, path: Path) -> Scene:

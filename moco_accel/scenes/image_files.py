@@ -11,16 +11,17 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from moco_accel.common.errors import UserError
-from moco_accel.common.pixels import Pixels
+from moco_accel.common.pixels import Mask, Pixels
 from moco_accel.images.gdal import DRIVERS, load_rasterio
 from moco_accel.images.headers import is_plain_tiff
 from moco_accel.images.kinds import HEAD_BYTES, Kind, image_kind
-from moco_accel.images.pillow import open_picture, read_pixels
+from moco_accel.images.pillow import decode_picture, open_picture
 
 MAX_PICTURE_PIXELS = 1 << 26  # 192 MiB as RGB; larger images are read in windows
 _MAX_PIXELS_PER_BYTE = 1100  # of the emptiest JPEG or PNG; TIFF and JPEG 2000 have no such limit
 _FORMATS = ("JPEG", "PNG", "TIFF")
-_BANDS: dict[str, tuple[str, ...]] = dict.fromkeys(("RGB", "P", "RGBA"), ("red", "green", "blue")) | {"L": ("grey",)}
+_COLOUR, _GREY = ("RGB", "P", "RGBA", "PA", "CMYK"), ("L", "LA", "1")
+_BANDS: dict[str, tuple[str, ...]] = dict.fromkeys(_COLOUR, ("red", "green", "blue")) | dict.fromkeys(_GREY, ("grey",))
 _GEO_TAGS = {33550, 33922, 34264, 34735, 42112, 42113}  # scale, tie points, matrix, keys, GDAL's metadata and nodata
 
 
@@ -90,23 +91,24 @@ def read_picture_header(path: Path) -> tuple[tuple[str, ...], int, int] | None:
     return _BANDS[mode], height, width
 
 
-def read_picture(path: Path) -> tuple[Pixels, bytes | None]:
+def read_picture(path: Path) -> tuple[Pixels, Mask | None, bytes | None]:
     """Read a picture whole.
 
     Returns:
-        Pixels uint8 [bands, height, width], and the file's bytes if they can be stored as a tile, else None.
+        Pixels uint8 [bands, height, width], 0 where they are transparent; a mask [height, width] that is False there,
+        None without any; and the file's bytes if they can be stored as a tile, else None.
 
     Raises:
-        UnreadableImage: If the file is damaged or has transparent pixels.
+        UnreadableImage: If the file is damaged.
     """
     with as_unreadable(path), open_picture(path, _FORMATS, any_size=True) as image:
         image.load()
-        if image.mode == "RGBA":
-            if image.getchannel("A").getextrema() != (255, 255):
-                raise UnreadableImage("has transparent pixels; flatten it to RGB first")
-            return read_pixels(image.convert("RGB")), None
-        is_storable = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L")  # which any reader decodes
-        return read_pixels(image), path.read_bytes() if is_storable else None
+        # any reader decodes these alike
+        is_storable = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and not image.has_transparency_data
+        pixels, _, valid = decode_picture(image)
+        if valid is not None:
+            pixels[:, ~valid] = 0
+        return pixels, valid, path.read_bytes() if is_storable else None
 
 
 def _read_kind(path: Path) -> Kind:

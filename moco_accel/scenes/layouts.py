@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from moco_accel.common.errors import UserError
-from moco_accel.images.gdal import alpha_bands, band_colours, is_mask_band, is_white_zero
+from moco_accel.images.gdal import alpha_bands, band_colours, is_mask_band, is_white_zero, to_brightness
 from moco_accel.images.headers import STORED_TYPES
-from moco_accel.recipe.bands import RGB, canonical_bands, example_bands, select_bands
+from moco_accel.recipe.bands import RGB, canonical_bands, example_bands, format_bands, select_bands
 from moco_accel.scenes.find_scenes import Scene
 from moco_accel.scenes.grids import Affine, Grid, common_grid
 from moco_accel.scenes.image_files import UnreadableImage, as_unreadable, open_raster, read_picture_header
+from moco_accel.scenes.pixel_types import WIDE_TYPES, Range, fits_type, sampled_range, tile_type
 
 LOWEST_FLOAT = float(np.finfo(np.float32).min)  # the nodata number of GDAL and most of its users
 _BandSources = tuple[tuple[Path, int], ...]  # the file of each band, and its number in it
@@ -41,6 +41,10 @@ class Layout:
         unnamed: How many bands there are, if they have no names.
         sun_elevation: In degrees, if a Landsat scene's metadata lie beside it.
         alpha_is_band: Whether the last band is called alpha but holds too many values for a mask.
+        stored_dtype: The files' type, if tiles of `dtype` are cast from it.
+        sampled: Lowest and highest sampled value, for whole numbers of such a type.
+        is_gone: Whether it changed after its build began, and cannot be cut.
+        scales: (scale, offset) of each band, if the files' tags say that stored numbers mean something else.
     """
 
     scene: Scene
@@ -58,6 +62,10 @@ class Layout:
     unnamed: int = 0
     sun_elevation: float | None = None
     alpha_is_band: bool = False
+    stored_dtype: str = ""
+    sampled: Range | None = None
+    scales: tuple[tuple[float, float], ...] = ()
+    is_gone: bool = False
 
     @property
     def key(self) -> tuple[tuple[str, ...], str, int]:
@@ -65,7 +73,7 @@ class Layout:
         return self.bands, self.dtype, self.unnamed
 
     def __str__(self) -> str:
-        names = ", ".join(self.bands) if self.bands else f"{self.unnamed} without names"
+        names = format_bands(self.bands) if self.bands else f"{self.unnamed} without names"
         return f"[{names}] {self.dtype}"
 
 
@@ -153,9 +161,12 @@ def _layout_of(
     scene: Scene, bands: Sequence[str], datasets: Sequence[Any], sources: _BandSources, grid: Grid, nodata: float | None
 ) -> Layout:
     pairs = [(dataset, number) for dataset, (_, number) in zip(datasets, sources, strict=True)]
-    dtype = _common_dtype([dataset.dtypes[number - 1] for dataset, number in pairs])
+    stored = _common_dtype([dataset.dtypes[number - 1] for dataset, number in pairs])
     declared = [nodata if nodata is not None else _declared_nodata(dataset, number) for dataset, number in pairs]
-    values = tuple(value if _fits(value, dtype) else None for value in declared)
+    values = tuple(value if fits_type(value, stored) else None for value in declared)
+    is_wide, scales = stored in WIDE_TYPES, tuple((x.scales[number - 1], x.offsets[number - 1]) for x, number in pairs)
+    sampled = sampled_range(pairs, values) if is_wide and stored != "float64" else None
+    dtype = tile_type(stored, [sampled]) if is_wide else stored
     flags = {flag.name for dataset in datasets for flag in dataset.mask_flag_enums[0]}
     has_mask = bool(flags & {"per_dataset", "alpha"})
     is_undeclared = all(value is None for value in values) and not has_mask
@@ -170,40 +181,23 @@ def _layout_of(
         zero_is_nodata=is_undeclared and scene.sensor is not None and dtype != "float32",
         striped=all(dataset.block_shapes[0][1] == dataset.width for dataset in datasets),
         unnamed=0 if bands else len(sources),
+        stored_dtype=stored if is_wide else "",
+        sampled=sampled,
+        scales=scales if set(scales) != {(1.0, 0.0)} else (),
     )
 
 
 def _declared_nodata(dataset: Any, number: int) -> float | None:
     value: float | None = dataset.nodatavals[number - 1]
-    return 255 - value if value is not None and is_white_zero(dataset) else value  # as `AlignedRaster` reads it
-
-
-def _fits(value: float | None, dtype: str) -> bool:
-    """Check whether `dtype` can hold a nodata number."""
-    if value is None or dtype == "float32":
-        return value is not None and (not math.isfinite(value) or abs(value) <= -LOWEST_FLOAT)
-    limits = np.iinfo(dtype)
-    return limits.min <= value <= limits.max and float(value).is_integer()
-
-
-def check_nodata(nodata: float | None, dtype: str) -> None:
-    """Raise UserError if --nodata is a number that tiles of `dtype` cannot hold."""
-    if nodata is None or _fits(nodata, dtype):
-        return
-    limits = np.finfo(np.float32) if dtype == "float32" else np.iinfo(dtype)
-    kind = "numbers" if dtype == "float32" else "whole numbers"
-    works = -9999 if limits.min < 0 else 0
-    raise UserError(
-        f"--nodata={nodata:g}: the imagery is {dtype}, which holds {kind} from {limits.min:.8g} to {limits.max:.8g}; "
-        f"--nodata {works} works"
-    )
+    is_inverted = value is not None and is_white_zero(dataset)
+    return float(to_brightness(dataset, np.asarray(value))) if is_inverted else value  # as `AlignedRaster` reads it
 
 
 def _common_dtype(dtypes: Sequence[str]) -> str:
     if len(set(dtypes)) > 1:
         raise UnreadableImage(f"has bands of different dtypes ({', '.join(sorted(set(dtypes)))})")
-    if dtypes[0] not in STORED_TYPES:
-        hint = "gdal_translate -ot Float32 makes it float32" if dtypes[0] != "int8" else "gdal_translate -ot Int16"
+    if dtypes[0] not in (*STORED_TYPES, *WIDE_TYPES):
+        hint = "gdal_translate -ot Float32 makes it float32"
         if dtypes[0].startswith("complex"):  # a cast would drop the imaginary part
             hint = "its magnitude can: gdal_calc.py -A IN --calc='abs(A)' --type=Float32 --outfile=OUT"
         raise UnreadableImage(f"is {dtypes[0]}; tiles can be {', '.join(STORED_TYPES)}: {hint}")
@@ -213,7 +207,7 @@ def _common_dtype(dtypes: Sequence[str]) -> str:
 def _given_names(band_names: Sequence[str] | None, count: int) -> tuple[str, ...] | None:
     if band_names and len(band_names) != count:
         raise UnreadableImage(
-            f"has {count} bands, --band-names={','.join(band_names)} names {len(band_names)}; "
+            f"has {count} bands, --band-names={format_bands(band_names).replace(', ', ',')} names {len(band_names)}; "
             f"--band-names {example_bands(count)} works"
         )
     return tuple(canonical_bands(band_names)) if band_names else None

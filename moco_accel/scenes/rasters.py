@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from moco_accel.common.pixels import Mask, Pixels, valid_pixels
-from moco_accel.images.gdal import is_white_zero
+from moco_accel.images.gdal import is_white_zero, to_brightness
 from moco_accel.scenes.grids import Grid
 from moco_accel.scenes.image_files import UnreadableImage, as_unreadable, open_raster, read_picture
 from moco_accel.scenes.layouts import Layout
+from moco_accel.scenes.nodata import put_nodata
+from moco_accel.scenes.pixel_types import cast_pixels
 
 
 class RasterReader:
@@ -43,9 +45,9 @@ class RasterReader:
             Pixels [bands, height, width], and a mask [height, width] that is False for nodata, or None if none is.
 
         Raises:
-            UnreadableImage: If the file is damaged there.
+            UnreadableImage: If the file is damaged there, or holds values that the type of the tiles cannot hold.
         """
-        pixels = np.empty((len(self.layout.sources), height, width), self.layout.dtype)
+        pixels = np.empty((len(self.layout.sources), height, width), self.layout.stored_dtype or self.layout.dtype)
         valid: Mask | None = None
         for file, positions in self._files:
             numbers = [self.layout.sources[position][1] for position in positions]
@@ -54,8 +56,10 @@ class RasterReader:
                 file_mask = file.mask(row, col, height, width)
                 valid = file_mask if valid is None else valid & file_mask
         valid = _valid_mask(self.layout, pixels, valid)
-        if valid is not None and self._nodata is not None:
-            pixels[:, ~valid] = self._nodata
+        if self.layout.stored_dtype:
+            pixels = cast_pixels(pixels, self.layout.dtype, valid)
+        if self._nodata is not None:
+            put_nodata(self.layout, pixels, valid, self._nodata)
         return pixels, valid
 
     def close(self) -> None:
@@ -68,15 +72,16 @@ class PictureReader:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        pixels, self._encoded = read_picture(layout.scene.files[0])
+        pixels, self._valid, self._encoded = read_picture(layout.scene.files[0])
         if layout.selected != tuple(range(len(pixels))):
             pixels, self._encoded = pixels[list(layout.selected)], None
         self._pixels = pixels
 
     def read(self, row: int, col: int, height: int, width: int) -> tuple[Pixels, Mask | None]:
         """Read a window as `RasterReader.read` does."""
-        pixels = self._pixels[:, row : row + height, col : col + width]
-        return pixels, _valid_mask(self.layout, pixels)
+        window = np.s_[..., row : row + height, col : col + width]
+        pixels = self._pixels[window]
+        return pixels, _valid_mask(self.layout, pixels, None if self._valid is None else self._valid[window])
 
     def encoded(self, height: int, width: int) -> bytes | None:
         """Return the file's bytes if a tile of this size is the whole picture, else None."""
@@ -99,9 +104,8 @@ class AlignedRaster:
         self._dataset = open_raster(path)
         try:
             with as_unreadable(path):
-                self._is_inverted = not is_labels and is_white_zero(self._dataset)
-                if self._is_inverted and nodata is not None:
-                    nodata = 255 - nodata
+                if nodata is not None and not is_labels and is_white_zero(self._dataset):
+                    nodata = float(to_brightness(self._dataset, np.asarray(nodata)))  # as stored
                 self._offset = _offset(self._dataset, grid)
                 if is_labels and self._offset and not _covers(self._dataset, grid, self._offset):
                     self._offset = None  # unlike bands, labels may end within a scene
@@ -133,7 +137,7 @@ class AlignedRaster:
             source = self._warped or self._dataset
             found = np.asarray(source.read(numbers, window=self._window(row, col, height, width)))
         assert found.shape[-2:] == (height, width), (self._path, row, col)
-        return 255 - found if self._is_inverted else found
+        return found if self._is_labels else to_brightness(self._dataset, found)
 
     def mask(self, row: int, col: int, height: int, width: int) -> Mask:
         """Return a mask [height, width] that is True where the file has data. Raises UnreadableImage."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from moco_accel.common.errors import UserError
-from moco_accel.sources.tile_metadata import METADATA_FILE, TileMetadata, read_metadata
+from moco_accel.sources.tile_metadata import METADATA_FILE, TileMetadata, details_path, read_metadata
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,25 @@ class Store(Protocol):
     def column(self, name: str) -> list[Any]:
         """Read all values of a column as Python objects."""
 
+    def missing(self, name: str) -> int:
+        """Return how many rows lack a value of a column, where the source's index tells; else 0."""
+        return 0
+
     def location(self, index: int) -> str:
         """Return the file and the row in it, for messages."""
         ends = list(accumulate(self.shard_sizes))
         shard = bisect_right(ends, index)
         return f"row {index - ends[shard] + self.shard_sizes[shard]} of {self.paths[shard]}"
+
+    def files(self) -> list[Path]:
+        """Return the files that hold the tiles; none for a source that is not on this machine."""
+        return [Path(path) for path in self.paths if Path(path).is_file()]
+
+    def digest(self) -> str:
+        """Return a checksum of what the source holds: names, sizes and rows of its shards, wherever they lie."""
+        files = [Path(path) for path in self.paths]
+        sizes = [file.stat().st_size if file.is_file() else 0 for file in files]
+        return checksum(f"{f.name} {size} {n}" for f, size, n in zip(files, sizes, self.shard_sizes, strict=True))
 
     def prepare_random_access(self) -> Store:
         """Return a store that is fast to read in random order.
@@ -92,11 +107,22 @@ class Store(Protocol):
         return ReadPattern()
 
 
+def checksum(lines: Iterable[str]) -> str:
+    """Return a short checksum of lines, which may hold names that are not valid UTF-8."""
+    found = hashlib.sha256()
+    for line in lines:
+        found.update(os.fsencode(line + "\n"))
+    return found.hexdigest()[:16]
+
+
 class PackedNames:
     """Many names in one object. A list of a million strings would grow in every forked loader worker."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = pa.array([os.fsencode(name) for name in names], pa.large_binary())
+
+    def __len__(self) -> int:
+        return len(self._names)
 
     def __getitem__(self, index: int) -> str:
         return os.fsdecode(self._names[index].as_py())
@@ -111,7 +137,9 @@ def read_folder_metadata(folder: Path, source: Source) -> TileMetadata | None:
     try:
         return read_metadata(folder)
     except ValueError as error:
-        raise UserError(f"{source.field}: {folder / METADATA_FILE} is damaged ({error}); remove it") from None
+        raise UserError(
+            f"{source.field}: {details_path(folder, METADATA_FILE)} is damaged ({error}); remove it"
+        ) from None
 
 
 def read_shards_metadata(

@@ -16,10 +16,11 @@ from moco_accel.common.errors import UserError
 from moco_accel.images.headers import read_file
 from moco_accel.images.kinds import RASTER_SUFFIXES
 from moco_accel.recipe.bands import canonical_band
-from moco_accel.sources.base import PackedNames, Source, Store, read_folder_metadata
+from moco_accel.sources.base import PackedNames, Source, Store, checksum, read_folder_metadata
 
 # B02.tif, NAME_B02.tif, NAME_B8A_20m.jp2
 _BAND_FILE = re.compile(r"(?:(?P<name>.+)[_.-])?(?P<band>B\d{1,2}A?)(?:[_.-]\d+m)?", re.I)
+_SAMPLED_SIZES = 1000
 _IMAGE, _LABEL, _FILE = "image", "label", "file"
 
 
@@ -66,6 +67,15 @@ class FolderStore(Store):
     def location(self, index: int) -> str:
         return str(self._root / self._first_file(index))
 
+    def files(self) -> list[Path]:
+        return [self._root / self._files[number] for number in range(len(self._files))]
+
+    def digest(self) -> str:
+        """Return a checksum of the files' names, and of the sizes of a sample: those of a million would take long."""
+        step = -(-len(self._files) // _SAMPLED_SIZES)
+        names = (self._files[number] for number in range(len(self._files)))
+        return checksum(name if n % step else f"{name} {_size_of(self._root / name)}" for n, name in enumerate(names))
+
     def _first_file(self, index: int) -> str:
         return self._files[int(self._file_numbers[index].max())]
 
@@ -77,6 +87,13 @@ class FolderStore(Store):
             return None if number < 0 else read_file(self._root / self._files[number])
         except FileNotFoundError:  # deleted since: only this tile is damaged
             return None
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # deleted since: only this tile is damaged
+        return -1
 
 
 def _group_band_files(names: Sequence[str], source: Source) -> dict[str, dict[str, int]] | None:

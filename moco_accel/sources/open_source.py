@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 import shlex
 from pathlib import Path
@@ -11,22 +10,20 @@ import datasets
 import fsspec  # type: ignore[import-untyped]
 import huggingface_hub
 
+from moco_accel.common.console import print_note
 from moco_accel.common.errors import UserError, error_reason
-from moco_accel.images.kinds import IMAGE_SUFFIXES, is_hidden, list_images
+from moco_accel.images.kinds import IMAGE_SUFFIXES
 from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.arrow_store import ArrowStore, open_arrow
 from moco_accel.sources.base import Source, Store
 from moco_accel.sources.folder_store import FolderStore
+from moco_accel.sources.local_files import SHARD_SUFFIXES, LocalFiles, find_local_files
 from moco_accel.sources.parquet_store import ParquetStore
 from moco_accel.sources.tar_store import TarStore
-from moco_accel.sources.tile_metadata import METADATA_FILE
 
-_SHARDS = (".parquet", ".arrow", ".tar")
-_COMPRESSED_TAR = re.compile(r".+\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)", re.I)
 _BRACES = re.compile(r"\{[^{}]*(\.\.|,)[^{}]*\}")
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(?::(?P<split>[^/:]+))?")
-_BUILD_FOLDER = ".build"  # moco-data build keeps shards there until all are complete
-_MAX_NAMED = 5
+_SUFFIXES = (*SHARD_SUFFIXES, *IMAGE_SUFFIXES)
 _HUB_TIMEOUT_SECONDS = 15
 
 
@@ -43,21 +40,11 @@ def open_store(path: str, data: Data, field: str) -> Store:
         if not data.streaming:
             raise UserError(f"{source} is a URL, which is read in place: data.streaming=true works, or a local copy")
         return ParquetStore(_list_parquet_urls(source), source, data)
-    if found := _find_local(source):
-        return _open_local(source, *found, data)
-    if (hub := _HUB_ID.fullmatch(path)) and not _is_supported(Path(path)):
-        return _open_hub(hub["id"], hub["split"] or data.split, source, data)
+    if found := find_local_files(source, data.split, print_note):
+        return _open_local(source, found, data)
+    if (hub := _HUB_ID.fullmatch(path)) and not Path(path).is_dir() and not path.endswith(_SUFFIXES):
+        return _open_hub(hub["id"], hub["split"] or data.split or "train", source, data)
     raise _no_tiles(source)
-
-
-def list_source_files(source: str) -> list[Path]:
-    """Return every file of a local source, links resolved; an empty list for other sources."""
-    path = Path(source)
-    if path.is_dir():
-        found = [file for file in path.rglob("*") if file.is_file() and not is_hidden(file, path)]
-    else:
-        found = [path] if path.is_file() else _matching_files(source)[1]
-    return [file.resolve() for file in found]
 
 
 def _no_tiles(source: Source) -> UserError:
@@ -68,105 +55,15 @@ def _no_tiles(source: Source) -> UserError:
     )
 
 
-def _find_local(source: Source) -> tuple[Path, list[Path]] | None:
-    """Return the root folder of a local source and its files; no files stand for all images in the folder."""
-    path = Path(source.path)
-    if path.is_dir():
-        return path, _shards_in(path, source)
-    if path.is_file():
-        return (path.parent, [path]) if _is_supported(path) else None
-    folder, files = _matching_files(source.path)
-    supported = [file for file in files if _is_supported(file)]
-    for searched in {file.parent for file in supported} or _searched_folders(source.path):
-        _refuse_unfinished_build(searched, source)
-    return (folder, supported) if supported else None
-
-
-def _split_glob(source: str) -> tuple[Path, str]:
-    """Split a glob into a folder and a pattern. A part that exists under its literal name is no pattern."""
-    parts = Path(source).parts
-    literal = max(count for count in range(len(parts) + 1) if Path(*parts[:count]).exists())
-    return Path(*parts[:literal]), "/".join(parts[literal:])
-
-
-def _searched_folders(source: str) -> set[Path]:
-    folder, pattern = _split_glob(source)
-    if not glob.has_magic(pattern):
-        return set()
-    inside = pattern.rpartition("/")[0]
-    return set(folder.glob(inside)) if inside else {folder}
-
-
-def _matching_files(source: str) -> tuple[Path, list[Path]]:
-    """Return the folder that a glob begins with, and the files it matches."""
-    folder, pattern = _split_glob(source)
-    if not glob.has_magic(pattern):
-        return folder, []
-    return folder, sorted(file for file in folder.glob(pattern) if file.is_file() and not is_hidden(file, folder))
-
-
-def _is_supported(file: Path) -> bool:
-    supported = file.suffix.lower() in _SHARDS + IMAGE_SUFFIXES or _COMPRESSED_TAR.fullmatch(file.name)
-    return bool(supported) and not is_hidden(file, file.parent)
-
-
-def _refuse_unfinished_build(folder: Path, source: Source) -> None:
-    """Refuse the folder of an unfinished moco-data build, unless an earlier build in it is finished."""
-    if (folder / _BUILD_FOLDER).is_dir() and not (folder / METADATA_FILE).is_file():
-        raise UserError(f"{source} holds an unfinished build; the same moco-data build command resumes it")
-
-
-def _shards_in(folder: Path, source: Source) -> list[Path]:
-    _refuse_unfinished_build(folder, source)
-    files = sorted(file for file in folder.iterdir() if file.is_file() and not is_hidden(file, folder))
-    kinds = sorted({file.suffix.lower() for file in files} & set(_SHARDS))
-    if len(kinds) > 1:
-        glob_of_kind = str(folder / f"*{kinds[0]}")
-        raise UserError(f"{source} holds {' and '.join(kinds)} files; {source.field}={glob_of_kind!r} works")
-    shards = [file for file in files if kinds and file.suffix.lower() == kinds[0]]
-    if not shards:
-        _refuse_compressed(files, source)
-        _suggest_subfolders(folder, source)
-    return shards
-
-
-def _suggest_subfolders(folder: Path, source: Source) -> None:
-    """Refuse a folder whose subfolders hold shards, and name those."""
-    inside = sorted({file.parent for kind in _SHARDS for file in folder.glob(f"[!.]*/[!.]*{kind}")})
-    if not inside:
-        return
-    names = ("one of " if inside[1:] else "") + ", ".join(map(str, inside[:_MAX_NAMED]))
-    more = f" … {len(inside) - _MAX_NAMED} more" if len(inside) > _MAX_NAMED else ""
-    raise UserError(f"{source} has no tiles of its own; did you mean {names}{more}?")
-
-
-def _refuse_compressed(files: list[Path], source: Source) -> None:
-    tool = {"gz": "gunzip", "tgz": "gunzip", "xz": "unxz", "txz": "unxz", "zst": "unzstd"}
-    for file in files:
-        if _COMPRESSED_TAR.fullmatch(file.name):
-            raise UserError(
-                f"{source.field}: {str(file)!r} is compressed and has no random access; "
-                f"{tool.get(file.suffix.lower()[1:], 'bunzip2')} {file} makes a .tar that works"
-            )
-
-
-def _open_local(source: Source, folder: Path, files: list[Path], data: Data) -> Store:
-    """Open `files`, which must be of one kind; without files, all images in `folder`."""
-    _refuse_compressed(files, source)
-    kinds = {file.suffix.lower() if file.suffix.lower() in _SHARDS else "images" for file in files} or {"images"}
-    if len(kinds) > 1:
-        raise UserError(f"{source} is {' and '.join(sorted(kinds))}; files of one kind work, e.g. *.parquet")
-    kind = kinds.pop()
-    if kind == ".parquet":
-        return ParquetStore([str(file) for file in files], source, data)
-    if kind == ".arrow":
-        return open_arrow(files, source)
-    if kind == ".tar":
-        return TarStore(files, source)
-    names = [str(file.relative_to(folder)) for file in files] or list_images(folder, IMAGE_SUFFIXES)
-    if not names:
-        raise _no_tiles(source)
-    return FolderStore(folder, names, source)
+def _open_local(source: Source, found: LocalFiles, data: Data) -> Store:
+    paths = found.paths
+    if found.kind == ".parquet":
+        return ParquetStore([str(path) for path in paths], source, data)
+    if found.kind == ".arrow":
+        return open_arrow(paths, source)
+    if found.kind == ".tar":
+        return TarStore(paths, source)
+    return FolderStore(found.folder, found.names, source)
 
 
 def _list_parquet_urls(source: Source) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ from moco_accel.sources.base import ReadPattern, Source, Store, read_shards_meta
 from moco_accel.sources.parquet_footers import open_parquet_file, read_footers
 from moco_accel.sources.parquet_pages import find_page_problem
 
-_SHARD_NAME = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.parquet$")
 _MAX_FOOTERS = 8  # per process; the footer of a shard with many row groups takes megabytes
 _WINDOW_SHARE = 0.75  # of the buffer: the size of a decoded row group is only estimated beforehand
 _RECOMMENDED_GROUPS = 4  # in the buffer: a window then spans at least two row groups
@@ -31,27 +29,16 @@ _RECOMMENDED_GROUPS = 4  # in the buffer: a window then spans at least two row g
 Sizes = npt.NDArray[np.float64]
 
 
-def _check_complete_set(paths: list[str], source: Source) -> None:
-    """Check that all shards of each set `NAME-00000-of-000NN.parquet` are there."""
-    names = [Path(path).name for path in paths]
-    for stem, count in sorted({(m["stem"], int(m["count"])) for m in map(_SHARD_NAME.fullmatch, names) if m}):
-        found = sum(name.startswith(f"{stem}-") and name.endswith(f"-of-{count:05d}.parquet") for name in names)
-        if found != count:
-            raise UserError(f"{source} holds {found} of {count} shards {stem}-…; rebuild or copy them again")
-
-
 class ParquetStore(Store):
     """Rows of parquet shards. Row groups are decoded whole; an LRU buffer of limited bytes keeps them per process.
 
     Raises:
-        UserError: If a shard is damaged or missing from its set, or if shards have different columns.
+        UserError: If a shard is damaged or if shards have different columns.
     """
 
     def __init__(self, paths: list[str], source: Source, data: Data) -> None:
         footers = read_footers(paths, source)
         self.source, self.paths, self.shard_sizes = source, paths, [footer.num_rows for footer in footers]
-        if Path(source.path).is_dir():  # a glob or a single file may name a part of a set
-            _check_complete_set(paths, source)
         if not len(self):
             raise UserError(f"{source} holds shards without tiles; rebuild them")
         schemas = [footer.schema.metadata for footer in footers]

@@ -1,4 +1,8 @@
-"""Read uncompressed tar shards of webdataset: all members with the same name up to the first dot are one tile."""
+"""Read uncompressed tar shards of webdataset: all members with the same name up to the first dot are one tile.
+
+Where names have dots of their own (ortho_0.5m_000.png), that would make a column of each file; members are then grouped
+by the name up to the last dot.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,29 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import datasets
 import numpy as np
 
+from moco_accel.common.console import print_note
 from moco_accel.common.errors import UserError
 from moco_accel.images.headers import MAX_ENCODED_BYTES, DamagedTile
 from moco_accel.images.kinds import IMAGE_SUFFIXES
+from moco_accel.images.tar_members import TarMember, list_tar_members
 from moco_accel.recipe.bands import NUMBERED_BAND, canonical_band
 from moco_accel.sources.base import PackedNames, Source, Store, read_folder_metadata
 
 _LABEL_SUFFIXES = ("cls", "json", "txt")  # in the order in which a label is looked for
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _MAX_LABEL_BYTES = 1 << 16
-_MAX_COLUMNS = 256
-_MAX_HEADER_BYTES = 1 << 20  # of a long name or a PAX header
+_MAX_COLUMNS, _MAX_NAMED = 256, 5
 _SUFFIX_ALIASES = {"jpeg": "jpg", "tiff": "tif"}
 _KEY, _LABEL = "__key__", "label"
+_MIXED = "image"  # column of images of several formats
 _ABSENT = (-1, 0, 0)
 
 
@@ -41,7 +48,10 @@ class TarStore(Store):
 
     def __init__(self, files: list[Path], source: Source) -> None:
         self.source, self.paths = source, [str(file) for file in files]
-        shards = [_index_members(file, number, source) for number, file in enumerate(files)]
+        members = [_list_members(file, source) for file in files]
+        shards = _group_members(members)
+        _log_passed_over(members, shards, source)
+        _merge_formats(shards)
         columns = list(dict.fromkeys(column for shard in shards for tile in shard.values() for column in tile))
         if len(columns) > _MAX_COLUMNS:
             raise UserError(
@@ -77,6 +87,9 @@ class TarStore(Store):
             return [label if isinstance(label, int) else None for label in labels]
         return [self._read(index, name) for index in range(len(self))]
 
+    def missing(self, name: str) -> int:
+        return int((self._index[:, self._column_numbers[name], 0] < 0).sum())
+
     def location(self, index: int) -> str:
         return f"{self._keys[index]} in {self.paths[self._index[index, :, 0].max()]}"
 
@@ -109,38 +122,97 @@ class TarStore(Store):
         return label if isinstance(label, int | str) else None
 
 
-def _index_members(file: Path, shard: int, source: Source) -> dict[str, dict[str, tuple[int, int, int]]]:
-    """Return (shard, offset, bytes) of the members of each tile that has an image, by tile and column."""
-    tiles: dict[str, dict[str, tuple[int, int, int]]] = {}
+def _list_members(file: Path, source: Source) -> list[TarMember]:
     try:
-        with file.open("rb") as opened, tarfile.open(fileobj=_HeaderReader(opened), mode="r:") as tar:  # type: ignore[call-overload]
-            while (member := tar.next()) is not None:
-                if member.size < 0 or tar.offset <= member.offset:  # type: ignore[attr-defined] # would loop forever
-                    raise tarfile.ReadError("a member of negative size")
-                tar.members = []  # type: ignore[attr-defined] # it would keep all of them
-                folder, slash, name = member.name.rpartition("/")
-                stem, _, rest = name.partition(".")
-                column = _column_name(rest.lower())
-                is_wanted = _is_image(column) or column in _LABEL_SUFFIXES
-                if stem and is_wanted and member.isreg() and not member.issparse():
-                    tiles.setdefault(folder + slash + stem, {})[column] = (shard, member.offset_data, member.size)
+        return list_tar_members(file)
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         hint = f"gunzip < {file} > {file.with_suffix('')}-plain.tar makes one" if _is_gzip(file) else str(error)
         raise UserError(f"{source}: {file} is not a complete, uncompressed tar ({hint})") from None
+
+
+_Tile = dict[str, tuple[int, int, int]]
+"""Shard, offset and bytes of a tile's members, by column."""
+
+
+def _group_members(shards: Sequence[Sequence[TarMember]]) -> list[dict[str, _Tile]]:
+    """Return the tiles of each shard by key; those of the last dot where the first dot makes no shared columns."""
+    by_first = [_tiles_of(number, members, _split_at_first_dot) for number, members in enumerate(shards)]
+    if _has_shared_columns(by_first):
+        return by_first
+    by_last = [_tiles_of(number, members, _split_at_last_dot) for number, members in enumerate(shards)]
+    return by_last if _has_shared_columns(by_last) else by_first
+
+
+def _has_shared_columns(shards: Sequence[dict[str, _Tile]]) -> bool:
+    """Check that most tiles have each of the columns of images, but for other formats of one image."""
+    tiles = [tile for shard in shards for tile in shard.values()]
+    counts = Counter(column for tile in tiles for column in tile if _is_image(column))
+    alike = Counter(re.sub(r"\d+", "0", column) for column in counts)  # 5m_000.png and 5m_001.png are numbered tiles
+    is_odd = [
+        "." in column and (2 * count <= len(tiles) or (len(tiles) == 1 and alike[re.sub(r"\d+", "0", column)] > 1))
+        for column, count in counts.items()
+    ]
+    odd = sum(count for count, odd in zip(counts.values(), is_odd, strict=True) if odd)
+    return 2 * odd <= sum(counts.values())
+
+
+def _merge_formats(shards: Sequence[dict[str, _Tile]]) -> None:
+    """Give images of several formats (0.png, 1.jpg) one column, if every tile has one image."""
+    images = [[column for column in tile if _is_image(column)] for shard in shards for tile in shard.values()]
+    if len({columns[0] for columns in images}) < 2 or any(len(x) > 1 or "." in x[0] for x in images):
+        return
+    if any(NUMBERED_BAND.fullmatch(columns[0]) for columns in images):
+        return
+    for tile in (tile for shard in shards for tile in shard.values()):
+        column = next(filter(_is_image, tile))
+        tile[_MIXED] = tile.pop(column)
+
+
+def _tiles_of(shard: int, members: Sequence[TarMember], split: Callable[[str], tuple[str, str]]) -> dict[str, _Tile]:
+    """Return the tiles that have an image, by key."""
+    tiles: dict[str, _Tile] = {}
+    for member in members:
+        stem, rest = split(member.name)
+        column = _column_name(rest.lower())
+        if stem and (_is_image(column) or column in _LABEL_SUFFIXES):
+            tiles.setdefault(member.folder + stem, {})[column] = (shard, member.offset, member.size)
     return {key: tile for key, tile in tiles.items() if any(map(_is_image, tile))}
 
 
-class _HeaderReader:
-    """A tar file for `tarfile`, which would read a header of any length into memory."""
+def _split_at_first_dot(name: str) -> tuple[str, str]:
+    stem, _, rest = name.partition(".")
+    return stem, rest
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.tell, self.seek = file.tell, file.seek
 
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= _MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._file.read(size)
+def _split_at_last_dot(name: str) -> tuple[str, str]:
+    """Split a name at its last dot; the band before it stays with the suffix."""
+    stem, _, rest = name.rpartition(".")
+    above, _, band = stem.rpartition(".")
+    is_band = above and NUMBERED_BAND.fullmatch(canonical_band(band)) is not None
+    return (above, f"{band}.{rest}") if is_band else (stem, rest)
+
+
+def _log_passed_over(
+    members: Sequence[Sequence[TarMember]], shards: Sequence[dict[str, _Tile]], source: Source
+) -> None:
+    """Log how many members of each ending belong to no tile: no images, no labels."""
+    counts: Counter[str] = Counter()
+    example = ""
+    for listed, tiles in zip(members, shards, strict=True):
+        read = {offset for tile in tiles.values() for _, offset, _ in tile.values()}
+        for member in listed:
+            if member.offset not in read:
+                counts[_ending(member.name)] += 1
+                example = example or member.folder + member.name
+    if counts:
+        endings = ", ".join(f"{count:,} {ending}" for ending, count in counts.most_common(_MAX_NAMED))
+        more = f" and {len(counts) - _MAX_NAMED} other endings" if len(counts) > _MAX_NAMED else ""
+        print_note(f"{source}: members that are no tile and no label are left out: {endings}{more}; e.g. {example}")
+
+
+def _ending(name: str) -> str:
+    _, dot, suffix = name.rpartition(".")
+    return dot + suffix.lower() if dot else "without an ending"
 
 
 def _column_name(rest: str) -> str:
@@ -152,7 +224,8 @@ def _column_name(rest: str) -> str:
 
 
 def _is_image(column: str) -> bool:
-    return f".{column.rpartition('.')[2]}" in IMAGE_SUFFIXES or NUMBERED_BAND.fullmatch(column) is not None
+    is_file = f".{column.rpartition('.')[2]}" in IMAGE_SUFFIXES
+    return is_file or column == _MIXED or NUMBERED_BAND.fullmatch(column) is not None
 
 
 def _is_gzip(file: Path) -> bool:

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 METADATA_FILE = "tiles.json"
+# in a folder of shards, for files beside them: pandas and pyarrow pass over a name that starts with an underscore,
+# `load_dataset` over a folder whose name starts with two; earlier versions wrote the files beside the shards
+DETAILS_FOLDER = "__moco__"
 SCHEMA_KEY = b"moco_accel"
 _MAX_FILE_BYTES = 1 << 24
 _MAX_NAME_LENGTH = 200
@@ -112,14 +115,21 @@ def _is_number(number: object) -> bool:
     return (isinstance(number, int | float) and abs(number) < _MAX_NUMBER) or number != number
 
 
+def details_path(folder: Path, name: str) -> Path:
+    """Return the path of tiles.json or build.json of a folder of shards: beside the shards if only that one exists."""
+    current = folder / DETAILS_FOLDER / name
+    return folder / name if not current.exists() and (folder / name).exists() else current
+
+
 def read_metadata(folder: Path, schema_metadata: Mapping[bytes, bytes] | None = None) -> TileMetadata | None:
     """Read tiles.json in `folder`, or else the entry in a shard's schema; None if there is neither.
 
     Raises:
         ValueError: If the description is damaged.
     """
-    if (folder / METADATA_FILE).is_file():
-        with (folder / METADATA_FILE).open("rb") as file:
+    path = details_path(folder, METADATA_FILE)
+    if path.is_file():
+        with path.open("rb") as file:
             text = file.read(_MAX_FILE_BYTES + 1)
         if len(text) > _MAX_FILE_BYTES:
             raise ValueError(f"more than {_MAX_FILE_BYTES} bytes")

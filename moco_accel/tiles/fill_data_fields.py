@@ -9,10 +9,19 @@ from rich.markup import escape
 
 from moco_accel.common.errors import UserError
 from moco_accel.recipe.bands import band_labels
-from moco_accel.recipe.rules import check_rules
+from moco_accel.recipe.load import recipe_from_dict
+from moco_accel.recipe.rules import MIN_RELATIVE_RANGE
 from moco_accel.recipe.schema import IMAGENET_MEAN, IMAGENET_STD, Recipe
 from moco_accel.sources.tile_metadata import BandStatistics
-from moco_accel.tiles.statistics import SAMPLE, MeasuredStatistics, clipped_share, measure_statistics, scaled_mean_std
+from moco_accel.tiles.statistics import (
+    SAMPLE,
+    MeasuredStatistics,
+    clipped_share,
+    describe_unmarked,
+    measure_statistics,
+    scaled_mean_std,
+)
+from moco_accel.tiles.stored_values import LARGEST_FLOAT
 from moco_accel.tiles.tiles import Tiles
 
 MEASURED_FIELDS = ("low", "high", "mean", "std")
@@ -55,13 +64,18 @@ def fill_data_fields(recipe: Recipe, tiles: Tiles, log: Log) -> Recipe:
         low, high = recipe.stored_range
     found |= {"low": low, "high": high}
     lacks_mean_or_std = data.mean is None or data.std is None
-    if not is_uint8:
-        measured = measured or measure_statistics(tiles, SAMPLE if lacks_mean_or_std else _CHECKED_TILES)
+    has_imagenet_statistics = is_uint8 and recipe.encoder.bands == len(IMAGENET_MEAN)
+    is_measured = lacks_mean_or_std and not has_imagenet_statistics
+    if is_measured or not (is_uint8 and tiles.is_remote):  # a look at pixels of 0 would fetch whole shards
+        measured = measured or measure_statistics(tiles, SAMPLE if is_measured else _CHECKED_TILES)
+        for line in describe_unmarked(measured, f"data.source={tiles.source!r}", data.scaling):
+            log(f"[yellow]{escape(line)}[/]")
+    if measured and not is_uint8:
         _check_range(recipe, tiles, measured, low, high, log)
-    if lacks_mean_or_std and is_uint8 and recipe.encoder.bands == len(IMAGENET_MEAN):
+    if lacks_mean_or_std and has_imagenet_statistics:
         found |= {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-    elif lacks_mean_or_std:
-        measured = measured or measure_statistics(tiles)
+        log("data.mean, data.std: ImageNet's, as for any 8-bit tiles of three bands")
+    elif measured and lacks_mean_or_std:
         found |= mean_and_std(measured, low, high)
         log(f"data.mean, data.std: of {measured.tiles} tiles: {_format(found['mean'])}, {_format(found['std'])}")
     filled = _with_data(recipe, {name: v for name, v in found.items() if getattr(data, name) is None})
@@ -98,9 +112,18 @@ def _check_range(
 
 
 def percentile_range(statistics: BandStatistics) -> tuple[list[float], list[float]]:
-    """Return each band's 1st and 99th percentile; for a constant band, its value and that plus 1."""
-    low, high = statistics.percentiles["1"], statistics.percentiles["99"]
-    return low, [above if above > below else below + 1 for below, above in zip(low, high, strict=True)]
+    """Return each band's 1st and 99th percentile; for a constant band, its value and that plus 1 or what resolves."""
+    pairs = [_resolved(*pair) for pair in zip(statistics.percentiles["1"], statistics.percentiles["99"], strict=True)]
+    return [low for low, _ in pairs], [high for _, high in pairs]
+
+
+def _resolved(low: float, high: float) -> tuple[float, float]:
+    """Return a range that is wide enough for float32."""
+    least = 4 * MIN_RELATIVE_RANGE * max(abs(low), abs(high))
+    if high - low > least or (least == 0 and high > low):
+        return low, high
+    high = low + max(1.0, least)
+    return (low, high) if high <= LARGEST_FLOAT else (low - least, low)
 
 
 def mean_and_std(measured: MeasuredStatistics, low: Sequence[float], high: Sequence[float]) -> dict[str, list[float]]:
@@ -122,9 +145,9 @@ def _warn_of_noise(recipe: Recipe, log: Log) -> None:
 
 
 def _with_data(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
-    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update=fields)})
-    check_rules(changed)
-    return changed
+    """Change fields of the data section; the result is validated, so that what a run writes can be loaded."""
+    sections = recipe.model_dump(exclude={"planned"} if recipe.planned is None else None)
+    return recipe_from_dict(sections | {"data": sections["data"] | fields})
 
 
 def _round(value: float) -> float:

@@ -8,8 +8,8 @@ from typing import Any
 import datasets
 
 from moco_accel.common.errors import UserError
-from moco_accel.images.decoding import decode_raster
-from moco_accel.images.headers import STORED_TYPES, DamagedTile
+from moco_accel.images.decoding import decode_image
+from moco_accel.images.headers import READABLE_TYPES, DamagedTile
 from moco_accel.recipe.bands import NUMBERED_BAND, canonical_band, select_bands
 from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.base import Store
@@ -19,7 +19,7 @@ _PAIR_SUFFIX = "_pair"  # moco-data build --pair-with writes the columns image a
 _BINARY = ("binary", "large_binary")
 _MAX_TRIED_COLUMNS = 100
 _MAX_TRIED_ROWS = 20  # to find a value
-_SUPPORTED = f"Image, bytes or Array3D of {', '.join(STORED_TYPES)}"
+_SUPPORTED = "Image, bytes or Array3D of numbers"
 
 
 def find_columns(store: Store, data: Data, num_bands: int | None) -> TileColumns:
@@ -44,9 +44,18 @@ def find_columns(store: Store, data: Data, num_bands: int | None) -> TileColumns
         raise UserError(
             f"data.image_column=null, and {store.source.path!r} has {found} "
             f"({', '.join(candidates or store.features)}); "
-            + (f"data.image_column={candidates[0]} works" if candidates else f"columns of {_SUPPORTED} work")
+            + (_offer(store, candidates) if candidates else f"columns of {_SUPPORTED} work")
         )
     return _column_of(store, candidates[0], "data.image_column", data, num_bands)
+
+
+def _offer(store: Store, candidates: Sequence[str]) -> str:
+    """Return which column works: one that all tiles have."""
+    missing = {name: store.missing(name) for name in candidates}
+    if whole := [name for name, count in missing.items() if not count]:
+        return f"data.image_column={whole[0]} works"
+    counts = ", ".join(f"{name} {count:,}" for name, count in missing.items())
+    return f"none works, for each is missing in some of {len(store):,} tiles ({counts}); one name for all works"
 
 
 def find_pair_column(store: Store, data: Data, num_bands: int | None) -> TileColumns | None:
@@ -96,7 +105,7 @@ def _image_columns(store: Store) -> list[str]:
 
 def _is_image(feature: Any) -> bool:
     if isinstance(feature, datasets.Array3D):
-        return feature.dtype in STORED_TYPES
+        return feature.dtype in READABLE_TYPES
     if isinstance(feature, dict):  # an Image column written without the schema of `datasets`
         return set(feature) == {"bytes", "path"}
     return isinstance(feature, datasets.Image) or (isinstance(feature, datasets.Value) and feature.dtype in _BINARY)
@@ -131,7 +140,7 @@ def _can_decode(store: Store, name: str) -> bool:
         if value is None or (not isinstance(value, bytes) and not value.is_valid):
             continue
         try:
-            decode_raster(encoded_bytes(value))
+            decode_image(encoded_bytes(value))
         except DamagedTile:
             return False
         return True

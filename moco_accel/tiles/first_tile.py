@@ -1,20 +1,17 @@
-"""Find the first readable tile of a source, and read the band names and the nodata value that the source declares."""
+"""Find the first readable tile of a source, and read the band names that the source declares."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from moco_accel.common.errors import UserError
-from moco_accel.images.gdal import band_descriptions, nodata_tag
+from moco_accel.images.gdal import band_descriptions
 from moco_accel.images.headers import DamagedTile
 from moco_accel.images.kinds import image_kind
 from moco_accel.recipe.bands import canonical_bands
 from moco_accel.sources.base import Store
-from moco_accel.tiles.read_tile import TileColumns, check_tile, dtype_name, encoded_bytes, read_tile
+from moco_accel.tiles.read_tile import TileColumns, check_side, encoded_bytes, read_images
 
 _PICTURE_BANDS = {1: ["grey"], 2: ["grey", "alpha"], 3: ["red", "green", "blue"], 4: ["red", "green", "blue", "alpha"]}
 _MAX_TRIED_TILES = 20
@@ -26,22 +23,28 @@ class FirstTile:
     """The tile that all others must match in type and number of bands.
 
     Attributes:
-        pixels: [bands, height, width].
+        dtype: NumPy name of its type, as stored.
+        bands: Number of bands.
         files: Encoded images, one per column; none of an Array3D.
     """
 
-    pixels: Tensor
+    dtype: str
+    bands: int
     files: list[bytes]
 
+    def is_uint8(self, bands: int) -> bool:
+        """Check for an 8-bit tile of this many bands."""
+        return self.dtype == "uint8" and self.bands == bands
 
-def find_first_tile(store: Store, columns: TileColumns) -> FirstTile:
+
+def find_first_tile(store: Store, columns: TileColumns, keep_alpha: bool) -> FirstTile:
     """Return the first readable tile; but if that is a grey picture, a colour picture among the first tiles.
 
     Raises:
         UserError: If none of the first tiles can be read.
     """
     reasons: list[str] = []
-    readable = _readable_tiles(store, columns, reasons)
+    readable = _readable_tiles(store, columns, keep_alpha, reasons)
     first = next(readable, None)
     if first is None:
         raise UserError(
@@ -50,37 +53,38 @@ def find_first_tile(store: Store, columns: TileColumns) -> FirstTile:
         )
     is_picture = columns.bands is None and columns.array_shape is None
     may_be_colour = store.metadata is None or len(store.metadata.bands) == 3
-    if is_picture and may_be_colour and is_uint8(first[1], 1):
-        first = next((other for other in readable if is_uint8(other[1], 3)), first)
-    index, pixels = first
-    values = store.values(columns.names, index) if columns.array_shape is None else []
-    return FirstTile(pixels, [encoded_bytes(value) for value in values])
+    if is_picture and may_be_colour and first.is_uint8(1):
+        first = next((other for other in readable if other.is_uint8(3)), first)
+    return first
 
 
-def _readable_tiles(store: Store, columns: TileColumns, reasons: list[str]) -> Iterator[tuple[int, Tensor]]:
+def _readable_tiles(store: Store, columns: TileColumns, keep_alpha: bool, reasons: list[str]) -> Iterator[FirstTile]:
     """Yield the readable ones of the first tiles; append to `reasons` why others are not."""
     for index in range(min(len(store), _MAX_TRIED_TILES)):
         try:
-            tile = read_tile(store, columns, index)
-            check_tile(tile, tile.shape[0], tile.dtype)
+            images = read_images(store, columns, index, keep_alpha)
+            for image in images:
+                check_side(*image.pixels.shape[1:])
+            dtype = images[0].pixels.dtype.name
+            bands = len(images[0].pixels) if columns.bands is None else len(images)
+            values = store.values(columns.names, index) if columns.array_shape is None else []
+            tile = FirstTile(dtype, bands, [encoded_bytes(value) for value in values])
         except DamagedTile as error:
             reasons.append(f"tile {index} {error}: {store.location(index)}")
         else:
-            yield index, tile
+            yield tile
 
 
-def is_uint8(tile: Tensor, bands: int) -> bool:
-    """Check for an 8-bit tile of this many bands."""
-    return tile.dtype == torch.uint8 and len(tile) == bands
-
-
-def read_band_names(store: Store, first: FirstTile) -> list[str] | None:
+def read_band_names(store: Store, first: FirstTile, dtype: str) -> list[str] | None:
     """Return the band names in the source's metadata, else in the first tile's file; None if neither has any.
+
+    Args:
+        dtype: Type of the tiles.
 
     Raises:
         UserError: If the metadata contradict the tile.
     """
-    metadata, count, dtype = store.metadata, len(first.pixels), dtype_name(first.pixels.dtype)
+    metadata, count = store.metadata, first.bands
     if metadata is None:
         return _names_in_file(first)
     if len(metadata.bands) != count or metadata.dtype != dtype:
@@ -94,14 +98,14 @@ def read_band_names(store: Store, first: FirstTile) -> list[str] | None:
 def _names_in_file(first: FirstTile) -> list[str] | None:
     if not first.files:
         return None
-    raw, count = first.files[0], len(first.pixels)
+    raw, count = first.files[0], first.bands
     kind = image_kind(raw)
     if kind in ("jpeg", "png", "png16"):
         return _PICTURE_BANDS.get(count)
     if kind == "npy":
         return None
     # elevation is no grey, reflectance no colour
-    is_picture = is_uint8(first.pixels, 1) or is_uint8(first.pixels, 3)
+    is_picture = first.is_uint8(1) or first.is_uint8(3)
     return _raster_band_names(raw, count) or (_PICTURE_BANDS[count] if is_picture else None)
 
 
@@ -110,27 +114,7 @@ def _raster_band_names(raw: bytes, count: int) -> list[str] | None:
         descriptions = band_descriptions(raw)
     except UserError:  # no rasterio: a plain RGB tile is read without it
         return None
+    if len(descriptions) == count + 1 and "alpha" in (descriptions[-1] or "alpha").lower():
+        del descriptions[-1]  # it is left out of the tiles
     is_named = len(descriptions) == count and all(descriptions)  # a colour table is one band in the file
     return canonical_bands([text for text in descriptions if text]) if is_named else None
-
-
-def read_nodata(store: Store, first: FirstTile) -> float | None:
-    """Return the nodata value in the source's metadata, else in a GeoTIFF's tag; None if there is none.
-
-    Tags of 8-bit tiles are not read.
-
-    Raises:
-        UserError: If the files of one tile declare two values.
-    """
-    if store.metadata is not None:
-        return store.metadata.nodata
-    if first.pixels.dtype == torch.uint8:
-        return None
-    found = sorted({number for raw in first.files if (number := nodata_tag(raw)) is not None})
-    if len(found) > 1:
-        raise UserError(
-            f"data.nodata=null, and the bands of {store.source.path!r} declare "
-            f"{' and '.join(f'{number:g}' for number in found)}; "
-            f"data.nodata={found[0]:g} works, or tiles of moco-data build"
-        )
-    return found[0] if found else None

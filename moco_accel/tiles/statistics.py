@@ -12,6 +12,7 @@ from moco_accel.common.pixels import Pixels, valid_pixels
 from moco_accel.images.headers import DamagedTile
 from moco_accel.tiles.running_statistics import RunningStatistics
 from moco_accel.tiles.tiles import Tiles
+from moco_accel.tiles.unmarked_nodata import IN_ALL_BANDS, UnmarkedNodata
 
 SAMPLE = 1000
 
@@ -24,11 +25,13 @@ class MeasuredStatistics:
         running: Statistics of the readable tiles, by band in the order that tiles yield.
         num_sampled: Number of tiles in the sample.
         damaged: Index and reason of the tiles that cannot be read.
+        unmarked: Share of pixels by number, of numbers that look like no data and are not declared.
     """
 
     running: RunningStatistics
     num_sampled: int
     damaged: list[tuple[int, str]]
+    unmarked: dict[float, float]
 
     @property
     def tiles(self) -> int:
@@ -53,6 +56,7 @@ def measure_statistics(
         UserError: If no tile of the sample can be read.
     """
     running: RunningStatistics | None = None
+    unmarked = UnmarkedNodata()
     damaged: list[tuple[int, str]] = []
     indices = sample_indices(len(tiles), sample)
     for done, index in enumerate(indices, start=1):
@@ -62,7 +66,9 @@ def measure_statistics(
             damaged.append((index, str(error)))
         else:
             running = running or RunningStatistics(len(tile), tile.dtype)
-            running.add(tile, valid_pixels(tile, tiles.nodata))
+            valid = valid_pixels(tile, tiles.nodata)
+            running.add(tile, valid)
+            unmarked.add(tile, valid)
             if on_tile is not None:
                 on_tile(tile)
         if on_progress is not None:
@@ -73,7 +79,30 @@ def measure_statistics(
             f"data.source={tiles.source!r}: none of {len(damaged):,} sampled tiles can be read "
             f"(tile {index}: {reason}); rebuild them"
         )
-    return MeasuredStatistics(running, len(indices), damaged)
+    return MeasuredStatistics(running, len(indices), damaged, unmarked.shares())
+
+
+def describe_unmarked(measured: MeasuredStatistics, source: str, scaling: str | None) -> list[str]:
+    """Return a line for each number that looks like no data and is not declared, with what marks it.
+
+    Args:
+        source: The source, as it begins a message.
+        scaling: `data.scaling` of a recipe; None outside one.
+    """
+    lines, is_uint8 = [], measured.running.dtype == np.uint8
+    for number, share in measured.unmarked.items():
+        bands = " in all bands" if len(measured.running.pixels) > 1 and number in IN_ALL_BANDS else ""
+        marks_no_8_bits = is_uint8 and scaling in ("uint8", None)
+        works = f"data.nodata={number:.17g}" + (" data.scaling=percentiles" if marks_no_8_bits else "")
+        if scaling is None:
+            works = f"--nodata {number:.17g} here, {works} in a recipe"
+        if is_uint8:
+            works += f", or moco-data build --nodata {number:g}, which leaves tiles with many such pixels out"
+        lines.append(
+            f"{source}: {share:.1%} of the pixels are {number:g}{bands}, which nothing declares as no data; if they "
+            f"hold none: {works}"
+        )
+    return lines
 
 
 def sample_indices(tile_count: int, sample: int) -> list[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -17,11 +19,16 @@ from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.base import ReadPattern, Store
 from moco_accel.sources.open_source import open_store
 from moco_accel.sources.tile_metadata import BandStatistics
+from moco_accel.tiles.ask_files import ask_files, check_scale_tags
 from moco_accel.tiles.band_selection import choose_bands
 from moco_accel.tiles.find_columns import find_columns, find_pair_column, suggest_pair_column
-from moco_accel.tiles.first_tile import find_first_tile, is_uint8, read_band_names, read_nodata
+from moco_accel.tiles.first_tile import find_first_tile, read_band_names
 from moco_accel.tiles.read_tile import TileColumns, check_tile, dtype_name, read_tile
+from moco_accel.tiles.source_values import choose_alpha, decide_values
+from moco_accel.tiles.stored_values import LARGEST_FLOAT
 
+_printed: set[str] = set()
+_TYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "int16": torch.int16, "float32": torch.float32}
 _MAX_CLASSES = 10_000  # of integers or text; a column with more of them holds ids
 
 
@@ -48,9 +55,13 @@ class Tiles:
         self.source, self._pair = store.source.path, find_pair_column(store, data, num_bands)
         columns = find_columns(store, data, num_bands)
         self.image_column = None if columns.bands else columns.names[0]
-        first = find_first_tile(store, columns)
-        self.dtype, self._stored_bands = first.pixels.dtype, len(first.pixels)
-        names = list(columns.bands) if columns.bands else read_band_names(store, first)
+        asked = ask_files(store, columns)
+        lines = check_scale_tags(store, asked, data.scaling)
+        keep_alpha, about_alpha = choose_alpha(store, columns, asked, data, num_bands)
+        first = find_first_tile(store, columns, keep_alpha)
+        self._rules, about_values = decide_values(store, columns, asked, data, first.dtype, keep_alpha)
+        self.nodata, self.dtype, self._stored_bands = self._rules.nodata, _TYPES[self._rules.dtype], first.bands
+        names = list(columns.bands) if columns.bands else read_band_names(store, first, self._rules.dtype)
         bands = choose_bands(names, self._stored_bands, data, num_bands, self.source)
         self.bands, self.declared_bands, self._select = bands.names, bands.declared, bands.select
         if num_bands is not None and data.scaling == "uint8" and self.dtype != torch.uint8:
@@ -59,11 +70,11 @@ class Tiles:
                 "data.scaling=percentiles works"
                 + (", or data.scaling=reflectance for Sentinel-2" if self.dtype == torch.uint16 else "")
             )
-        self.nodata = read_nodata(store, first) if data.nodata is None else data.nodata
         store, self.read_pattern = store.prepare_random_access(), ReadPattern()
         if num_bands is not None:
             self.read_pattern = store.read_pattern([*columns.names, *(self._pair.names if self._pair else ())])
             _announce_downloads(store, data)
+        _print_once([*lines, *about_alpha, *about_values])
         self._store, self._columns, self._num_tiles = store, columns, len(store)
         self.shard_sizes, self.column_names, self.metadata = store.shard_sizes, list(store.features), store.metadata
         self.paired_column = suggest_pair_column(store, columns)
@@ -71,9 +82,27 @@ class Tiles:
 
     @property
     def statistics(self) -> BandStatistics | None:
-        """Stored statistics of the bands that a tile yields; None also if they are of another nodata value."""
-        statistics = self.metadata.statistics if self.metadata and self.metadata.nodata == self.nodata else None
+        """Stored statistics of the bands that a tile yields; None also if they are of other nodata or of no float32."""
+        statistics = self.metadata.statistics if self.metadata and not self._rules.is_added else None
+        percentiles = statistics.percentiles.values() if statistics else ()
+        if not all(abs(value) <= LARGEST_FLOAT for values in percentiles for value in values):  # NaN is not, either
+            return None
         return statistics if statistics is None or self._select is None else statistics.select(self._select)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the tiles lie on another machine."""
+        return "://" in self._store.paths[0]
+
+    @property
+    def files(self) -> list[Path]:
+        """Files that hold the tiles; none for a source that is not on this machine."""
+        return self._store.files()
+
+    @property
+    def digest(self) -> str:
+        """Checksum of names, sizes and rows of the files, wherever they lie."""
+        return self._store.digest()
 
     def __len__(self) -> int:
         return self._num_tiles
@@ -81,9 +110,11 @@ class Tiles:
     def __getitem__(self, index: int) -> Tensor:
         """Return a tile [bands, height, width]. Pictures are not contiguous: their bands are innermost.
 
+        Float tiles hold NaN where there is no data, integer tiles `nodata`.
+
         Raises:
             DamagedTile: If it cannot be read, has another type or number of bands than the first tile, has fewer than 8
-                pixels a side, or holds NaN.
+                pixels a side, or no pixel with data.
         """
         return self._read(self._columns, index)
 
@@ -153,8 +184,8 @@ class Tiles:
             raise IndexError(f"tile {index} of {len(self)}")
         index %= len(self)
         try:
-            tile = read_tile(self._store, columns, index)
-            if self._stored_bands == 3 and is_uint8(tile, 1):
+            tile = read_tile(self._store, columns, index, self._rules)
+            if self._stored_bands == 3 and tile.dtype == torch.uint8 and len(tile) == 1:
                 tile = tile.expand(3, -1, -1)  # a picture without colour may be stored as grey
             check_tile(tile, self._stored_bands, self.dtype)
         except DamagedTile as reason:
@@ -192,3 +223,11 @@ def _announce_downloads(store: Store, data: Data) -> None:
             soft_wrap=True,
             markup=False,
         )
+
+
+def _print_once(lines: Sequence[str]) -> None:
+    """Print lines on rank 0, each once in a process: a source may be opened several times."""
+    for line in lines:
+        if line not in _printed and os.environ.get("RANK", "0") == "0":
+            _printed.add(line)
+            console.print(line, soft_wrap=True, markup=False)

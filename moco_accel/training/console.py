@@ -29,7 +29,8 @@ class RunState:
     Attributes:
         total_steps: Optimizer steps of the whole run.
         first_step: Steps done before this process started.
-        elapsed_seconds: Seconds since this process started.
+        elapsed_seconds: Seconds that the run has taken, including its earlier processes.
+        seconds_before: Seconds that the run had taken before this process started.
         card_mib: Total memory of the GPU; None on a CPU.
         row: Last row of metrics.jsonl.
         evaluation: Last figures of evaluations.jsonl.
@@ -45,6 +46,7 @@ class RunState:
     row: Row | None = None
     evaluation: Row | None = None
     health: Health = field(default_factory=lambda: Health("healthy", "no step has been logged yet"))
+    seconds_before: float = 0.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -55,7 +57,8 @@ class RunState:
     def remaining_seconds(self) -> float | None:
         """Estimate from the mean speed of this process; None before its first step."""
         done = self.steps_done - self.first_step
-        return (self.total_steps - self.steps_done) * self.elapsed_seconds / done if done > 0 else None
+        seconds = self.elapsed_seconds - self.seconds_before
+        return (self.total_steps - self.steps_done) * seconds / done if done > 0 else None
 
 
 def render_panel(state: RunState) -> Constrain:

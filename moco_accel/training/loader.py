@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.queues
 import os
 import random
 from collections.abc import Generator, Iterator, Sequence
@@ -13,12 +14,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from moco_accel.processes.diagnosis import describe_error
 from moco_accel.processes.phases import DATA, enter_phase, progress
-from moco_accel.processes.signals import die_with_parent, ignore_signals
+from moco_accel.processes.signals import (
+    StoppedWhileWaiting,
+    die_with_parent,
+    ignore_signals,
+    kill_workers,
+    stoppable_wait,
+)
 from moco_accel.recipe.schema import Recipe
 from moco_accel.tiles.damaged_tiles import DamageLog, DamageRecord, max_damaged_tiles, read_or_replace
 from moco_accel.tiles.sampler import EpochTile, MicroBatchSampler
 from moco_accel.tiles.tiles import Tiles, open_tiles
+from moco_accel.training.shared_memory import prefetch_factor
 from moco_accel.views.augment import AugmentedView
 from moco_accel.views.crops import Crop, CropBatch, make_crop, stack_crops
 
@@ -49,12 +58,12 @@ class MicroBatch(NamedTuple):  # the DataLoader pins what a tuple holds
 class TwoViewDataset(Dataset[CropPair]):
     """Two random crops of a tile, or one of each of two paired seasons, indexed by (epoch, tile)."""
 
-    def __init__(self, tiles: Tiles, recipe: Recipe) -> None:
+    def __init__(self, tiles: Tiles, recipe: Recipe, workers: int = 0) -> None:
         self._tiles, self._recipe = tiles, recipe
         self._max_damaged = max_damaged_tiles(recipe, len(tiles))
         # process id and tile of each worker, in shared memory for the watchdog
-        self._current = torch.full((max(recipe.data.num_workers, 1), 2), _NO_TILE)
-        if recipe.data.num_workers:
+        self._current = torch.full((max(workers, 1), 2), _NO_TILE)
+        if workers:
             self._current.share_memory_()
 
     def current_tiles(self) -> list[tuple[int, int]]:
@@ -103,7 +112,7 @@ def step_views(
     Damaged tiles are added to `damage`. If they are too many, the last item is None.
     """
     workers = recipe.data.num_workers
-    dataset = TwoViewDataset(tiles, recipe)
+    dataset = TwoViewDataset(tiles, recipe, workers)
     loader = DataLoader(
         dataset,
         batch_sampler=MicroBatchSampler(recipe, len(tiles), rank, first_step, tiles.read_pattern),  # type: ignore[arg-type]
@@ -112,20 +121,28 @@ def step_views(
         pin_memory=device.type == "cuda",
         worker_init_fn=_init_worker,
         generator=torch.Generator().manual_seed(recipe.run.seed),  # keeps the run's random state unchanged
-        # enough to load the next step's micro-batches during this step
-        prefetch_factor=max(2, -(-recipe.batch.accumulation_steps // workers)) if workers else None,
+        prefetch_factor=prefetch_factor(recipe),
     )
-    micro_batches = _load(loader, dataset)
-    while step := list(islice(micro_batches, recipe.batch.accumulation_steps)):
-        for micro_batch in step:
-            damage.add(micro_batch.damaged)
-        loaded = [micro_batch.views for micro_batch in step if micro_batch.views is not None]
-        if len(loaded) < len(step):
-            assert damage.too_many, "a micro-batch without views needs more damaged tiles than are allowed"
-            yield None
+    micro_batches, in_step = _load(loader, dataset), recipe.batch.accumulation_steps
+    for _ in range(len(loader) // in_step):
+        views = _views_of_step(list(islice(micro_batches, in_step)), recipe, device, damage)
+        yield views
+        if views is None:
             return
-        first, second = zip(*loaded, strict=True)
-        yield AugmentedView(first, recipe, device), AugmentedView(second, recipe, device)
+        del views  # while the next step is loaded, nothing keeps the crops of this one in shared memory
+
+
+def _views_of_step(
+    step: list[MicroBatch], recipe: Recipe, device: torch.device, damage: DamageLog
+) -> tuple[AugmentedView, AugmentedView] | None:
+    for micro_batch in step:
+        damage.add(micro_batch.damaged)
+    loaded = [micro_batch.views for micro_batch in step if micro_batch.views is not None]
+    if len(loaded) < len(step):
+        assert damage.too_many, "a micro-batch without views needs more damaged tiles than are allowed"
+        return None
+    first, second = zip(*loaded, strict=True)
+    return AugmentedView(first, recipe, device), AugmentedView(second, recipe, device)
 
 
 def sample_views(
@@ -144,15 +161,30 @@ def _load(loader: DataLoader[CropPair], dataset: TwoViewDataset) -> Iterator[Mic
     """Yield all micro-batches; the watchdog sees when one is waited for."""
     micro_batches: Iterator[Any] = iter(loader)
     progress.current_tiles = dataset.current_tiles
-    enter_phase(DATA)
-    for micro_batch in micro_batches:
-        yield micro_batch
+    for _ in range(len(loader)):
         enter_phase(DATA)
+        yield _wait_for_next(micro_batches)
+
+
+def _wait_for_next(micro_batches: Iterator[MicroBatch]) -> MicroBatch:
+    try:
+        with stoppable_wait():  # a worker may hang in a read
+            return next(micro_batches)
+    except StoppedWhileWaiting:
+        kill_workers()  # DataLoader would wait five seconds for each
+        raise
 
 
 def _init_worker(worker: int) -> None:
     ignore_signals()
     die_with_parent()
+    # multiprocessing would print an error and drop the micro-batch, for which the trainer would wait forever
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_exit_worker)  # type: ignore[attr-defined]
+
+
+def _exit_worker(error: BaseException, micro_batch: object) -> None:
+    os.write(2, f"a loader worker cannot pass on its micro-batch: {describe_error(error)}\n".encode())
+    os._exit(1)
 
 
 def _collate(pairs: list[CropPair]) -> MicroBatch:
@@ -160,5 +192,8 @@ def _collate(pairs: list[CropPair]) -> MicroBatch:
     loaded = [pair.crops for pair in pairs if pair.crops is not None]
     if len(loaded) < len(pairs):
         return MicroBatch(None, damaged)
-    first, second = zip(*loaded, strict=True)
-    return MicroBatch((stack_crops(first), stack_crops(second)), damaged)
+    views = [stack_crops(crops) for crops in zip(*loaded, strict=True)]
+    if get_worker_info() is not None:  # here, and not in the queue's thread, a full /dev/shm raises an error
+        for view in views:
+            view.pixels.share_memory_()
+    return MicroBatch((views[0], views[1]), damaged)

@@ -19,7 +19,7 @@ from moco_accel.networks.moco import build_moco
 from moco_accel.networks.sharding import local_tensor
 from moco_accel.pretrained.load import load_weights
 from moco_accel.processes.control_group import ControlGroup
-from moco_accel.processes.signals import StoppedBySignal, StopRequest, kill_workers
+from moco_accel.processes.signals import StoppedBySignal, StoppedWhileWaiting, StopRequest, kill_workers
 from moco_accel.processes.watchdog import Watchdog
 from moco_accel.recipe.load import save_recipe
 from moco_accel.recipe.schema import Recipe
@@ -33,7 +33,8 @@ from moco_accel.training.online_evaluation import OnlineEvaluation
 from moco_accel.training.oom_recovery import OutOfMemoryRecovery, describe_oom
 from moco_accel.training.optimizers import build_optimizer, lr_at, momentum_coefficient_at, set_lr
 from moco_accel.training.run_context import RunContext, log
-from moco_accel.training.step import build_accelerator, prepare, train_step
+from moco_accel.training.shared_memory import check_shared_memory
+from moco_accel.training.step import Views, build_accelerator, prepare, train_step
 
 _STOP, _TOO_MANY_DAMAGED, _SAVE = 1, 2, 4  # bits of a rank's request before a step
 
@@ -70,13 +71,23 @@ class Trainer:
         planned = recipe.planned if recipe.batch.micro_batch_size == asked else None
         self._memory = PlannedMemory(recipe, planned, control_group, accelerator.device, log)
         self._memory.check()
+        check_shared_memory(recipe, accelerator.device.type == "cuda")
         set_seed(recipe.run.seed)
         moco = build_moco(recipe)
         if checkpoint is None:
             load_weights(moco, recipe, log)
         self._moco, self._optimizer = prepare(accelerator, moco, build_optimizer(recipe, moco))
         self._saver = CheckpointSaver(
-            run, accelerator, control_group, moco, self._optimizer, asked, len(tiles), tiles.read_pattern, stop
+            run,
+            accelerator,
+            control_group,
+            moco,
+            self._optimizer,
+            asked,
+            len(tiles),
+            tiles.read_pattern,
+            tiles.digest,
+            stop,
         )
         first_step, skipped_steps = self._saver.restore(checkpoint, allow_recipe_change, log)
         _save_resolved_recipe(recipe, run, control_group)
@@ -102,9 +113,10 @@ class Trainer:
             with self._logger:
                 if self._steps.start:  # the run may have been killed between a save and its evaluation
                     self._evaluate_if_due(self._steps.start)
+                watchdog.begin_steps()
                 for step in self._steps:
                     waited_from = time.perf_counter()
-                    views = next(self._views)
+                    views = self._next_views()
                     waited = time.perf_counter() - waited_from
                     self._handle_requests(step)
                     assert views is not None
@@ -129,6 +141,13 @@ class Trainer:
             self._views.close()
             kill_workers()
             trackers.finish_trackers(accelerator)
+
+    def _next_views(self) -> Views | None:
+        """Return the views of the next step; None if too many tiles are damaged, or a signal ended the wait."""
+        try:
+            return next(self._views)
+        except StoppedWhileWaiting:
+            return None
 
     def _handle_requests(self, step: int) -> None:
         """Combine the requests of all ranks before a step, so that all ranks do the same."""

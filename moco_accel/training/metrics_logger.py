@@ -10,7 +10,7 @@ from types import TracebackType
 import torch
 from rich.markup import escape
 
-from moco_accel.checkpoints.run_log import drop_rows_from_step, read_rows
+from moco_accel.checkpoints.run_log import FIRST_STEP, drop_rows_from_step, elapsed_seconds, read_rows
 from moco_accel.common.atomic_files import write_atomically
 from moco_accel.common.console import console
 from moco_accel.common.errors import UserError
@@ -49,6 +49,9 @@ class MetricsLogger:
         if self._accelerator.is_main_process:
             self._run.mkdir(parents=True, exist_ok=True)
             drop_rows_from_step(self._run / METRICS, self._first_step)
+            seconds = elapsed_seconds(read_rows(self._run / METRICS), self._recipe, self._first_step)
+            self._state.elapsed_seconds = self._state.seconds_before = seconds
+            self._remove_outdated_summary()
             self._print_start()
             if console.is_terminal:
                 self._panel.start()
@@ -77,7 +80,7 @@ class MetricsLogger:
         self._waited += waited
         self.skipped_steps += result.skipped
         self._check_collapse(step, result.feature_std.item())
-        self._state.steps_done, self._state.elapsed_seconds = step + 1, time.perf_counter() - self._started_at
+        self._state.steps_done, self._state.elapsed_seconds = step + 1, self._elapsed_seconds()
         is_first_or_last = step == self._first_step or step + 1 == self._total_steps
         if not is_first_or_last and step % self._recipe.run.log_every_steps != 0:
             return
@@ -100,10 +103,15 @@ class MetricsLogger:
             "peak_memory_mib": _peak_memory_mib(),
             "planned_memory_mib": self._memory.planned_mib,
             "card_memory_mib": self._state.card_mib,
-            "seconds": round(now - self._started_at, 1),
+            "seconds": round(self._elapsed_seconds(), 1),
+            FIRST_STEP: self._first_step,
         }
         self._window_start, self._window_step, self._waited = now, step + 1, 0.0
         self._control_group.run_on_rank_zero(lambda: self._write(row))
+
+    def _elapsed_seconds(self) -> float:
+        """Return the seconds that the run has taken, including its earlier processes (on rank 0)."""
+        return self._state.seconds_before + time.perf_counter() - self._started_at
 
     def log_evaluation(self, figures: Row) -> None:
         """Log an evaluation; its `seconds` do not count as training time."""
@@ -167,6 +175,13 @@ class MetricsLogger:
         if self._first_step:
             console.print(f"resumed after step {self._first_step}")
 
+    def _remove_outdated_summary(self) -> None:
+        """Remove the summary of a run that was complete and now continues from an earlier checkpoint."""
+        path = self._run / "summary.json"
+        if self._first_step < self._total_steps and path.is_file():
+            path.unlink()
+            log(f"{escape(str(path))} is removed: it described later steps; the end of the run writes it again")
+
     def _write_summary(self) -> None:
         rows = read_rows(self._run / METRICS)
         rates = sorted(row["tiles_per_second"] for row in rows)
@@ -177,7 +192,7 @@ class MetricsLogger:
             "chance_loss": self._recipe.chance_loss,
             "skipped_steps": self.skipped_steps,
             "damaged_tiles": len(self._damage),
-            "seconds": round(time.perf_counter() - self._started_at, 1),
+            "seconds": round(self._elapsed_seconds(), 1),
             "peak_memory_mib": _peak_memory_mib(),
         }
         write_atomically(self._run / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -7,13 +7,15 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from moco_accel.checkpoints.run_folder import best_accuracy
+from moco_accel.checkpoints.best_checkpoint import EVALUATION_SET, is_new_best, refresh_best
 from moco_accel.checkpoints.run_log import EVALUATIONS, drop_rows_from_step, read_rows
 from moco_accel.common.atomic_files import write_atomically
 from moco_accel.common.errors import UserError
@@ -22,22 +24,24 @@ from moco_accel.evaluation.features import extract_features, in_eval_mode, mean_
 from moco_accel.evaluation.knn import MEAN_COLOUR, knn_metric, predict_by_knn
 from moco_accel.evaluation.labelled_tiles import LabelledPool, open_labelled_tiles
 from moco_accel.evaluation.metrics import alignment, rank_me, score_predictions, uniformity
+from moco_accel.images.headers import DamagedTile
 from moco_accel.networks.loss import feature_std
 from moco_accel.networks.moco import MoCo
 from moco_accel.processes.phases import EVALUATION, enter_phase, tick, waiting_for_peers
 from moco_accel.recipe.schema import Recipe
 from moco_accel.tiles.tiles import Tiles
 from moco_accel.training.loader import sample_views
-from moco_accel.training.run_context import RunContext
+from moco_accel.training.run_context import RunContext, log
 
 _BASELINES = "baselines.json"
 _SAMPLE_TILES = 1024  # for the measures without labels
 _MAX_BATCH_SIZE = 256
 _FEATURES_EVERY_STEPS = 100  # shows a collapse before the end of an epoch
+_COMPARED_TILES = 32  # whose pixels tell labelled tiles from others
 
 NOTHING, FEATURES, ALL = 0, 1, 2
 
-Figures = dict[str, float]
+Figures = dict[str, Any]
 
 
 class OnlineEvaluation:
@@ -54,9 +58,10 @@ class OnlineEvaluation:
         enabled = recipe.evaluation.every_epochs is not None
         has_labels = recipe.evaluation.train_source is not None and recipe.evaluation.test_source is not None
         self._labelled = open_labelled_tiles(recipe) if enabled and has_labels else None
-        self._best, self._is_sharded = best_accuracy(run), False
-        first_logged = steps.start + 1 if steps.start else 0
+        self._evaluation_set = _evaluation_set(recipe, self._labelled) if self._labelled else ""
+        self._is_sharded, first_logged = False, steps.start + 1 if steps.start else 0
         self._control_group.run_on_rank_zero(lambda: drop_rows_from_step(run / EVALUATIONS, first_logged))
+        self._control_group.run_on_rank_zero(lambda: refresh_best(run, log))
         self._evaluated_steps = {row["step"] for row in read_rows(run / EVALUATIONS)}
 
     def due(self, steps_done: int) -> int:
@@ -94,6 +99,7 @@ class OnlineEvaluation:
         if scope == ALL and self._labelled is not None:
             baselines = self._baselines(self._labelled, moco)
             figures |= {"knn_epoch": epoch, "knn_top1": self._knn(moco.encoder, self._labelled)} | baselines
+            figures[EVALUATION_SET] = self._evaluation_set
         figures |= self._measure_features(moco.encoder)
         self._last_seconds[scope] = time.perf_counter() - started_at
         self._spent += self._last_seconds[scope]
@@ -103,12 +109,9 @@ class OnlineEvaluation:
         return figures
 
     def is_best(self, figures: Figures) -> bool:
-        """Return True if the kNN accuracy is the highest of the run, and remember it."""
-        accuracy = figures.get("knn_top1", -1.0)
-        if not self._control_group.all_gather(int(accuracy > self._best))[0]:
-            return False
-        self._best = accuracy
-        return True
+        """Return True if the kNN accuracy is the highest of the run's checkpoints."""
+        is_best = self._accelerator.is_main_process and is_new_best(self._run, figures, log)
+        return bool(self._control_group.all_gather(int(is_best))[0])
 
     def _knn(self, encoder: nn.Module, labelled: LabelledPool) -> float:
         train, test = (self._features(encoder, side) for side in labelled.sources)
@@ -122,7 +125,7 @@ class OnlineEvaluation:
 
     def _baselines(self, labelled: LabelledPool, moco: MoCo) -> Figures:
         """Return the kNN accuracy of the baselines, computed once and kept in RUN/baselines.json for resumed runs."""
-        path, key = self._run / _BASELINES, _checksum(self._recipe, labelled)
+        path, key = self._run / _BASELINES, _checksum(self._recipe, self._evaluation_set)
         kept = json.loads(path.read_text()) if path.is_file() else {}
         if any(self._control_group.all_gather(int(kept.get("of") != key))):
             mean_colour = self._knn_of_mean_colour(labelled)
@@ -229,8 +232,21 @@ def _append(path: Path, figures: Figures) -> None:
         rows.write(json.dumps(figures) + "\n")
 
 
-def _checksum(recipe: Recipe, labelled: LabelledPool) -> str:
+def _evaluation_set(recipe: Recipe, labelled: LabelledPool) -> str:
+    """Return a checksum of what accuracies must share to be compared: labels, the pixels of some tiles, kNN settings.
+
+    The content counts, not the path: tiles may have moved before a resume.
+    """
+    settings, sizes = recipe.evaluation, [len(side) for side in labelled.sources]
+    parts = [sizes, labelled.names, labelled.labels.tolist(), settings.neighbours, settings.temperature]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    for index in range(0, len(labelled), -(-len(labelled) // _COMPARED_TILES)):
+        with suppress(DamagedTile):  # its own error comes with the first evaluation
+            digest.update(labelled[index].numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _checksum(recipe: Recipe, evaluation_set: str) -> str:
     """Return a checksum of everything that the baselines depend on."""
-    parts = [recipe.evaluation.model_dump(), recipe.encoder.model_dump(), recipe.data.model_dump(), recipe.run.seed]
-    parts += [labels.tolist() for labels in labelled.labels.split([len(side) for side in labelled.sources])]
+    parts = [evaluation_set, recipe.encoder.model_dump(), recipe.data.model_dump(), recipe.run.seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

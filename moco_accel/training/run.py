@@ -75,8 +75,7 @@ def _resolve(recipe: Recipe, checkpoint: Checkpoint | None, allow_recipe_change:
     """Return the recipe with every field filled in, and its tiles."""
     fill_from_tiles = True
     if checkpoint is not None:
-        asked = checkpoint.state.micro_batch_asked
-        recipe, fill_from_tiles = resume_recipe(recipe, checkpoint.recipe, asked, allow_recipe_change, log)
+        recipe, fill_from_tiles = resume_recipe(recipe, checkpoint.recipe, checkpoint.state, allow_recipe_change, log)
     tiles = open_training_tiles(recipe)
     return (fill_data_fields(recipe, tiles, log) if fill_from_tiles else recipe), tiles
 

@@ -38,6 +38,12 @@ def assess_health(recipe: Recipe, row: Row, evaluation: Row | None) -> Health:
     return Health("healthy", _describe_healthy(evaluation))
 
 
+def stopped(health: Health, steps_done: int, total_steps: int) -> Health:
+    """Return the health of a run that no process trains any more, given its health up to its last logged step."""
+    level: Level = "warning" if health.level == "healthy" else health.level
+    return Health(level, f"stopped at step {steps_done:,} of {total_steps:,}; until then: {health.text}")
+
+
 def _find_problem(recipe: Recipe, row: Row, evaluation: Row | None) -> str:
     if row["feature_std"] < COLLAPSED_STD:
         return (

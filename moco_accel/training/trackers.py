@@ -52,8 +52,10 @@ def start_trackers(context: RunContext) -> None:
 
 
 def log_row(accelerator: Accelerator, row: Row, prefix: str = "") -> None:
-    """Send a row to the trackers at its `step`; call it on rank 0."""
-    values = {f"{prefix}{name}": value for name, value in row.items() if name != "step" and value is not None}
+    """Send the numbers of a row to the trackers at its `step`; call it on rank 0."""
+    values = {
+        f"{prefix}{name}": value for name, value in row.items() if name != "step" and isinstance(value, int | float)
+    }
     accelerator.log(values, step=row["step"])
 
 

@@ -20,6 +20,8 @@ from moco_accel.common.pixels import valid_pixels
 from moco_accel.recipe.schema import Recipe
 from moco_accel.views.parameters import Geometry, Photometry, draw_geometry, draw_photometry
 
+_LARGE = 1e30  # leaves float32 room for arithmetic
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -96,13 +98,22 @@ def scale_stored(box: Tensor, recipe: Recipe) -> Tensor:
 
 
 def to_pixels(tile: Tensor, recipe: Recipe) -> Tensor:
-    """Scale stored values to float32 pixels in [0, 1] by `recipe.stored_range`; nodata becomes the mean of the band."""
-    low, high = (torch.tensor(values)[:, None, None] for values in recipe.stored_range)
-    pixels = (tile.to(torch.float32) - low).div_(high - low).clamp_(0, 1)
-    if recipe.data.nodata is not None and (valid := valid_pixels(tile.numpy(), recipe.data.nodata)) is not None:
+    """Scale stored values to float32 pixels in [0, 1] by `recipe.stored_range`; no data becomes the band's mean."""
+    edges = recipe.stored_range
+    low, high = (torch.tensor(values, dtype=_arithmetic(*edges))[:, None, None] for values in edges)
+    pixels = (tile.to(low.dtype) - low).div_(high - low).clamp_(0, 1).to(torch.float32)
+    has_marks = recipe.data.nodata is not None or tile.is_floating_point()
+    if has_marks and (valid := valid_pixels(tile.numpy(), recipe.data.nodata)) is not None:
         mean = torch.tensor(recipe.normalisation[0])[:, None, None]
         pixels = torch.where(torch.from_numpy(valid), pixels, mean)
     return pixels
+
+
+def _arithmetic(low: Sequence[float], high: Sequence[float]) -> torch.dtype:
+    """Return the type that scales without overflow: float32 for all but extreme values."""
+    largest = max(map(abs, (*low, *high)))
+    least = min(above - below for below, above in zip(low, high, strict=True))
+    return torch.float32 if largest < _LARGE and least > 1 / _LARGE else torch.float64
 
 
 def resize(box: Tensor, size: int) -> Tensor:

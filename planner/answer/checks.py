@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
+import itertools
 import os
 from pathlib import Path
 
 from moco_accel.common.errors import UserError
-from moco_accel.recipe.encoder_names import ENCODER_NAMES
+from moco_accel.recipe.encoder_names import ENCODER_NAMES, closest_encoder
 from moco_accel.recipe.load import load_recipe
 from moco_accel.recipe.rules import nearest_multiples
 from moco_accel.recipe.schema import Recipe
@@ -24,8 +24,7 @@ _KEPT_SECTIONS = ("encoder", "moco", "optimizer", "schedule", "augment", "data",
 def check_request(request: Request, tiles: int | None) -> None:
     """Check encoder, optimizer and global batch."""
     if request.encoder is not None and request.encoder not in ENCODER_NAMES:
-        near = difflib.get_close_matches(request.encoder, ENCODER_NAMES, n=3, cutoff=0.4) or ENCODER_NAMES
-        raise UserError(f"--encoder={request.encoder} is not known; nearest: {', '.join(near)}")
+        raise UserError(f"--encoder={request.encoder} is not known; --encoder {closest_encoder(request.encoder)} works")
     if request.optimizer not in (*OPTIMIZERS, "lars_8bit"):
         raise UserError(f"--optimizer={request.optimizer} is not known; one of: {', '.join(OPTIMIZERS)}")
     batch, gpus = request.global_batch_size, request.num_devices
@@ -36,7 +35,9 @@ def check_request(request: Request, tiles: int | None) -> None:
         of_nodes = f" ({request.nodes} nodes of {request.gpus})" if request.nodes > 1 else ""
         raise UserError(f"--global-batch={batch} does not divide over {gpus} GPUs{of_nodes}; nearest: {nearest}")
     if tiles is not None and tiles < batch:
-        raise UserError(f"--tiles={tiles} is less than one batch of {batch}; --global-batch {tiles} is the maximum")
+        most = tiles // gpus * gpus
+        works = f"--global-batch {most}" if most >= 2 else f"--tiles {2 * gpus}"
+        raise UserError(f"--tiles={tiles} is less than one batch of {batch}; {works} works")
 
 
 def check_recipe_options(recipe_file: Path, given: list[str]) -> None:
@@ -96,16 +97,31 @@ def check_report_path(path: Path) -> None:
         raise UserError(f"--save={path} cannot be written: {error}; --save plan.svg works") from None
 
 
-def check_output(path: Path, recipe: Recipe, by_default: bool) -> None:
-    """Check that `recipe` can be written to `path`; by default, it does not replace a recipe with other fields."""
+def output_path(path: Path, recipe: Recipe, by_default: bool) -> tuple[Path, str | None]:
+    """Return where to write `recipe`; by default, a file that someone changed is kept, and the next name is taken.
+
+    Returns:
+        The path, and a note if it is not `path`.
+    """
     check_writable("--output", path, "recipe.yaml")
-    if not by_default or not path.exists():
-        return
-    old, new = load_recipe(path).model_dump(), recipe.model_dump()
+    kept = _changed_field(path, recipe) if by_default else None
+    if kept is None:
+        return path, None
+    names = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
+    free = next(name for name in names if _changed_field(name, recipe) is None)
+    return free, f"{path} is kept, because it {kept}; the recipe of this plan is {free}"
+
+
+def _changed_field(path: Path, recipe: Recipe) -> str | None:
+    """Return what differs from `recipe` in an existing file, apart from how it fits its cards; None if nothing does."""
+    if not path.exists():
+        return None
+    try:
+        old, new = load_recipe(path).model_dump(), recipe.model_dump()
+    except UserError:
+        return "is no recipe that can be read"
     for section in _KEPT_SECTIONS:
         for field, value in new[section].items():
             if old[section][field] != value:
-                raise UserError(
-                    f"{path} exists and has {section}.{field}={old[section][field]}, not {value}; "
-                    f"--output with another name keeps both"
-                )
+                return f"has {section}.{field}={old[section][field]}, not {value}"
+    return None

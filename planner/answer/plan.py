@@ -120,8 +120,9 @@ def _plan_recipe(options: PlanOptions, request: Request, cards: Fleet, page: Pag
     if request.mixed_precision == "bf16" and not card.has_bf16:
         raise UserError(f"--precision=bf16 but {card.name} has no bf16; --precision fp16 works")
     output = options.output or Path(default_recipe_path(request, card.marketed_gib))
-    checks.check_output(output, requested, options.output is None)
+    output, kept = checks.output_path(output, requested, options.output is None)
     page.show(tables.hardware_table(cards), f"\n{tables.training_summary(requested)}")
+    page.show(*([f"[yellow]{options.batch_note}[/]"] if options.batch_note else []))
     candidates = _search_encoders(options, request, card, name)
     chosen = next(candidate for candidate in candidates if candidate.recipe.encoder.name == name)
     page.show(tables.candidates_table(candidates, options.tiles))
@@ -138,6 +139,7 @@ def _plan_recipe(options: PlanOptions, request: Request, cards: Fleet, page: Pag
         path = str(output)
         planned = with_planned_section(chosen, measured.gpu if measured else None)
         command = launch_command(planned.hardware, path)
+        page.show(*([f"[yellow]{escape(kept)}[/]"] if kept else []))
         save_recipe(planned, path, recipe_header(chosen.recipe, command, evidence_label(card, load_measurements())))
     return _finish(options, page, cards, PlanResult(candidates, chosen, path, measured, paper_step))
 

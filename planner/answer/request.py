@@ -66,6 +66,7 @@ class PlanOptions:
     measure: bool = False
     nodes: int | None = None
     slurm: Path | None = None
+    batch_note: str | None = None
 
 
 def find_cards(options: PlanOptions, recipe: Recipe | None) -> Fleet | None:
@@ -117,6 +118,22 @@ def complete_request(request: Request, cards: Fleet) -> Request:
         vram_gib=card.marketed_gib,
         gpu=card.name if card.product else None,
         mixed_precision=request.mixed_precision or card.precision,
+    )
+
+
+def default_global_batch(gpus: int, nodes: int, tiles: int | None) -> tuple[int, str | None]:
+    """Return the paper's batch of 4,096 and None; for fewer `tiles`, a smaller batch and a note on it.
+
+    The smaller batch is the largest power of two per GPU that leaves at least `_FEW_STEPS` steps per epoch.
+    """
+    default, devices = Request().global_batch_size, gpus * nodes
+    if tiles is None or tiles >= default:
+        return default, None
+    sizes = [devices << power for power in range(1, default.bit_length()) if devices << power <= tiles]
+    batch = max((size for size in sizes if tiles // size >= _FEW_STEPS), default=min(sizes, default=devices * 2))
+    return batch, (
+        f"--tiles={tiles:,} are fewer than the paper's batch of {default:,}: planned for a global batch of {batch:,}, "
+        f"{tiles // batch:,} steps per epoch; --global-batch sets another"
     )
 
 

@@ -49,6 +49,10 @@ def _build_spellings() -> dict[str, list[str]]:
 
 
 _SPELLINGS = _build_spellings()
+_MAX_VRAM_GIB = 1024
+_OTHER_MAKERS = re.compile(
+    r"(?P<amd>rx|radeon|mi\d|w\d{4}|instinct)|(?P<intel>arc|a[357]\d0|b580|max)|m[1-5](pro|max|ultra)?$"
+)
 
 
 def find_card(name: str, vram_gib: float | None = None) -> Card:
@@ -76,6 +80,12 @@ def _match_name(text: str) -> list[Card]:
     names = _SPELLINGS.get(normalized, [])
     if not names and re.fullmatch("gtx.*|[pkm][0-9]+", normalized):
         raise UserError(f"--gpu={text} has no tensor cores and is not supported; --list-gpus shows supported cards")
+    if not names and (other := _OTHER_MAKERS.match(text)):
+        maker = "AMD" if other["amd"] else "Intel" if other["intel"] else "Apple"
+        raise UserError(
+            f"--gpu={text} is a card of {maker}, and the planner counts by CUDA's rules for NVIDIA's cards; nothing "
+            "here was tried on others; --vram 8 works, as for an NVIDIA card of that size"
+        )
     if not names:
         raise UserError(
             f"--gpu={text} is not known; nearest: {', '.join(_closest_names(normalized))}; --list-gpus shows all, "
@@ -106,9 +116,13 @@ def parse_vram(text: str) -> list[float]:
     sizes = []
     for part in text.split(","):
         size = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(gi?b?)?\s*", part, re.IGNORECASE)
-        if size is None or not 0 < float(size[1]) < 10_000:
-            raise UserError(f"--vram={' '.join(text.split())} must be a card's marketed memory in GB; --vram 8 works")
-        sizes.append(float(size[1]))
+        gib = float(size[1]) if size else 0.0
+        if not 0 < gib <= _MAX_VRAM_GIB:
+            works = f"{gib / 1024:g}" if gib % 1024 == 0 and 0 < gib / 1024 <= _MAX_VRAM_GIB else "8"
+            most = f", at most {_MAX_VRAM_GIB}" if gib > _MAX_VRAM_GIB else ""
+            given = " ".join(text.split())
+            raise UserError(f"--vram={given} must be a card's marketed memory in GB{most}; --vram {works} works")
+        sizes.append(gib)
     return sizes
 
 

@@ -72,19 +72,19 @@ def test_blocks_are_squares(text, blocks):
 def test_every_block_is_in_one_set(seed):
     rule, labels = parse_split("block:3"), torch.arange(144) % 2
     blocks = corner_blocks(grid(12), rule)
-    split = split_by_blocks(blocks, labels, 0.25, seed, rule)
+    split = split_by_blocks(grid(12), labels, 0.25, seed, rule)
     sides = [set(blocks[side, 0].tolist()) for side in (split.train, split.test)]
     assert not sides[0] & sides[1]
     assert (len(split.train), len(split.test), split.left_out) == (108, 36, 0)
-    assert torch.equal(split.test, split_by_blocks(blocks, labels, 0.25, seed, rule).test)
-    assert {split_by_blocks(blocks, labels, 0.25, s, rule).test.sum().item() for s in range(5)} != {
+    assert torch.equal(split.test, split_by_blocks(grid(12), labels, 0.25, seed, rule).test)
+    assert {split_by_blocks(grid(12), labels, 0.25, s, rule).test.sum().item() for s in range(5)} != {
         split.test.sum().item()
     }
 
 
 def test_tiles_across_an_edge_are_left_out_and_no_pixel_is_in_both_sets():
     rule, extents = parse_split("block:4"), grid(12, step=0.5)  # each overlaps its neighbours
-    split = split_by_blocks(corner_blocks(extents, rule), torch.arange(144) % 2, 0.4, 0, rule)
+    split = split_by_blocks(extents, torch.arange(144) % 2, 0.4, 0, rule)
     assert split.left_out > 0
     assert len(split.train) + len(split.test) + split.left_out == 144
     train, test = extents[split.train, None], extents[None, split.test]
@@ -101,14 +101,14 @@ def test_draws_are_repeated_until_every_class_is_in_both_sets():
     labels = (torch.arange(144) < 24).long()  # the first two columns: 4 of 16 blocks
     rule = parse_split("block:3")
     for seed in range(10):
-        split = split_by_blocks(corner_blocks(grid(12), rule), labels, 0.2, seed, rule)
+        split = split_by_blocks(grid(12), labels, 0.2, seed, rule)
         assert all(labels[side].unique().tolist() == [0, 1] for side in (split.train, split.test))
     alone = (torch.arange(144) == 0).long()
     with pytest.raises(UserError, match=r"^--split='block:3': in 200 draws of 16 blocks, a class was missing"):
-        split_by_blocks(corner_blocks(grid(12), rule), alone, 0.2, 0, rule)
+        split_by_blocks(grid(12), alone, 0.2, 0, rule)
     wide = parse_split("block:20")
-    with pytest.raises(UserError, match=r"^--split='block:20': all tiles are in one block; --split block:5 works"):
-        split_by_blocks(corner_blocks(grid(12), wide), labels, 0.2, 0, wide)
+    with pytest.raises(UserError, match=r"^--split='block:20': all tiles are in one block; --split block:2x2 works"):
+        split_by_blocks(grid(12), labels, 0.2, 0, wide)
 
 
 def test_sets_without_a_class_are_refused():

@@ -81,10 +81,13 @@ def test_export_of_the_best_and_of_a_named_checkpoint(tmp_path: Path) -> None:
     run = saved_run(tmp_path / "run", "resnet10")
     code, _, error = call(run, tmp_path / "a", "--format", "torchvision", "--which", "best")
     assert code == 2
-    assert error.endswith(f"--which=best: {run}/best names no checkpoint; --which latest works")
+    assert error.endswith(
+        f"--which=best: no evaluated checkpoint of {run} is whole; --which latest works, step_00000001"
+    )
     (run / "best").write_text("step_00000001 0.5\n")
-    code, printed, _ = call(run, tmp_path / "a", "--format", "torchvision", "--which", "best", "--json")
+    code, printed, error = call(run, tmp_path / "a", "--format", "torchvision", "--which", "best", "--json")
     assert (code, json.loads(printed)["step"]) == (0, 1)
+    assert error.startswith("--which best: step_00000001, kNN 50.0% wrote")
     code, printed, _ = call(run / "checkpoints/step_00000001", tmp_path / "b", "--format", "torchvision", "--json")
     assert (code, json.loads(printed)["worst_difference"] <= 1e-5) == (0, True)
     code, _, error = call(tmp_path / "none", tmp_path / "c", "--format", "timm")

@@ -78,6 +78,9 @@ def test_the_weights_enum_loads_verifies_and_normalises(tmp_path: Path, monkeypa
     assert theirs["label"] == 3
     assert (theirs["image"] - ours).abs().max() <= 1e-5  # measured: 0
     assert torch.equal(theirs["image"][:, 3, 5], torch.zeros(13))
+    unknown = tile.float()
+    unknown[2, 7, 8] = torch.nan  # as float tiles mark no data
+    assert torch.equal(weights.transforms(unknown)[:, 7, 8], torch.zeros(13))
 
 
 @pytest.mark.usefixtures("_clean_imports")

@@ -215,14 +215,17 @@ def test_the_statistics_of_a_reader_equal_those_of_the_build(tmp_path, dtype, co
     assert measure_statistics(tiles, 0).running.statistics() == built.metadata.statistics
 
 
-def test_undeclared_zeros_are_data_for_readers(tmp_path):
-    """A reader has one nodata number for all bands; 0 would exclude pixels with one dark band, here half of them."""
+def test_undeclared_zeros_are_no_data_for_readers_and_dark_bands_are_data(tmp_path):
+    """0 is no data if all bands hold it; a dark band's 0 becomes 1, for readers know one number for all bands."""
     pixels = noise(2, 32, 32)
     pixels[0, :16] = 0
     pixels[:, 0] = 0
     save_raster(tmp_path / "S2A_scene.tif", pixels, names=["B10", "B8"])
     built = build(tmp_path / "S2A_scene.tif", tmp_path / "out", tile_size=32)
-    assert (built.metadata.nodata, built.metadata.statistics.pixels) == (None, [31 * 32] * 2)
+    assert (built.metadata.nodata, built.metadata.statistics.pixels) == (0, [31 * 32] * 2)
+    (row,) = rows_of(tmp_path / "out")
+    assert np.array_equal(row["image"][1], pixels[1])
+    assert np.unique(row["image"][0, 1:16]).tolist() == [1]
     tiles = open_tiles(str(tmp_path / "out"), Data(scaling="percentiles"), 2)
     counted = measure_statistics(tiles, 0).running.statistics()
-    assert counted.pixels == [32 * 32] * 2
+    assert counted.pixels == [31 * 32] * 2

@@ -42,7 +42,7 @@ def test_a_build_killed_with_two_workers_resumes(source, whole, tmp_path):
     process.kill()
     process.communicate(timeout=30)  # returns when the last worker has closed its end
     assert process.returncode == -signal.SIGKILL
-    assert not (out / "tiles.json").exists()
+    assert not (out / "__moco__/tiles.json").exists()
     built = build(source, out, workers=2, **OPTIONS)
     assert 28 <= built.num_resumed < 156
     assert file_contents(out) == whole

@@ -196,7 +196,7 @@ def test_large_tiles_are_refused_before_decoding(raw: Callable[[], bytes], reaso
         (b"<VRTDataset><SourceFilename>/etc/passwd</SourceFilename></VRTDataset>", "is not JPEG"),
         (b"\x80\x04\x95" + bytes(50), "is not JPEG"),  # a pickle
         (npy_of((3, 8, 8)) + bytes(10), "truncated"),
-        (npy_of((3, 8, 8), "|O") + bytes(9999), "holds object; uint8, uint16, int16, float32 can be read"),
+        (npy_of((3, 8, 8), "|O") + bytes(9999), "holds object; uint8, .* can be read"),
         (npy_of((3, 8, 8), "<f8") + bytes(9999), "holds float64"),
         (npy_of((8,)) + bytes(99), r"is an array of shape \[8\]"),
         (npy_of((3, 0, 8)), "holds no pixels"),

@@ -154,13 +154,19 @@ def test_parse_vram(text: str, sizes: list[float]) -> None:
     assert parse_vram(text) == sizes
 
 
-@pytest.mark.parametrize(
-    "text", ["0", "-1", "abc", "", "8,,12", "8,", "inf", "nan", "1e3", "10000", "9" * 400, "8 TB", "8;12", "8,0", "٨"]
-)
+@pytest.mark.parametrize("text", ["0", "-1", "abc", "", "8,,12", "8,", "inf", "nan", "1e3", "8 TB", "8;12", "8,0", "٨"])
 def test_invalid_vram_is_refused(text: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_vram(text)
     assert str(caught.value) == f"--vram={text} must be a card's marketed memory in GB; --vram 8 works"
+
+
+@pytest.mark.parametrize(
+    ("text", "works"), [("8192", 8), ("12288", 12), ("24576 GB", 24), ("10000", 8), ("9" * 400, 8)]
+)
+def test_megabytes_are_refused_with_the_gigabytes_that_they_are(text: str, works: int) -> None:
+    with pytest.raises(UserError, match=f"in GB, at most 1024; --vram {works} works$"):
+        parse_vram(text)
 
 
 def test_generic_card_reports_no_more_than_real_cards_of_its_size() -> None:

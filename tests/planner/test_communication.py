@@ -113,7 +113,7 @@ def test_scaled_counts_are_those_of_a_trace_at_that_size(encoder: str, contrast_
     assert sum(scaled.flops.values()) == pytest.approx(sum(trace_for(recipe, CARD).flops(32, 8).values()))
 
 
-@pytest.mark.parametrize("contrast_over", ["global_batch", "micro_batch"])
+@pytest.mark.parametrize("contrast_over", ["global_batch", pytest.param("micro_batch", marks=pytest.mark.slow)])
 def test_collectives_of_sharded_networks_scale(contrast_over: str) -> None:
     """FSDP2 gathers a block's matrices per micro-batch inside a node; gradient shards are reduced between nodes."""
     memory = {"fully_shard": True, "keep_last_micro_batch": False}

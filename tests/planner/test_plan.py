@@ -125,10 +125,15 @@ def test_misfit_without_changes_lists_the_largest_categories() -> None:
         (["--vram", "0"], "--vram=0 must be a card's marketed memory in GB; --vram 8 works"),
         (["--vram", "0.5"], "--vram 8 works"),
         (["--vram", "8", "--gpus", "0"], "--gpus=0 must be at least 1; --gpus 1 works"),
-        (["--vram", "8", "--encoder", "resnet5"], "--encoder=resnet5 is not known; nearest: resnet50"),
+        (["--vram", "8", "--encoder", "resnet5"], "--encoder=resnet5 is not known; --encoder resnet50 works"),
         (["--vram", "8", "--optimizer", "sgd"], "--optimizer=sgd is not known"),
         (["--vram", "8", "--gpus", "3", "--global-batch", "1000"], "nearest: 999, 1002"),
-        (["--vram", "8", "--tiles", "100"], "--tiles=100 is less than one batch of 4096; --global-batch 100"),
+        (["--vram", "8", "--encoder", "ViT-B/8"], "--encoder=ViT-B/8 is not known; --encoder vit_base_patch8 works"),
+        (["--vram", "8", "--encoder", "vit-h"], "--encoder=vit-h is not known; --encoder vit_huge_patch14 works"),
+        (["--vram", "8192"], "--vram=8192 must be a card's marketed memory in GB, at most 1024; --vram 8 works"),
+        (["--gpu", "rx7900xtx"], "--gpu=rx7900xtx is a card of AMD, and the planner counts by CUDA's rules"),
+        (["--vram", "8", "--tiles", "100", "--global-batch", "4096"], "--global-batch 100 works"),
+        (["--vram", "8", "--gpus", "2", "--tiles", "3"], "--tiles=3 is less than one batch of 4; --global-batch 2"),
         (["--vram", "8", "--recipe", "nowhere.yaml"], "nowhere.yaml"),
         (["--gpus", "3", "--recipe", "recipes/dual8gb.yaml"], "--gpus=3 but hardware.num_devices=2 in recipes/dual8gb"),
         (["--recipe", "recipes/dual8gb.yaml", "--bands", "3"], "--bands has no effect with --recipe; omit it, or edit"),
@@ -230,17 +235,29 @@ def test_default_recipe_path(request_: Request, path: str) -> None:
     assert default_recipe_path(request_, 8) == path
 
 
-def test_recipe_with_other_fields_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_tiles_are_planned_for_a_smaller_batch_which_is_said(tmp_path: Path) -> None:
+    few = ["--vram", "8", *SMALL[:4], "--output", str(tmp_path / "few.yaml")]
+    answer, stderr = plan_as_json(*few, "--tiles", "3000")
+    assert answer["chosen"]["global_batch_size"] == 128
+    assert "--tiles=3,000 are fewer than the paper's batch of 4,096: planned for a global batch of 128" in stderr
+
+
+def test_a_recipe_with_other_fields_is_kept_and_the_next_name_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["--vram", "8", *SMALL]
     assert moco_plan(*arguments).exit_code == 0
     assert moco_plan(*arguments).exit_code == 0  # the same recipe again
     path = next((tmp_path / "recipes").iterdir())
     path.write_text(path.read_text().replace("source: data/tiles", "source: my/tiles"))
-    result = moco_plan(*arguments)
-    assert result.exit_code == 2
-    assert f"recipes/{path.name} exists and has data.source=my/tiles" in " ".join(result.stderr.split())
-    assert "my/tiles" in path.read_text()
+    for _ in range(2):  # the second time, the next name holds this very plan
+        result = moco_plan(*arguments)
+        assert result.exit_code == 0
+        assert f"recipes/{path.name} is kept, because it has data.source=my/tiles" in " ".join(result.stderr.split())
+        assert "my/tiles" in path.read_text()
+        names = sorted(found.name for found in path.parent.iterdir())
+        assert names == sorted([path.name, f"{path.stem}_2.yaml"])
     assert moco_plan(*arguments, "--output", str(path)).exit_code == 0
 
 

@@ -39,7 +39,7 @@ def test_scaled_memory_is_that_of_a_trace_at_that_size(encoder: str, contrast_ov
     assert_scaled_memory_is_traced_memory(recipe, CARDS["rtx3070"], requested=1e-3, reserved=5e-3)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_scaled_memory_of_sharded_networks_is_that_of_a_trace_at_that_size(checkpointing: bool) -> None:
     memory = {"fully_shard": True, "keep_last_micro_batch": False, "activation_checkpointing": checkpointing}
     recipe, card = two_device_recipe("vit_tiny_patch16", 512, 32, memory=memory), CARDS["rtx3070"]

@@ -25,7 +25,8 @@ def beat(phase: str = "the keys", seconds: float = 0.0, limit: float = 90.0, **m
         ("the keys", 90, 60.0, 600),  # a small GPU with a large batch
         ("data", 90, 2.0, 90),
         ("data", 90, None, 360),  # the first batch
-        ("the keys", 90, None, 90),
+        ("the keys", 90, None, 900),  # the first step
+        ("", 90, None, 90),  # heartbeats come all the same
         ("checkpoint", 90, 2.0, 900),
         ("evaluation", 90, 20.0, 2000),
         ("start", 90, None, inf),

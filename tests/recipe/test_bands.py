@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from moco_accel.common.errors import UserError
-from moco_accel.recipe.bands import SENTINEL2, canonical_band, canonical_bands, picture_bands, select_bands
+from moco_accel.recipe.bands import (
+    KNOWN_ORDERS,
+    SENTINEL2,
+    canonical_band,
+    canonical_bands,
+    format_bands,
+    offer_bands,
+    parse_bands,
+    picture_bands,
+    select_bands,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +59,25 @@ def test_true_colour_from_names() -> None:
     assert picture_bands(["nir", "Red", "Green", "Blue"], 4) == (1, 2, 3)
     assert picture_bands(["B8", "B11"], 2) == (0, 0, 0)
     assert picture_bands(None, 5) == (0, 1, 2)
+
+
+def test_ranges_of_names() -> None:
+    assert parse_bands("B1..B3,nir", "--bands") == ["B1", "B2", "B3", "nir"]
+    assert parse_bands("ch09..ch11", "--bands") == ["ch09", "ch10", "ch11"]
+    assert len(parse_bands("B1..B224", "--bands")) == 224
+    for unclear in ("B3..B1", "B1..C3", "B1..", "..", "a.b"):
+        assert parse_bands(unclear, "--bands") == [unclear]
+
+
+def test_long_lists_are_shortened() -> None:
+    assert format_bands(["B1", "B2"]) == "B1, B2"
+    assert format_bands([f"B{number}" for number in range(1, 225)]) == "B1, B2, … B224 (224)"
+
+
+def test_known_orders_have_their_number_of_bands_once_each() -> None:
+    for count, orders in KNOWN_ORDERS.items():
+        for data, names in orders:
+            assert len(canonical_bands(names)) == len(set(names)) == count, data
+            assert list(names) == canonical_bands(names)
+            assert f"--band-names {','.join(names)} for {data}" in offer_bands(count)
+    assert offer_bands(5) == "e.g. --band-names B1,B2,B3,B4,B5"

@@ -31,7 +31,7 @@ def in_place(source: Path, **data: Any) -> tuple[list[str] | None, np.ndarray]:
 
 def built(source: Path, out: Path) -> tuple[list[str], np.ndarray]:
     """Band names and the only tile, read from the shard without our own readers."""
-    build(source, out, tile_size=SIDE)
+    build(source, out, tile_size=SIDE, max_nodata=1)
     (row,) = rows_of(out)
     return facts_of(out)["bands"], row["image"]
 
@@ -127,15 +127,102 @@ def test_hidden_files_and_folders_are_no_imagery(tmp_path: Path) -> None:
         build(tmp_path / "src", tmp_path / "none")
 
 
-@pytest.mark.parametrize("kind", ["png", "tif"])
-def test_alpha_changes_no_colour(tmp_path: Path, kind: str) -> None:
-    """Built tiles leave an alpha that hides nothing out; in place it is the fourth band."""
+BITS = (GREY > 60).astype(np.uint8)
+ALPHA = np.full((SIDE, SIDE), 255, np.uint8)
+ALPHA[:5] = 0
+ALPHA[5, :] = 100  # half transparent: the colour counts
+HIDDEN = np.where(ALPHA[None] > 0, RGB.transpose(2, 0, 1), 0)
+HIDDEN_GREY = np.where(ALPHA > 0, GREY, 0)[None]
+PALETTE = Image.fromarray(RGB).quantize(16)
+PALETTE_COLOURS = np.asarray(PALETTE.convert("RGB")).transpose(2, 0, 1)
+SIXTEEN = GREY[None].astype(np.uint16) * 200
+READ_ALIKE: dict[str, tuple[str, Callable[[Path], Any], np.ndarray]] = {
+    "1-bit PNG": ("png", lambda path: Image.fromarray(BITS * 255).convert("1").save(path), BITS[None] * 255),
+    "1-bit TIFF": ("tif", lambda path: Image.fromarray(BITS * 255).convert("1").save(path), BITS[None] * 255),
+    "1-bit white-is-zero TIFF": (
+        "tif",
+        lambda path: save_raster(path, BITS[None], UTM, nbits=1, photometric="miniswhite"),
+        255 - BITS[None] * 255,
+    ),
+    "1-bit GeoTIFF": ("tif", lambda path: save_raster(path, BITS[None], UTM, nbits=1), BITS[None] * 255),
+    "palette PNG": ("png", PALETTE.save, PALETTE_COLOURS),
+    "palette PNG with a transparent entry": (
+        "png",
+        lambda path: PALETTE.save(path, transparency=3),
+        np.where(np.asarray(PALETTE) == 3, 0, PALETTE_COLOURS),
+    ),
+    "palette TIFF": ("tif", PALETTE.save, PALETTE_COLOURS),
+    "16-bit white-is-zero": (
+        "tif", lambda path: save_raster(path, SIXTEEN, UTM, photometric="miniswhite", names=["pan"]), 65535 - SIXTEEN
+    ),
+    "grey and opaque alpha": ("png", lambda path: grey_alpha(ALPHA | 255).save(path), GREY[None]),
+    "grey and alpha": ("png", lambda path: grey_alpha(ALPHA).save(path), HIDDEN_GREY),
+    "grey with a transparent value": (
+        "png", lambda path: Image.fromarray(GREY).save(path, transparency=30), np.where(GREY == 30, 0, GREY)[None]
+    ),
+    "RGBA PNG, opaque": ("png", lambda path: rgba(ALPHA | 255).save(path), RGB.transpose(2, 0, 1)),
+    "RGBA PNG": ("png", lambda path: rgba(ALPHA).save(path), HIDDEN),
+    "RGBA TIFF, opaque": ("tif", lambda path: rgba(ALPHA | 255).save(path), RGB.transpose(2, 0, 1)),
+    "CMYK JPEG": ("jpg", lambda path: Image.fromarray(RGB).convert("CMYK").save(path, quality=100), RGB[:0]),
+}  # fmt: skip
+
+
+def grey_alpha(alpha: np.ndarray) -> Image.Image:
+    return Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(alpha)])
+
+
+def rgba(alpha: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.dstack([RGB, alpha]))
+
+
+@pytest.mark.parametrize("what", READ_ALIKE)
+def test_pictures_are_read_alike(tmp_path: Path, what: str) -> None:
+    suffix, save, expected = READ_ALIKE[what]
     (tmp_path / "src").mkdir()
-    opaque = np.full((SIDE, SIDE, 1), 255, np.uint8)
-    Image.fromarray(np.concatenate([RGB, opaque], axis=2)).save(tmp_path / f"src/a.{kind}")
-    stored = {"stored_bands": ["red", "green", "blue", "alpha"]} if kind == "tif" else {}
-    names, tile = in_place(tmp_path / "src", bands=["red", "green", "blue"], **stored)
-    assert (names, built(tmp_path / "src", tmp_path / "out")[0]) == (["red", "green", "blue"],) * 2
-    assert np.array_equal(tile, RGB.transpose(2, 0, 1))
-    assert np.array_equal(tile, rows_of(tmp_path / "out")[0]["image"])
-    assert in_place(tmp_path / "src")[1].shape == (4, SIDE, SIDE)
+    save(tmp_path / f"src/a.{suffix}")
+    if not expected.size:  # as Pillow converts it
+        with Image.open(tmp_path / f"src/a.{suffix}") as image:
+            expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    for _, tile in (in_place(tmp_path / "src"), built(tmp_path / "src", tmp_path / "out")):
+        assert tile.shape == expected.shape
+        assert np.array_equal(tile, expected)
+
+
+def test_transparent_pixels_of_a_tiff_hold_no_data(tmp_path: Path) -> None:
+    """Built tiles keep the colour under a transparent alpha, and do not count it."""
+    (tmp_path / "src").mkdir()
+    rgba(ALPHA).save(tmp_path / "src/a.tif")
+    names, tile = in_place(tmp_path / "src")
+    assert names == ["red", "green", "blue"]
+    assert np.array_equal(tile, HIDDEN)
+    build(tmp_path / "src", tmp_path / "out", tile_size=SIDE, max_nodata=1)
+    (row,) = rows_of(tmp_path / "out")
+    assert np.array_equal(row["image"][:, 5:], HIDDEN[:, 5:])
+    assert facts_of(tmp_path / "out")["statistics"]["pixels"] == [SIDE * (SIDE - 5)] * 3
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_an_alpha_band_is_kept_if_its_name_is_given(
+    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The line about the alpha band that is left out says how."""
+    (tmp_path / "src").mkdir()
+    rgba(ALPHA).save(tmp_path / f"src/a.{kind}")
+    assert in_place(tmp_path / "src")[1].shape == (3, SIDE, SIDE)
+    printed = capfd.readouterr().err
+    assert "hides 15.62% of their pixels, which hold no data" in printed
+    field = "bands" if kind == "png" else "stored_bands"
+    assert f"; data.{field}=[red, green, blue, alpha] encoder.bands=4 keeps it" in printed
+    names, tile = in_place(tmp_path / "src", **{field: ["red", "green", "blue", "alpha"]})
+    assert names == ["red", "green", "blue", "alpha"]
+    assert np.array_equal(tile, np.dstack([RGB, ALPHA]).transpose(2, 0, 1))
+
+
+def test_near_infrared_that_gdal_calls_alpha_is_a_band(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE), dtype=np.uint8)
+    for number in range(3):
+        save_raster(tmp_path / f"src/{number}.tif", pixels, UTM)
+    tiles = open_tiles(str(tmp_path / "src"), Data(), None)
+    assert tiles[0].shape == (4, SIDE, SIDE)
+    named = open_tiles(str(tmp_path / "src"), Data(stored_bands=["red", "green", "blue", "nir"]), 4)
+    assert np.array_equal(named[2].numpy(), pixels)

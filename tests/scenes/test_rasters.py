@@ -49,7 +49,7 @@ def test_all_bands_of_a_sentinel2_scene(tmp_path):
     built = build(tmp_path / "src", tmp_path / "out", tile_size=64)
     names = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12"]
     facts = facts_of(tmp_path / "out")
-    assert (facts["bands"], facts["dtype"], facts["sensor"], facts["nodata"]) == (names, "uint16", "sentinel2", None)
+    assert (facts["bands"], facts["dtype"], facts["sensor"], facts["nodata"]) == (names, "uint16", "sentinel2", 0)
     assert built.notes[0].startswith(
         "B1, B5, B6, B7, B8A, B9, B10, B11, B12 were resampled to the finest band's pixels"
     )
@@ -122,20 +122,21 @@ def test_bands_without_names_must_be_named(tmp_path):
     assert built.metadata.bands == ["red", "green", "blue", "nir"]
 
 
-def test_scenes_with_other_bands_than_most_are_left_out(tmp_path):
-    """The first scene by name is a small preview, which must not decide."""
+def test_scenes_with_other_bands_compete(tmp_path):
+    """The first scene by name is a small preview."""
     save_raster(tmp_path / "src/a_preview.tif", noise(3, 32, 32, "uint8"))
     for name in ("b", "c"):
         save_raster(tmp_path / f"src/{name}.tif", noise(2, 64, 64), names=["B4", "B8"])
     save_raster(tmp_path / "src/d.tif", noise(2, 64, 64), names=["B8", "B4"])
-    built = build(tmp_path / "src", tmp_path / "out", tile_size=32)
-    assert (built.metadata.bands, built.num_tiles) == (["B4", "B8"], 8)
-    assert [reason for _, reason in built.left_out] == [
-        "has bands [red, green, blue] uint8, most tiles [B4, B8] uint16; build them separately",
-        "has bands [B8, B4] uint16, most tiles [B4, B8] uint16; build them separately",
-    ]
+    with pytest.raises(UserError) as caught:
+        build(tmp_path / "src", tmp_path / "out", tile_size=32)
+    assert str(caught.value).endswith(
+        "holds 2 kinds of imagery, of which one can be built; choose with the option behind it: 2 files (8 windows) of "
+        "[B4, B8] uint16, e.g. b.tif: --bands B4,B8; 1 file (4 windows) of [B8, B4] uint16, e.g. d.tif: --bands B8,B4"
+    )
     again = build(tmp_path / "src", tmp_path / "both", tile_size=32, bands=("B4", "B8"))
     assert again.num_tiles == 12
+    assert "left out, because they have names of quick-looks: 1 file, e.g. a_preview.tif; " in "".join(again.notes)
 
 
 def test_multi_band_files_named_like_bands_are_separate_scenes(tmp_path):

@@ -33,7 +33,7 @@ def test_images_in_class_folders(tmp_path):
 
 
 def test_geotiffs_with_many_bands(tmp_path):
-    arrays = random_array((3, 13, 16, 16))
+    arrays = random_array((5, 13, 16, 16))
     for index, array in enumerate(arrays):
         write_file(tmp_path / "named" / f"{index}.tif", tiff(array, [f"B{band[1:]:0>2}" for band in SENTINEL2]))
         write_file(tmp_path / "unnamed" / f"{index}.tif", tiff(array))
@@ -45,10 +45,9 @@ def test_geotiffs_with_many_bands(tmp_path):
     assert np.array_equal(unnamed[1].numpy(), arrays[1])
     write_file(tmp_path / "unnamed" / "3.tif", tiff(arrays[0].astype(np.int16)))
     write_file(tmp_path / "unnamed" / "4.tif", tiff(arrays[0][:12]))
-    odd = tiles_of(tmp_path / "unnamed", 13, bands=SENTINEL2, scaling="reflectance")
     for index, reason in ((3, "is int16, not uint16"), (4, "has 12 bands, not 13")):
         with pytest.raises(DamagedTile, match=rf"^{reason}: .*{index}.tif$"):
-            odd[index]
+            unnamed[index]
 
 
 @pytest.mark.parametrize("layout", ["{tile}/{band}.tif", "{tile}_{band}.tif", "land/{tile}/{tile}_{band}_10m.tif"])
@@ -68,8 +67,10 @@ def test_one_tiff_per_band(tmp_path, layout):
     with pytest.raises(DamagedTile, match=r"^B12 is missing: .*t1"):
         tiles_of(tmp_path, 1, bands=["B12"], scaling="reflectance")[1]
     write_file(tmp_path / "mask.tif", tiff(coarse[:1]))
+    assert len(tiles_of(tmp_path, 1, bands=["B2"], scaling="reflectance")) == 3
+    write_file(tmp_path / "other.tif", tiff(coarse[:1]))
     message = error_message(tmp_path, 2, bands=["B2"])
-    assert f"with mask.tif, which holds no single band; data.source='{tmp_path}/**/*B[0-9]*.tif' leaves" in message
+    assert f"with other.tif, which holds no single band; data.source='{tmp_path}/**/*B[0-9]*.tif' leaves" in message
     assert len(tiles_of(tmp_path / "**" / "*[bB][0-9]*.tif", 2, bands=["B8A", "B2"], scaling="reflectance")) == 3
 
 

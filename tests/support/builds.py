@@ -48,7 +48,9 @@ def refused(capfd, *arguments):
 
 
 def file_contents(out):
-    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
+    """Return the files below a folder, without those of an unfinished build."""
+    names = (path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file())
+    return {name.as_posix(): (out / name).read_bytes() for name in names if name.parts[0] != ".build"}
 
 
 def interrupt_build(source, out, tiles, overwrite=False, **options):

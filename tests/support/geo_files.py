@@ -66,4 +66,4 @@ def decode(stored: Any) -> Any:
 
 
 def facts_of(out: Path) -> dict[str, Any]:
-    return json.loads((out / "tiles.json").read_text())
+    return json.loads((out / "__moco__/tiles.json").read_text())

@@ -34,7 +34,7 @@ def differences(run: Path, undisturbed: Path, steps: int) -> list[str]:
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
     """Read metrics without fields that depend on time, memory, or when damaged tiles of other ranks become known."""
-    timed = {"tiles_per_second", "data_wait_share", "peak_memory_mib", "damaged_tiles", "seconds"}
+    timed = {"tiles_per_second", "data_wait_share", "peak_memory_mib", "damaged_tiles", "seconds", "first_step"}
     rows = read_rows(run / "metrics.jsonl")
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 

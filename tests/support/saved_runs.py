@@ -39,7 +39,7 @@ class SavedRun:
         micro_batch = self.recipe.batch.micro_batch_size
         networks = self.moco, self.optimizer, micro_batch
         self.saver = CheckpointSaver(
-            run, self.accelerator, ControlGroup(), *networks, TILES, ReadPattern(), StopRequest()
+            run, self.accelerator, ControlGroup(), *networks, TILES, ReadPattern(), "", StopRequest()
         )
         found = newest_intact(run, self.logged.append)
         self.step, _ = self.saver.restore(found, False, self.logged.append)

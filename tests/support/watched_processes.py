@@ -25,10 +25,10 @@ from support.trainer_processes import free_port
 
 from moco_accel.checkpoints import saver
 from moco_accel.common.console import user_errors
+from moco_accel.networks import moco
 from moco_accel.processes.signals import StopRequest
 from moco_accel.recipe.schema import Recipe
-from moco_accel.tiles.tiles import Tiles
-from moco_accel.training import loop
+from moco_accel.training import loader, loop
 from moco_accel.training import step as step_module
 from moco_accel.training.run import run_training
 
@@ -74,6 +74,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "memory": run_out_of_memory,
     "crash": faulthandler._sigsegv,  # type: ignore[attr-defined]
     "loop": loop_forever,
+    "slow": lambda: time.sleep(8),
     "lock": lock_forever,
 }
 PLACES: dict[str, tuple[Any, str]] = {
@@ -81,9 +82,10 @@ PLACES: dict[str, tuple[Any, str]] = {
     "average": (step_module, "average_over_processes"),
     "save": (saver, "write_checkpoint"),
     "model": (loop, "build_moco"),
-    "tile": (Tiles, "__getitem__"),
+    "tile": (loader, "make_crop"),  # of a tile that has been read for a step
+    "forward": (moco, "encode"),
 }
-FIRST_CALL = ("model", "save")
+FIRST_CALL = ("model", "save", "forward")
 
 
 def plant_fault(case: Case, happened: Path) -> None:

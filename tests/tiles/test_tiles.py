@@ -16,6 +16,7 @@ from support.source_files import (
     tiles_of,
     write_array_shards,
 )
+from support.tile_files import npy
 
 from moco_accel.common.errors import UserError
 from moco_accel.images.headers import DamagedTile
@@ -84,7 +85,7 @@ def test_errors_name_the_field_and_a_value_that_works(tmp_path, monkeypatch):
         "data.image_column='img' is not a column of 't/train' (image, label, note); data.image_column=image works"
     )
     assert error_message("t/train", image_column="note").endswith(
-        "not Image, bytes or Array3D of uint8, uint16, int16, float32; data.image_column=image works"
+        "not Image, bytes or Array3D of numbers; data.image_column=image works"
     )
     assert error_message("t/train", pair_column="after") == (
         "data.pair_column='after' is not a second image column of 't/train' (image); data.pair_column=null works: "
@@ -135,7 +136,7 @@ def test_damaged_tiles_have_a_reason(tmp_path, streaming):
         {"bytes": b"", "path": None},
         {"bytes": None, "path": str(tmp_path / "gone.png")},
         None,
-        image_value(random_pixels(1, 8, 4)[0]),
+        {"bytes": npy(np.zeros((4, 8, 8), np.uint8)), "path": None},
         image_value(np.zeros((8, 8), np.uint16)),
         image_value(random_pixels(1, 7)[0]),
     ]
@@ -153,12 +154,13 @@ def test_damaged_tiles_have_a_reason(tmp_path, streaming):
     ]
 
 
-def test_nan_and_infinity_are_damage(tmp_path):
-    arrays = np.ones((3, 2, 9, 9), np.float32)
-    arrays[1, 0, 3, 3], arrays[2, 1, 0, :2] = np.nan, -np.inf
+def test_a_float_tile_without_any_data_is_damaged(tmp_path):
+    arrays = np.ones((4, 2, 9, 9), np.float32)
+    arrays[1, 0, 3, 3], arrays[2, 1, 0, :2], arrays[3, 1] = np.nan, -np.inf, np.inf
     write_array_shards(arrays, tmp_path / "t")
     tiles = tiles_of(tmp_path / "t", 2, scaling="percentiles")
-    assert [damage_reason(tiles, i) for i in (1, 2)] == [f"holds {n} values that are NaN or infinite" for n in (1, 2)]
+    assert [int(tiles[i].isnan().sum()) for i in (0, 1, 2)] == [0, 1, 2]
+    assert damage_reason(tiles, 3).startswith("holds no pixel with data in all bands")
 
 
 def test_other_tiles_need_not_match_a_damaged_first_tile(tmp_path):

@@ -17,7 +17,8 @@ from support.tile_files import write_labelled
 from support.trainer_processes import TRAIN, command_line, launch, rows, train
 from typer.testing import CliRunner
 
-from moco_accel.checkpoints.run_folder import best_accuracy, load_encoder
+from moco_accel.checkpoints.best_checkpoint import find_best
+from moco_accel.checkpoints.run_folder import load_encoder
 from moco_accel.recipe.load import save_recipe
 from moco_accel.report import cli
 
@@ -82,7 +83,7 @@ def test_best_checkpoint_is_kept(evaluated_run: Path) -> None:
     name, accuracy = (evaluated_run / "best").read_text().split()
     assert name == f"step_{best['step']:08d}"
     assert float(accuracy) == pytest.approx(best["knn_top1"], abs=1e-6)
-    assert best_accuracy(evaluated_run) == float(accuracy)
+    assert find_best(evaluated_run).row["step"] == best["step"]
     assert (evaluated_run / "checkpoints" / name / "manifest.json").exists()
 
 

@@ -89,7 +89,7 @@ def test_result_depends_only_on_recipe_and_data(recipe_file: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     "changes",
     [
-        ["moco.queue_size=24"],
+        pytest.param(["moco.queue_size=24"], marks=pytest.mark.slow),
         ["optimizer.name=adamw_8bit"],
         # weights and optimizer state of a ResNet are channels_last
         ["encoder.name=resnet10", "encoder.freeze_patch_projection=false"],

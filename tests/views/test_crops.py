@@ -18,7 +18,7 @@ from moco_accel.common.errors import UserError
 from moco_accel.recipe.data_sections import Augment
 from moco_accel.recipe.schema import Recipe
 from moco_accel.views.augment import AugmentedView
-from moco_accel.views.crops import crop_dtype, make_crop, rotate_and_flip, stack_crops
+from moco_accel.views.crops import crop_dtype, make_crop, rotate_and_flip, stack_crops, to_pixels
 from moco_accel.views.parameters import Geometry, draw_geometry, draw_photometry
 
 DRAWS = 10_000
@@ -237,6 +237,27 @@ def test_thirteen_bands_become_normalised_pixels() -> None:
     bands = pixels.mean((2, 3))
     assert bands.abs().max() < 0.4  # 0.5 · 10 % gain + 0.02 offset, over a deviation of 0.25
     assert bands.std() > 0.05
+
+
+@pytest.mark.parametrize("nodata", [None, -9999.0, -3.4028234663852886e38])
+def test_no_data_of_float_tiles_becomes_the_bands_mean(nodata: float | None) -> None:
+    """Also without a number for no data: float tiles mark it by NaN."""
+    tile = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0))
+    tile[0, :4] = torch.nan
+    data = {"scaling": "range", "low": [0, 0], "high": [1, 1], "mean": [0.25, 0.5], "std": [1, 1], "nodata": nodata}
+    pixels = to_pixels(tile, small_recipe(encoder={"bands": 2}, data=data))
+    assert torch.equal(pixels[:, 4:], tile[:, 4:])
+    assert torch.equal(pixels[:, :4], torch.tensor([0.25, 0.5])[:, None, None].expand(2, 4, 16))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-3.4028234663852886e38, 3.4028234663852886e38), (0, 1e-44), (1e37, 3e38), (-2e38, -1e38), (0, 1)]
+)
+def test_extreme_ranges_are_scaled_without_overflow(low: float, high: float) -> None:
+    values = torch.tensor([low, low + (high / 2 - low / 2), high], dtype=torch.float64).float()
+    data = {"scaling": "range", "low": [low], "high": [high], "mean": [0.5], "std": [1]}
+    pixels = to_pixels(values.expand(1, 3, 3), small_recipe(encoder={"bands": 1}, data=data))
+    assert pixels[0, 0].tolist() == pytest.approx([0, 0.5, 1], abs=0.1 if high < 1e-40 else 1e-6)  # 1e-44 has 3 bits
 
 
 def test_uint8_scaling_of_other_types_is_an_error() -> None:
