@@ -42,7 +42,7 @@ def is_hidden(path: Path, root: Path) -> bool:
 
 def is_hidden_name(path: str) -> bool:
     """Check whether a part of a relative path is hidden."""
-    return any(map(_is_hidden_part, path.split("/")))
+    return any(_is_hidden_part(part) for part in path.split("/") if part != ".")  # tar -cf x.tar . names ./a.png
 
 
 def _is_hidden_part(name: str) -> bool:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from pathlib import PurePath
+from contextlib import suppress
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from moco_accel.common.pixels import Pixels
+from moco_accel.images.decoding import decode_image
+from moco_accel.images.headers import DamagedTile, read_file
 
 MAX_LABELS = 16  # values of a label map; more are a dark or a flat picture's
 _MIN_PIXELS_PER_LABEL = 16  # the few pixels of a small picture have few values, too
+_SAMPLES = 3  # files of each folder that are decoded
+_MAX_DECODED_BYTES = 1 << 24  # of a file; larger ones are scenes, whose names are believed
+_MAX_COLOURS = 256  # of a label map, blurred edges included
 _CHECKED_SIDE = 512  # pixels; every n-th one of larger tiles
 
 _WORDS = r"[a-z]*masks?|labels?|labelids|annotations?|gt|ground[_-]?truths?|seg|segmentations?|udm2?|bqa|scl"
@@ -55,6 +61,26 @@ def find_masks(paths: Sequence[str]) -> list[str]:
     shared = len(PurePath(os.path.commonpath([f"/{folder}" for folder in folders])).parts) - 1
     masks = [path for path in paths if _MASK_HINT.search(path) and has_mask_name("/".join(path.split("/")[shared:]))]
     return masks if len(masks) < len(paths) else []
+
+
+def confirm_masks(root: Path, masks: Sequence[str]) -> list[str]:
+    """Return those of `masks` below `root` that are no colour pictures: a class may be called `labels` or `mask`.
+
+    A few files of each folder are decoded; a folder with a picture of many colours holds imagery.
+    """
+    by_folder: dict[str, list[str]] = {}
+    for name in masks:
+        by_folder.setdefault(os.path.dirname(name), []).append(name)  # noqa: PTH120 - a million times
+    pictures = {folder for folder, names in by_folder.items() if any(_is_picture(root / x) for x in names[:_SAMPLES])}
+    return [name for name in masks if os.path.dirname(name) not in pictures]  # noqa: PTH120
+
+
+def _is_picture(path: Path) -> bool:
+    with suppress(DamagedTile, OSError):
+        if path.stat().st_size <= _MAX_DECODED_BYTES:
+            pixels = decode_image(read_file(path), keep_alpha=False).pixels
+            return len(pixels) == 3 and np.unique(pixels.reshape(3, -1), axis=1).shape[1] > _MAX_COLOURS
+    return False
 
 
 def is_label_map(pixels: Pixels) -> bool:

@@ -14,7 +14,7 @@ from moco_accel.common.errors import UserError
 from moco_accel.images.decoding import decode_image, image_facts
 from moco_accel.images.globs import glob_matcher
 from moco_accel.images.headers import DamagedTile, read_file
-from moco_accel.images.label_maps import find_masks, is_label_map
+from moco_accel.images.label_maps import confirm_masks, find_masks, is_label_map
 from moco_accel.sources.base import Source
 
 MIN_SHARE = 0.01  # of the files: fewer of another kind are damaged tiles, which a run counts
@@ -37,7 +37,7 @@ def choose_images(folder: Path, names: list[str], source: Source, log: Log) -> l
         UserError: If kinds of images compete. The message has the count, an example and, where there is one, a glob of
             each.
     """
-    if masks := set(find_masks(names)):
+    if masks := set(confirm_masks(folder, find_masks(names))):
         first = min(masks)
         beside = sorted(name for name in masks if os.path.dirname(name) == os.path.dirname(first))  # noqa: PTH120
         names = [name for name in names if name not in masks]

@@ -118,7 +118,7 @@ REFUSED = [
     ("bare", "block:5", "needs columns bounds and crs, or longitude and latitude; .* has image, label"),
     ("bare", "folder", "has neither folders named train and test nor a column of paths"),
     ("lost", "block:5", "1 of 36 tiles have no coordinates"),
-    ("all", "block:45", "all tiles are in one block; --split block:11.2 works"),
+    ("all", "block:45", "all tiles are in one block; --split block:2x2 works"),
 ]
 
 

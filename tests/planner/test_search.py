@@ -24,6 +24,7 @@ from planner.trace.scaling import with_memory, with_micro_batch
 from planner.trace.trace import trace_step
 
 
+@pytest.mark.slow
 def test_networks_are_sharded_where_nothing_fits_otherwise() -> None:
     """ViT-S with heads of 4,096: weights, momentum weights, gradients and 8-bit state take 610 MiB, sharded half."""
     request = Request(gpus=2, encoder="vit_small_patch16", image_size=64, mixed_precision="bf16", global_batch_size=64)

@@ -126,6 +126,7 @@ def test_slurm_accepts_the_job(tmp_path: Path, tiles_folder: Path) -> None:
     assert subprocess.run(["sbatch", "--test-only", job], capture_output=True).returncode != 0
 
 
+@pytest.mark.slow
 def test_stopped_job_is_saved_requeued_and_resumed_to_the_end(tmp_path: Path, tiles_folder: Path) -> None:
     folder = job_folder(tmp_path, cpu_recipe(tiles_folder))
     metrics = str(folder / "runs/small/metrics.jsonl")

@@ -59,7 +59,14 @@ CONFIGURATIONS |= {
 
 
 # each differs from another one in one setting only; together they take two minutes
-SLOW = ("vit_13_bands", "vit_bf16_checkpointed", "resnet18_two_checkpointed", "vit_sharded", "vit_sharded_8bit")
+SLOW = (
+    "vit_13_bands",
+    "vit_bf16_checkpointed",
+    "resnet18_two_checkpointed",
+    "vit_sharded",
+    "vit_sharded_8bit",
+    "vit_sharded_checkpointed",
+)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CONFIGURATIONS])

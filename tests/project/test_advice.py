@@ -121,6 +121,7 @@ PLANS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", PLANS, ids=" ".join)
 def test_the_option_that_works_for_a_plan_works(given: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)

@@ -128,3 +128,12 @@ def test_globs_are_asked_as_folders_are(tmp_path):
     write_images(tmp_path, "ms/{}.tif", WIDE)
     assert "holds 2 kinds" in error_message(tmp_path / "**" / "*")
     assert len(tiles_of(tmp_path / "images")) == 6
+
+
+def test_pictures_in_a_folder_with_the_name_of_masks_are_tiles(tmp_path):
+    """Classes may be called labels or seg; colour pictures in them are imagery."""
+    for name in ("forest", "labels", "seg", "mask_house"):
+        write_images(tmp_path / name, count=2)
+    assert len(tiles_of(tmp_path)) == 8
+    write_images(tmp_path / "masks", arrays=COLOUR // 128 * 255, count=2)  # label maps in colours
+    assert len(tiles_of(tmp_path)) == 8

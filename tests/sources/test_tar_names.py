@@ -80,3 +80,9 @@ def test_images_of_several_formats_are_one_column(tmp_path):
     write_tar(tmp_path / "t.tar", list(zip(names, raws, strict=True)))
     tiles = tiles_of(tmp_path / "t.tar")
     assert all(np.array_equal(tiles[index].numpy(), ARRAYS[index].transpose(2, 0, 1)) for index in range(3))
+
+
+def test_names_of_tar_in_its_own_folder_are_read(tmp_path):
+    """`tar -cf t.tar .` writes ./0.png."""
+    write_tar(tmp_path / "t.tar", [(f"./{index}.png", raw) for index, raw in enumerate(RAWS)])
+    assert len(tiles_of(tmp_path / "t.tar")) == 8
