@@ -24,7 +24,7 @@ def run_without_ranks(sections: str) -> Any:
         (1, {}),
         (2, {}),
         (4, {"moco": {"queue_size": 16}}),
-        (4, {"memory": {"activation_checkpointing": True}}),
+        pytest.param(4, {"memory": {"activation_checkpointing": True}}, marks=pytest.mark.slow),
     ],
     ids=["1 rank", "2 ranks", "4 ranks, queue", "4 ranks, checkpointing"],
 )

@@ -30,7 +30,7 @@ def run_sharded(count: int, *arguments: str) -> Any:
         (2, {}),
         (2, {"memory": {"activation_checkpointing": True}, "encoder": {"freeze_patch_projection": False}}),
         (2, {"batch": {"contrast_over": "micro_batch"}}),
-        (4, {"moco": {"queue_size": 16}}),
+        pytest.param(4, {"moco": {"queue_size": 16}}, marks=pytest.mark.slow),
         pytest.param(4, {"hardware": {"num_nodes": 2}}, marks=pytest.mark.slow),
     ],
     ids=["2 ranks", "checkpointing", "contrast over micro-batches", "4 ranks, queue", "2 nodes of 2"],

@@ -94,6 +94,7 @@ def test_row_holds_prediction_and_measurement() -> None:
     assert not row["oom"]
 
 
+@pytest.mark.slow
 def test_plan_for_a_card_size_keeps_to_its_budget() -> None:
     sizes = {"micro_batch_size": 2048, "accumulation_steps": 1}
     recipe = recipe_on(2, encoder=VIT, moco=HEADS, batch=sizes)

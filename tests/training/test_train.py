@@ -188,6 +188,7 @@ def test_nan_loss_ends_the_run(recipe_file: Path, tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in saved.values())
 
 
+@pytest.mark.slow
 def test_collapse_is_printed_once(recipe_file: Path, tmp_path: Path) -> None:
     black = datasets.Dataset.from_dict(
         {"image": [Image.new("RGB", (20, 20))] * 40}, features=datasets.Features({"image": datasets.Image()})
