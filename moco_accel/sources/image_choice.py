@@ -21,7 +21,7 @@ MIN_SHARE = 0.01  # of the files: fewer of another kind are damaged tiles, which
 _ASKED_FILES, _ASKED_BYTES = 1000, 1 << 29
 _DECODED_FILES = 32
 _MAX_NAMED = 5
-_PICTURE = "8-bit pictures"
+_GREY, _COLOUR, _PICTURE = "8-bit grey", "8-bit colour", "8-bit pictures"  # kinds
 _WHOLE_FLOATS = {"float64": "float32", "float16": "float32"}  # read as one type
 
 Log = Callable[[str], None]
@@ -51,17 +51,9 @@ def choose_images(folder: Path, names: list[str], source: Source, log: Log) -> l
         names = _leave_out(folder, names, labels, kinds, source, log)
         kinds = _sort_by_kind(folder, names)
     _log_grey(kinds, source, log)
-    pictures = [name for key in (_grey(), _colour()) for name in kinds.pop(key, [])]
+    pictures = [name for key in (_GREY, _COLOUR) for name in kinds.pop(key, [])]
     _check_one_kind(folder, kinds | ({_PICTURE: pictures} if pictures else {}), source)
     return names
-
-
-def _grey() -> str:
-    return "8-bit grey"
-
-
-def _colour() -> str:
-    return "8-bit colour"
 
 
 def _sample(names: Sequence[str]) -> list[str]:
@@ -97,7 +89,7 @@ def _kind(name: str, raw: bytes) -> str:
             return f".npy of {dtype}"
     bands -= facts.has_alpha
     if dtype in ("uint8", "bool") and bands in (1, 3):
-        return _grey() if bands == 1 else _colour()
+        return _GREY if bands == 1 else _COLOUR
     return f"{bands} band{'s' * (bands > 1)} of {dtype}"
 
 
@@ -105,7 +97,7 @@ def _find_label_maps(folder: Path, kinds: dict[str, list[str]]) -> dict[str, lis
     """Return those kinds of one band whose sampled files are all label maps."""
     found = {}
     for kind, names in kinds.items():
-        if kind != _grey() and not kind.startswith("1 band of "):
+        if kind != _GREY and not kind.startswith("1 band of "):
             continue
         with suppress(DamagedTile, FileNotFoundError):
             if all(is_label_map(decode_image(read_file(folder / name)).pixels) for name in names[:_DECODED_FILES]):
@@ -137,7 +129,7 @@ def _leave_out(
 
 
 def _log_grey(kinds: dict[str, list[str]], source: Source, log: Log) -> None:
-    grey, colour = kinds.get(_grey(), []), kinds.get(_colour(), [])
+    grey, colour = kinds.get(_GREY, []), kinds.get(_COLOUR, [])
     if grey and colour:
         asked = len(grey) + len(colour)
         log(f"{source}: {len(grey):,} of {asked:,} sampled images are grey, and are read as colour; e.g. {min(grey)}")
