@@ -20,7 +20,7 @@ from moco_accel.scenes.find_scenes import Scene, find_scenes, single_file
 from moco_accel.scenes.image_files import UnreadableImage
 from moco_accel.scenes.layouts import Layout, SeparateScenes, read_layout
 from moco_accel.scenes.non_imagery import find_label_maps, looks_like_labels, split_by_name
-from moco_accel.scenes.other_formats import reading_command
+from moco_accel.images.other_formats import reading_command
 from moco_accel.scenes.pixel_types import check_nodata
 
 DescribedScenes = list[tuple[Scene, Layout | str]]  # a string is the reason why a scene cannot be read

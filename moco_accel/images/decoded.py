@@ -32,6 +32,8 @@ class ImageFacts(NamedTuple):
         has_alpha: Whether a band or an entry of the colour table is called alpha.
         has_mask: Whether a mask beside the bands marks no data.
         bands: Number of bands with alpha; 0 if the header does not tell.
+        band_names: The file's descriptions of its bands; empty if one has none.
+        pages: Images of full size in the file; only the first is read.
     """
 
     dtype: str
@@ -40,3 +42,5 @@ class ImageFacts(NamedTuple):
     has_alpha: bool = False
     has_mask: bool = False
     bands: int = 0
+    band_names: tuple[str, ...] = ()
+    pages: int = 1

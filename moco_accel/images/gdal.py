@@ -89,6 +89,8 @@ def raster_facts(raw: bytes) -> ImageFacts:
             bool(alpha_bands(image)) or hides,
             _has_mask(image),
             3 if is_table else image.count,
+            () if is_table or not all(image.descriptions) else tuple(image.descriptions),
+            max(1, len(image.subdatasets)),
         )
 
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import suppress
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import numpy as np
 
 from moco_accel.common.pixels import Pixels
-from moco_accel.images.decoding import decode_image
-from moco_accel.images.headers import DamagedTile, read_file
 
 MAX_LABELS = 16  # values of a label map; more are a dark or a flat picture's
 _MIN_PIXELS_PER_LABEL = 16  # the few pixels of a small picture have few values, too
 _SAMPLES = 4  # files of each folder that are decoded
-_MAX_DECODED_BYTES = 1 << 24  # of a file; larger ones are scenes, whose names are believed
 _MAX_COLOURS = 256  # of a label map, blurred edges included
 _CHECKED_SIDE = 512  # pixels; every n-th one of larger tiles
 _MAX_GROUPS = 64  # of images by their names
@@ -34,7 +30,9 @@ _MASK_STEM = re.compile(
     r"|(?:masks?|labels?|gt|seg)(?:[_. -][a-z]*\d[a-z\d]*)+",
     re.I,
 )
-_MASK_HINT = re.compile("mask|label|lbl|ann|gt|truth|reference|seg|instance|udm|qa|scl", re.I)  # in every such name; most names have none
+_MASK_HINT = re.compile(
+    "mask|label|lbl|ann|gt|truth|reference|seg|instance|udm|qa|scl", re.I
+)  # in every such name; most names have none
 _PREVIEW_STEM = re.compile(
     r"(?:.*[_. -])?(?:ql|quick[_-]?looks?|thumb(?:nail)?s?|browse|previews?|pvi)(?:[_. -]\w{1,5}|\d+)?", re.I
 )
@@ -68,24 +66,23 @@ def find_masks(paths: Sequence[str]) -> list[str]:
     return masks if len(masks) < len(paths) else []
 
 
-def confirm_masks(root: Path, masks: Sequence[str]) -> list[str]:
-    """Return those of `masks` below `root` that are no colour pictures: a class may be called `labels` or `mask`.
+def confirm_masks(masks: Sequence[str], read: Callable[[str], Pixels | None]) -> list[str]:
+    """Return those of `masks` that are no colour pictures: a class may be called `labels` or `mask`.
 
     A few files of each folder are decoded; a folder with a picture of many colours holds imagery.
+
+    Args:
+        read: Pixels [bands, height, width] of an image; None if it cannot be read.
     """
     by_folder: dict[str, list[str]] = {}
     for name in masks:
         by_folder.setdefault(os.path.dirname(name), []).append(name)  # noqa: PTH120 - a million times
-    pictures = {folder for folder, names in by_folder.items() if any(_is_picture(root / x) for x in names[:_SAMPLES])}
+    pictures = {folder for folder, names in by_folder.items() if any(_is_picture(read(x)) for x in names[:_SAMPLES])}
     return [name for name in masks if os.path.dirname(name) not in pictures]  # noqa: PTH120
 
 
-def _is_picture(path: Path) -> bool:
-    with suppress(DamagedTile, OSError):
-        if path.stat().st_size <= _MAX_DECODED_BYTES:
-            pixels = decode_image(read_file(path), keep_alpha=False).pixels
-            return len(pixels) == 3 and np.unique(pixels.reshape(3, -1), axis=1).shape[1] > _MAX_COLOURS
-    return False
+def _is_picture(pixels: Pixels | None) -> bool:
+    return pixels is not None and len(pixels) == 3 and np.unique(pixels.reshape(3, -1), axis=1).shape[1] > _MAX_COLOURS
 
 
 def group_by_name(names: Sequence[str]) -> dict[str, list[str]]:
@@ -160,7 +157,8 @@ def have_few_values(names: Sequence[str], read: Callable[[str], Pixels | None]) 
 def _samples(names: Sequence[str], read: Callable[[str], Pixels | None]) -> list[Pixels]:
     """Read a few images, spread evenly; no more once one has many values."""
     found: list[Pixels] = []
-    for name in dict.fromkeys(names[len(names) * number // _SAMPLES] for number in range(_SAMPLES)):
+    step = max(1, len(names) // _SAMPLES)
+    for name in names[::step][:_SAMPLES]:
         if (pixels := read(name)) is not None:
             found.append(pixels)
             if not is_label_map(pixels):
@@ -170,7 +168,7 @@ def _samples(names: Sequence[str], read: Callable[[str], Pixels | None]) -> list
 
 def _have_few_values(samples: Sequence[Pixels]) -> bool:
     """Check for label maps, of which not all are flat."""
-    is_varied = any((pixels.reshape(len(pixels), -1).T != pixels[:, 0, 0]).any() for pixels in samples)
+    is_varied = any((pixels[:, 0, 0] != pixels.reshape(len(pixels), -1).T).any() for pixels in samples)
     return is_varied and all(map(is_label_map, samples))
 
 

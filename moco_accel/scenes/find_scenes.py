@@ -12,7 +12,7 @@ from moco_accel.common.console import print_note
 from moco_accel.common.errors import UserError
 from moco_accel.images.kinds import PICTURE_SUFFIXES, RASTER_SUFFIXES, list_images
 from moco_accel.recipe.bands import canonical_band
-from moco_accel.scenes.other_formats import OTHER_SUFFIXES, reading_command
+from moco_accel.images.other_formats import OTHER_SUFFIXES, reading_command
 
 _BAND_FILE = re.compile(
     r"(?P<scene>.*?)(?:^|[_.-])(?P<band>(?:(?:SR|ST)_)?B(?:0?6_VCID_[12]|0?[1-9]|1[0-2]|8A))(?:_(?P<metres>\d\d)m)?$",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from moco_accel.common.pixels import Pixels
+from moco_accel.images.image_kinds import images_below
 from moco_accel.images.label_maps import MAX_LABELS, confirm_masks, find_masks, has_preview_name, is_label_map
 from moco_accel.scenes.find_scenes import Scene
 from moco_accel.scenes.image_files import UnreadableImage
@@ -22,7 +23,7 @@ _SIDE = 512  # pixels that are read of each
 def split_by_name(root: Path, scenes: Sequence[Scene]) -> tuple[list[Scene], list[Scene], list[Scene]]:
     """Return scenes that are imagery, masks and quick-looks by their names; all are imagery if none else is."""
     names = [scene.files[0].relative_to(root).as_posix() for scene in scenes]
-    mask_names = set(confirm_masks(root, find_masks(names)))
+    mask_names = set(confirm_masks(find_masks(names), images_below(root, names).pixels))
     masks = [scene for scene, name in zip(scenes, names, strict=True) if name in mask_names]
     rest = [scene for scene, name in zip(scenes, names, strict=True) if name not in mask_names]
     previews = [scene for scene in rest if not scene.file_bands and has_preview_name(scene.name)]

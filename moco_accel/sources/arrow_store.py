@@ -24,8 +24,7 @@ from moco_accel.common.console import console
 from moco_accel.common.errors import UserError, error_reason
 from moco_accel.sources.arrow_validation import check_arrow_file, read_features
 from moco_accel.sources.base import Source, Store, read_shards_metadata
-from moco_accel.sources.parquet_footers import Footer, open_parquet_file
-from moco_accel.sources.parquet_pages import find_page_problem
+from moco_accel.sources.parquet_files import Footer, find_page_problem, open_parquet_file
 from moco_accel.sources.tile_metadata import TileMetadata
 
 _OFFSET_BYTES = 4

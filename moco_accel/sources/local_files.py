@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moco_accel.common.errors import UserError
 from moco_accel.images.globs import glob_matcher, split_glob
+from moco_accel.images.image_kinds import images_below
 from moco_accel.images.kinds import IMAGE_SUFFIXES, is_hidden, list_images
+from moco_accel.images.other_formats import OTHER_SUFFIXES, SIDECAR_SUFFIXES, meaningful_sidecars, reading_command
+from moco_accel.images.splits import find_splits, folder_of_split, split_of_folder
 from moco_accel.sources.base import Source
-from moco_accel.sources.image_choice import choose_images
-from moco_accel.sources.shard_sets import (
-    check_complete_sets,
-    choose_split,
-    describe_splits,
-    is_split,
-    keep_saved_files,
-    split_of_folder,
-    split_of_shard,
-    splits_of_dict,
-)
+from moco_accel.sources.image_choice import ImageChoice, offer_glob
+from moco_accel.sources.shard_sets import check_complete_sets, keep_saved_files, split_of_shard, splits_of_dict
+from moco_accel.sources.split_choice import SplitChoice
 from moco_accel.sources.tile_metadata import METADATA_FILE, details_path
 
 SHARD_SUFFIXES = (".parquet", ".arrow", ".tar")
@@ -39,11 +34,16 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files `names` below `folder`, all of one kind: a suffix of shards, or "images"."""
+    """Files `names` below `folder`, all of one kind: a suffix of shards, or "images".
+
+    Attributes:
+        split_choice: The split that remains to be chosen among members of tars.
+    """
 
     folder: Path
     names: list[str]
     kind: str
+    split_choice: SplitChoice
 
     @property
     def paths(self) -> list[Path]:
@@ -65,17 +65,22 @@ def find_local_files(source: Source, split: str | None, log: Log) -> LocalFiles 
         base = Source(found["path"], source.field)
         if Path(base.path).exists() or glob.has_magic(base.path):
             source, split, is_own = base, found["split"], True
-    return _Finder(source, split, is_own, log).find(Path(source.path))
+    return _Finder(SplitChoice(source, split, is_own, log)).find(Path(source.path))
 
 
 @dataclass(frozen=True)
 class _Finder:
-    """How to read a source; `is_own_split` if the split is part of its name, and must be there."""
+    """How to read a source."""
 
-    source: Source
-    split: str | None
-    is_own_split: bool
-    log: Log
+    split_choice: SplitChoice
+
+    @property
+    def source(self) -> Source:
+        return self.split_choice.source
+
+    @property
+    def log(self) -> Log:
+        return self.split_choice.log
 
     def find(self, path: Path) -> LocalFiles | None:
         if path.is_dir():
@@ -83,7 +88,7 @@ class _Finder:
         if path.is_file():
             if not _is_supported(path):
                 return None
-            return LocalFiles(path.parent, [path.name], _kind_of([path], self.source))
+            return LocalFiles(path.parent, [path.name], _kind_of([path], self.source), self.split_choice)
         folder, files = _matching_files(self.source.path, self.log)
         supported = [file for file in files if _is_supported(file)]
         for searched in {file.parent for file in supported} or _searched_folders(self.source.path):
@@ -95,8 +100,8 @@ class _Finder:
             supported = keep_saved_files(supported, self.source, self.log)
         names = [str(file.relative_to(folder)) for file in supported]
         if kind == "images":
-            return self._split_of_images(folder, names, all_glob=None)
-        return LocalFiles(folder, self._split_of_shards(names, None), kind)
+            return self._choose_images(folder, names, all_images=None)
+        return self._split_of_shards(folder, names, kind, None)
 
     def _in_folder(self, folder: Path) -> LocalFiles | None:
         _refuse_unfinished_build(folder, self.source)
@@ -118,63 +123,64 @@ class _Finder:
         if not shards:
             return self._in_subfolders(folder)
         self._log_others(folder, files, kinds[0])
-        names = self._split_of_shards([file.name for file in shards], str(folder / f"*{kinds[0]}"))
-        check_complete_sets([folder / name for name in names], self.source)
-        return LocalFiles(folder, names, kinds[0])
+        names = [file.name for file in shards]
+        found = self._split_of_shards(folder, names, kinds[0], str(folder / f"*{kinds[0]}"))
+        check_complete_sets(found.paths, self.source)
+        return found
 
     def _in_subfolders(self, folder: Path) -> LocalFiles | None:
         """Return the shards in the subfolder of the split, or all images below the folder."""
         with_shards = _folders_with_shards(folder)
         splits = [path.name for path in with_shards if split_of_folder(path.name)]
-        if self.split and splits:
+        if self.split_choice.split and splits:
             return self._in_folder_of_split(folder, splits)
+        if with_shards == [folder / "data"]:  # a data set's repository on the hub
+            self.log(f"{self.source} is read from its folder data")
+            return self._in_folder(with_shards[0])
         _suggest(with_shards, self.source)
-        names = list_images(folder, IMAGE_SUFFIXES, self.log)
-        return self._split_of_images(folder, names, str(folder / "**/*")) if names else None
+        found = list_images(folder, (*IMAGE_SUFFIXES, *OTHER_SUFFIXES, *SIDECAR_SUFFIXES), self.log)
+        names = [name for name in found if name.lower().endswith(IMAGE_SUFFIXES)]
+        if not names:
+            return None
+        self._log_other_formats(folder, found)
+        _refuse_sidecars(folder, [name for name in found if name.endswith(SIDECAR_SUFFIXES)], names, self.source)
+        return self._choose_images(folder, names, str(folder / "**/*"))
+
+    def _log_other_formats(self, folder: Path, names: list[str]) -> None:
+        others = [name for name in names if name.lower().endswith(OTHER_SUFFIXES) and not name.endswith(".npy")]
+        if commands := {name: command for name in others if (command := reading_command(folder / name))}:
+            name = min(commands)
+            self.log(
+                f"{self.source}: {len(commands):,} file{'s' * (len(commands) > 1)} of formats that are not read are "
+                f"left out, e.g. {name}; {commands[name]}"
+            )
 
     def _in_folder_of_split(self, folder: Path, splits: list[str]) -> LocalFiles | None:
-        chosen = choose_split(splits, self.split, self.source, None, "folder")
-        self._log_left_out(Counter(splits), chosen, "folder")
+        chosen = self.split_choice.name_of(splits, None, "folder")
+        self.split_choice.log_left_out(Counter(splits), chosen, "folder")
         name = next(name for name in splits if name.lower() == chosen.lower())
-        return _Finder(self.source, None, False, self.log).find(folder / name)
+        return _Finder(SplitChoice(self.source, None, False, self.log)).find(folder / name)
 
-    def _split_of_shards(self, names: list[str], all_glob: str | None) -> list[str]:
+    def _split_of_shards(self, folder: Path, names: list[str], kind: str, all_shards: str | None) -> LocalFiles:
         """Return the shards of the split; all of them if no name tells a split."""
         splits = [split_of_shard(name) for name in names]
-        return self._choose(names, splits, all_glob, "shard")
+        if not any(splits):
+            splits = find_splits(names)
+        if kind == ".tar" and not any(splits):
+            return LocalFiles(folder, names, kind, self.split_choice)
+        chosen = self.split_choice.choose(names, splits, all_shards, "shard")
+        return LocalFiles(folder, chosen, kind, replace(self.split_choice, split=None, is_own=False))
 
-    def _split_of_images(self, folder: Path, names: list[str], all_glob: str | None) -> LocalFiles:
-        """Return the images of the split, if their folders tell splits: several, or one above every image."""
-        splits = [split_of_folder(os.path.dirname(name)) for name in names]  # noqa: PTH120 - a million times
-        if "" in splits and len(set(splits)) < 3:  # one folder may have such a name by chance
-            splits = [""] * len(names)
-        chosen = self._choose(names, splits, all_glob, "image")
+    def _choose_images(self, folder: Path, names: list[str], all_images: str | None) -> LocalFiles:
+        """Return the images of the split that are tiles."""
+        chosen = self.split_choice.choose_images(names, all_images)
+        choice = ImageChoice(self.source, self.log, offer_glob(folder, self.source), all_images is None, all_images)
+        tiles = choice.choose(images_below(folder, chosen))
         if len(chosen) < len(names):  # classes are the folders below the split's
-            parts = chosen[0].split("/")
-            above = next(n for n, part in enumerate(parts, start=1) if split_of_folder(part.lower()))
-            prefix = "/".join(parts[:above]) + "/"
-            if all(name.startswith(prefix) for name in chosen):
-                folder, chosen = folder / prefix, [name.removeprefix(prefix) for name in chosen]
-        return LocalFiles(folder, choose_images(folder, chosen, self.source, self.log), "images")
-
-    def _choose(self, names: list[str], splits: list[str], all_glob: str | None, unit: str) -> list[str]:
-        counts = Counter(splits)
-        if set(splits) == {""} and not self.is_own_split:
-            if self.split and not is_split("train", self.split):
-                self.log(f"{self.source}: no name tells a split; data.split={self.split!r} leaves nothing out")
-            return names
-        if self.split is None and all_glob is None and len(counts) > 1:  # a glob may take all
-            self.log(f"{self.source}: all of {describe_splits(counts, unit)}; data.split takes one of them")
-            return names
-        chosen = choose_split(splits, self.split, self.source, all_glob, unit)
-        self._log_left_out(counts, chosen, unit)
-        return [name for name, split in zip(names, splits, strict=True) if split == chosen]
-
-    def _log_left_out(self, counts: Counter[str], chosen: str, unit: str) -> None:
-        others = Counter({name: count for name, count in counts.items() if name != chosen})
-        if others:
-            read = describe_splits(Counter({chosen: counts[chosen]}), unit)
-            self.log(f"{self.source}: {read}; left out: {describe_splits(others, unit)}")
+            tops = {folder_of_split(name) for name in tiles}
+            if len(tops) == 1 and (top := tops.pop()):
+                folder, tiles = folder / top, [name.removeprefix(top + "/") for name in tiles]
+        return LocalFiles(folder, tiles, "images", self.split_choice)
 
     def _log_others(self, folder: Path, files: Sequence[Path], kind: str) -> None:
         """Log a line about images and folders with shards beside the shards."""
@@ -242,6 +248,15 @@ def _suggest(folders: list[Path], source: Source) -> None:
     names = ("one of " if folders[1:] else "") + ", ".join(map(str, folders[:_MAX_NAMED]))
     more = f" … {len(folders) - _MAX_NAMED} more" if len(folders) > _MAX_NAMED else ""
     raise UserError(f"{source} has no tiles of its own; did you mean {names}{more}?")
+
+
+def _refuse_sidecars(folder: Path, sidecars: Sequence[str], images: Sequence[str], source: Source) -> None:
+    """Refuse images with masks or descriptions beside them, which only a build reads."""
+    if found := meaningful_sidecars(folder, sidecars, images):
+        raise UserError(
+            f"{source} holds {found[0]}, which says where its image holds no data or what its numbers mean, and which "
+            f"is not read in place; moco-data build {shlex.quote(str(folder))} OUT makes tiles that work"
+        )
 
 
 def refuse_compressed(files: Sequence[Path], source: Source) -> None:

@@ -62,7 +62,7 @@ def _open_local(source: Source, found: LocalFiles, data: Data) -> Store:
     if found.kind == ".arrow":
         return open_arrow(paths, source)
     if found.kind == ".tar":
-        return TarStore(paths, source)
+        return TarStore(paths, source, found.split_choice)
     return FolderStore(found.folder, found.names, source)
 
 

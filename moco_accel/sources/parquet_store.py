@@ -19,8 +19,7 @@ from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.arrow_store import array_row_bytes, prepare_arrow_cache
 from moco_accel.sources.arrow_validation import read_features
 from moco_accel.sources.base import ReadPattern, Source, Store, read_shards_metadata
-from moco_accel.sources.parquet_footers import open_parquet_file, read_footers
-from moco_accel.sources.parquet_pages import find_page_problem
+from moco_accel.sources.parquet_files import find_page_problem, open_parquet_file, read_footers
 
 _MAX_FOOTERS = 8  # per process; the footer of a shard with many row groups takes megabytes
 _WINDOW_SHARE = 0.75  # of the buffer: the size of a decoded row group is only estimated beforehand

@@ -1,31 +1,22 @@
-"""Choose the shards that make a set: one split, whole sets of `-of-N` names, and what save_to_disk names."""
+"""Choose the shards that make a set: whole sets of `-of-N` names, and what save_to_disk names."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path, PurePath
 
 from moco_accel.common.errors import UserError, error_reason
+from moco_accel.images.splits import is_split_word, split_of_folder
 from moco_accel.sources.base import Source
 
 DICT_FILE, STATE_FILE = "dataset_dict.json", "state.json"  # of `datasets`
-_SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-    "eval": ("eval", "evaluation"),
-}
-_SPLIT_OF_WORD = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
 _SEPARATORS = re.compile(r"[-._ 0-9]+")
 # train-00000-of-00002, also with the hash that earlier versions of `datasets` append
 _SHARD_NAME = re.compile(r"(?P<stem>.+?)[-_.](?P<number>\d+)-of-(?P<count>\d+)(-[0-9a-f]{16})?", re.I)
 _CACHE_NAME = re.compile(r"cache-.*|tmp.*", re.I)
 _MAX_STATE_BYTES = 1 << 26
-_MAX_NAMED = 5
 
 Log = Callable[[str], None]
 
@@ -35,57 +26,8 @@ def split_of_shard(name: str) -> str:
     path = PurePath(name)
     found = _SHARD_NAME.fullmatch(path.stem)
     words = [word for word in _SEPARATORS.split((found["stem"] if found else path.stem).lower()) if word]
-    known = {word for word in (*words[:1], *words[-1:]) if word in _SPLIT_OF_WORD}
+    known = {word for word in (*words[:1], *words[-1:]) if is_split_word(word)}
     return known.pop() if len(known) == 1 else split_of_folder(str(path.parent))
-
-
-@lru_cache(maxsize=1 << 16)
-def split_of_folder(folder: str) -> str:
-    """Return the first part of a folder's path that is a word for a split, in lower case; "" if there is none."""
-    return next((part for part in folder.lower().split("/") if part in _SPLIT_OF_WORD), "")
-
-
-def is_split(name: str, split: str) -> bool:
-    """Check whether two names are one split, e.g. val and validation."""
-    return name == split.lower() or _SPLIT_OF_WORD.get(name, name) == _SPLIT_OF_WORD.get(split.lower(), split)
-
-
-def choose_split(splits: Sequence[str], split: str | None, source: Source, all_glob: str | None, unit: str) -> str:
-    """Return the split to read, among those of a folder's files ("" for a file whose name tells none).
-
-    Args:
-        splits: Split of each file.
-        split: Split that was asked for; None for the only one.
-        all_glob: Value of the source's field that takes all files; None if there is none.
-        unit: What is counted, e.g. "shard".
-
-    Raises:
-        UserError: If there are several and `split` is None, or if there is no such split.
-    """
-    counts = Counter(splits)
-    found = next((name for name in counts if name == split), None)
-    found = found or next((name for name in counts if split and name and is_split(name, split)), None)
-    if found or (split is None and len(counts) == 1):
-        return found or splits[0]
-    first = min(filter(None, counts), key=lambda name: (not is_split(name, "train"), name), default="")
-    is_training = source.field in ("data.source", "SOURCE")  # not labelled tiles
-    works = f"data.split={first or 'null'} works"
-    if not is_training or not first:
-        works = f"{source.field}={source.path}{f':{first}' if first else ''} works"
-    there = describe_splits(counts, unit)
-    if split is not None:
-        asked = f"data.split={split!r}" if is_training else f"{source.field}={f'{source.path}:{split}'!r}: {split!r}"
-        raise UserError(f"{asked} is not a split of {source.path!r}, which holds {there}; {works}")
-    more = f", or {source.field}={all_glob!r} for all" if all_glob else ""
-    raise UserError(f"{source} holds several splits, {there}{', and data.split=null' * is_training}; {works}{more}")
-
-
-def describe_splits(counts: Counter[str], unit: str) -> str:
-    """Return "train (12 shards), test (3 shards)"."""
-    named = [
-        f"{name or 'no split'} ({count:,} {unit}{'s' * (count > 1)})" for name, count in counts.most_common(_MAX_NAMED)
-    ]
-    return ", ".join(named) + (f" … {len(counts) - _MAX_NAMED} more" if len(counts) > _MAX_NAMED else "")
 
 
 def check_complete_sets(files: Sequence[Path], source: Source) -> None:

@@ -1,17 +1,15 @@
-"""Read uncompressed tar shards of webdataset: all members with the same name up to the first dot are one tile.
-
-Where names have dots of their own (ortho_0.5m_000.png), that would make a column of each file; members are then grouped
-by the name up to the last dot.
-"""
+"""Read uncompressed tar shards of webdataset: tiles, and the columns of each."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shlex
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +18,28 @@ import numpy as np
 
 from moco_accel.common.console import print_note
 from moco_accel.common.errors import UserError
+from moco_accel.images.globs import find_globs
 from moco_accel.images.headers import MAX_ENCODED_BYTES, DamagedTile
+from moco_accel.images.image_kinds import Images
 from moco_accel.images.kinds import IMAGE_SUFFIXES
-from moco_accel.images.tar_members import TarMember, list_tar_members
-from moco_accel.recipe.bands import NUMBERED_BAND, canonical_band
+from moco_accel.images.tar_members import (
+    LABEL_SUFFIXES,
+    MIXED_FORMATS,
+    TarMember,
+    Tile,
+    group_members,
+    is_image_column,
+    list_tar_members,
+)
+from moco_accel.recipe.bands import NUMBERED_BAND
 from moco_accel.sources.base import PackedNames, Source, Store, read_folder_metadata
+from moco_accel.sources.image_choice import ImageChoice, offer_glob
+from moco_accel.sources.split_choice import SplitChoice
 
-_LABEL_SUFFIXES = ("cls", "json", "txt")  # in the order in which a label is looked for
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _MAX_LABEL_BYTES = 1 << 16
 _MAX_COLUMNS, _MAX_NAMED = 256, 5
-_SUFFIX_ALIASES = {"jpeg": "jpg", "tiff": "tif"}
 _KEY, _LABEL = "__key__", "label"
-_MIXED = "image"  # column of images of several formats
 _ABSENT = (-1, 0, 0)
 
 
@@ -46,12 +53,13 @@ class TarStore(Store):
         UserError: If a shard is compressed or damaged, if there are no tiles, or if tiles.json is damaged.
     """
 
-    def __init__(self, files: list[Path], source: Source) -> None:
+    def __init__(self, files: list[Path], source: Source, split_choice: SplitChoice) -> None:
         self.source, self.paths = source, [str(file) for file in files]
         members = [_list_members(file, source) for file in files]
-        shards = _group_members(members)
+        shards = group_members(members)
         _log_passed_over(members, shards, source)
         _merge_formats(shards)
+        shards = _choose_tiles(files, shards, split_choice)
         columns = list(dict.fromkeys(column for shard in shards for tile in shard.values() for column in tile))
         if len(columns) > _MAX_COLUMNS:
             raise UserError(
@@ -59,16 +67,16 @@ class TarStore(Store):
                 f"one per tile works, or one per band, at most {_MAX_COLUMNS}"
             )
         self.shard_sizes = [len(shard) for shard in shards]
-        if not len(self) or not any(map(_is_image, columns)):
+        if not len(self) or not any(map(is_image_column, columns)):
             raise UserError(f"{source} holds tar shards without images; shards with {', '.join(IMAGE_SUFFIXES)} work")
         self.metadata = read_folder_metadata(files[0].parent, source)
         rows = [[tile.get(column, _ABSENT) for column in columns] for shard in shards for tile in shard.values()]
         self._index = np.array(rows, np.int64)  # [tiles, columns, 3]: shard, offset and bytes of a member
         self._keys = PackedNames([key for shard in shards for key in shard])
         self._column_numbers = {name: number for number, name in enumerate(columns)}
-        self.features: dict[str, Any] = {name: datasets.Value("binary") for name in columns if _is_image(name)}
+        self.features: dict[str, Any] = {name: datasets.Value("binary") for name in columns if is_image_column(name)}
         self.features[_KEY] = datasets.Value("string")
-        labelled = (name for name in _LABEL_SUFFIXES if name in columns and self._label(0, name) is not None)
+        labelled = (name for name in LABEL_SUFFIXES if name in columns and self._label(0, name) is not None)
         self._label_column = next(labelled, "")
         if self._label_column:
             is_integer = isinstance(self._label(0, self._label_column), int)
@@ -97,14 +105,7 @@ class TarStore(Store):
         shard, offset, size = self._index[index, self._column_numbers[column]].tolist()
         if shard < 0:
             return None
-        if size > MAX_ENCODED_BYTES:
-            raise DamagedTile(f"has {size} bytes; at most {MAX_ENCODED_BYTES} are read")
-        # opened for each tile: one open file per shard can exceed the limit of a process
-        try:
-            with Path(self.paths[shard]).open("rb", buffering=0) as file:
-                return os.pread(file.fileno(), size, offset)
-        except OSError as error:
-            raise DamagedTile(f"cannot be read ({error.strerror})") from None
+        return _read_member(Path(self.paths[shard]), offset, size)
 
     def _label(self, index: int, column: str) -> int | str | None:
         if self._index[index, self._column_numbers[column], 2] > _MAX_LABEL_BYTES:
@@ -122,6 +123,17 @@ class TarStore(Store):
         return label if isinstance(label, int | str) else None
 
 
+def _read_member(path: Path, offset: int, size: int) -> bytes:
+    if size > MAX_ENCODED_BYTES:
+        raise DamagedTile(f"has {size} bytes; at most {MAX_ENCODED_BYTES} are read")
+    # opened for each tile: one open file per shard can exceed the limit of a process
+    try:
+        with path.open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), size, offset)
+    except OSError as error:
+        raise DamagedTile(f"cannot be read ({error.strerror})") from None
+
+
 def _list_members(file: Path, source: Source) -> list[TarMember]:
     try:
         return list_tar_members(file)
@@ -130,71 +142,62 @@ def _list_members(file: Path, source: Source) -> list[TarMember]:
         raise UserError(f"{source}: {file} is not a complete, uncompressed tar ({hint})") from None
 
 
-_Tile = dict[str, tuple[int, int, int]]
-"""Shard, offset and bytes of a tile's members, by column."""
-
-
-def _group_members(shards: Sequence[Sequence[TarMember]]) -> list[dict[str, _Tile]]:
-    """Return the tiles of each shard by key; those of the last dot where the first dot makes no shared columns."""
-    by_first = [_tiles_of(number, members, _split_at_first_dot) for number, members in enumerate(shards)]
-    if _has_shared_columns(by_first):
-        return by_first
-    by_last = [_tiles_of(number, members, _split_at_last_dot) for number, members in enumerate(shards)]
-    return by_last if _has_shared_columns(by_last) else by_first
-
-
-def _has_shared_columns(shards: Sequence[dict[str, _Tile]]) -> bool:
-    """Check that most tiles have each of the columns of images, but for other formats of one image."""
-    tiles = [tile for shard in shards for tile in shard.values()]
-    counts = Counter(column for tile in tiles for column in tile if _is_image(column))
-    alike = Counter(re.sub(r"\d+", "0", column) for column in counts)  # 5m_000.png and 5m_001.png are numbered tiles
-    is_odd = [
-        "." in column and (2 * count <= len(tiles) or (len(tiles) == 1 and alike[re.sub(r"\d+", "0", column)] > 1))
-        for column, count in counts.items()
-    ]
-    odd = sum(count for count, odd in zip(counts.values(), is_odd, strict=True) if odd)
-    return 2 * odd <= sum(counts.values())
-
-
-def _merge_formats(shards: Sequence[dict[str, _Tile]]) -> None:
+def _merge_formats(shards: Sequence[dict[str, Tile]]) -> None:
     """Give images of several formats (0.png, 1.jpg) one column, if every tile has one image."""
-    images = [[column for column in tile if _is_image(column)] for shard in shards for tile in shard.values()]
+    images = [[column for column in tile if is_image_column(column)] for shard in shards for tile in shard.values()]
     if len({columns[0] for columns in images}) < 2 or any(len(x) > 1 or "." in x[0] for x in images):
         return
     if any(NUMBERED_BAND.fullmatch(columns[0]) for columns in images):
         return
     for tile in (tile for shard in shards for tile in shard.values()):
-        column = next(filter(_is_image, tile))
-        tile[_MIXED] = tile.pop(column)
+        column = next(filter(is_image_column, tile))
+        tile[MIXED_FORMATS] = tile.pop(column)
 
 
-def _tiles_of(shard: int, members: Sequence[TarMember], split: Callable[[str], tuple[str, str]]) -> dict[str, _Tile]:
-    """Return the tiles that have an image, by key."""
-    tiles: dict[str, _Tile] = {}
-    for member in members:
-        stem, rest = split(member.name)
-        column = _column_name(rest.lower())
-        if stem and (_is_image(column) or column in _LABEL_SUFFIXES):
-            tiles.setdefault(member.folder + stem, {})[column] = (shard, member.offset, member.size)
-    return {key: tile for key, tile in tiles.items() if any(map(_is_image, tile))}
+def _choose_tiles(
+    files: Sequence[Path], shards: list[dict[str, Tile]], split_choice: SplitChoice
+) -> list[dict[str, Tile]]:
+    """Return the tiles of the split that are no masks, if each tile is one image: its name is that of a file."""
+    members = {}
+    for file, shard in zip(files, shards, strict=True):
+        for key, tile in shard.items():
+            images = [column for column in tile if is_image_column(column)]
+            if len(images) > 1:
+                return shards
+            members[f"{file.name}/{key}"] = tile[images[0]]
+    source = split_choice.source
+
+    def read(name: str) -> bytes:
+        shard, offset, size = members[name]
+        return _read_member(files[shard], offset, size)
+
+    names = split_choice.choose_images(list(members), "", [key for shard in shards for key in shard])
+    choice = ImageChoice(source, split_choice.log, partial(_offer_shards, files[0].parent, source))
+    chosen = set(choice.choose(Images(names, read)))
+    return [
+        {key: tile for key, tile in shard.items() if f"{file.name}/{key}" in chosen}
+        for file, shard in zip(files, shards, strict=True)
+    ]
 
 
-def _split_at_first_dot(name: str) -> tuple[str, str]:
-    stem, _, rest = name.partition(".")
-    return stem, rest
+def _offer_shards(folder: Path, source: Source, wanted: Sequence[str], others: Sequence[str]) -> str:
+    """Offer the shards that hold all the wanted members and no others; else to unpack those."""
+    shards = [sorted({name.split("/")[0] for name in names}) for names in (wanted, others)]
+    if set(shards[0]).isdisjoint(shards[1]):
+        return offer_glob(folder, source)(*shards)
+    members, rest = ([name.split("/", 1)[1] for name in names] for names in (wanted, others))
+    found = find_globs(members, rest)
+    if not found or len(shards[0]) > 1:
+        return ""
+    file = folder / shards[0][0]
+    target = file.with_suffix("")
+    unpack = (
+        shlex.join(["mkdir", "-p", str(target)]) + " && " + shlex.join(["tar", "-xf", str(file), "-C", str(target)])
+    )
+    return f"{unpack} and {source.field}={f'{target}/{found[0]}'!r}"
 
 
-def _split_at_last_dot(name: str) -> tuple[str, str]:
-    """Split a name at its last dot; the band before it stays with the suffix."""
-    stem, _, rest = name.rpartition(".")
-    above, _, band = stem.rpartition(".")
-    is_band = above and NUMBERED_BAND.fullmatch(canonical_band(band)) is not None
-    return (above, f"{band}.{rest}") if is_band else (stem, rest)
-
-
-def _log_passed_over(
-    members: Sequence[Sequence[TarMember]], shards: Sequence[dict[str, _Tile]], source: Source
-) -> None:
+def _log_passed_over(members: Sequence[Sequence[TarMember]], shards: Sequence[dict[str, Tile]], source: Source) -> None:
     """Log how many members of each ending belong to no tile: no images, no labels."""
     counts: Counter[str] = Counter()
     example = ""
@@ -213,19 +216,6 @@ def _log_passed_over(
 def _ending(name: str) -> str:
     _, dot, suffix = name.rpartition(".")
     return dot + suffix.lower() if dot else "without an ending"
-
-
-def _column_name(rest: str) -> str:
-    """Return `tif` for 7.tif, `mask.png` for 7.mask.png, and the band `B2` for 7.B02.tif."""
-    middle, dot, suffix = rest.rpartition(".")
-    if f".{suffix}" in IMAGE_SUFFIXES and NUMBERED_BAND.fullmatch(canonical_band(middle)):
-        return canonical_band(middle)
-    return middle + dot + _SUFFIX_ALIASES.get(suffix, suffix)
-
-
-def _is_image(column: str) -> bool:
-    is_file = f".{column.rpartition('.')[2]}" in IMAGE_SUFFIXES
-    return is_file or column == _MIXED or NUMBERED_BAND.fullmatch(column) is not None
 
 
 def _is_gzip(file: Path) -> bool:

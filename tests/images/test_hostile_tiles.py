@@ -17,6 +17,7 @@ from moco_accel.common.errors import UserError
 from moco_accel.images.decoding import DamagedTile, decode_raster
 from moco_accel.images.headers import MAX_ENCODED_BYTES, read_file
 from moco_accel.sources.base import Source
+from moco_accel.sources.split_choice import SplitChoice
 from moco_accel.sources.tar_store import TarStore
 
 MAX_SECONDS = 5.0  # of CPU time; measured: 0.97, a whole PNG of 8192 x 8192 pixels
@@ -114,7 +115,8 @@ def test_column_names_are_printed_in_one_line(tmp_path: Path) -> None:
 def test_a_tar_header_of_terabytes_is_not_read(tmp_path: Path) -> None:
     source = all_sources()["sparse tar size 1099511627776 of x"](tmp_path / "t")
     with pytest.raises(UserError, match="a header of 1099511627776 bytes"):
-        TarStore([source / "part.tar"], Source(str(source), "data.source"))
+        named = Source(str(source), "data.source")
+        TarStore([source / "part.tar"], named, SplitChoice(named, None, False, print))
 
 
 @pytest.mark.parametrize("kind", ["npy pickle", "bare pickle", "npy header code 1", "npy header calls 1"])

@@ -56,8 +56,10 @@ def test_label_maps_are_known_by_their_values(tmp_path, capfd, images, others):
     write_images(tmp_path, others, LABELS)
     assert {tuple(tiles_of(tmp_path)[index].unique().shape) for index in range(6)} != {(3,)}
     printed = capfd.readouterr().err
-    assert f"6 images of few values, which masks and label maps have, are left out, e.g. {others.format(0)}" in printed
-    chosen = re.search(r"data\.source='([^']*)' reads those", printed)
+    assert (
+        f"6 images with few values, which masks and label maps have, are left out, e.g. {others.format(0)}" in printed
+    )
+    chosen = re.search(r"data\.source='([^']*)' reads such", printed)
     assert len(tiles_of(chosen[1], 1)) == 6
 
 
@@ -65,7 +67,7 @@ def test_a_band_of_classes_beside_many_bands_is_no_tile(tmp_path, capfd):
     write_images(tmp_path, "{}_ms.tif", WIDE)
     write_images(tmp_path, "{}_classes.tif", LABELS[:, None])
     assert len(tiles_of(tmp_path, 4, bands=["B2", "B3", "B4", "B8"], scaling="percentiles")) == 6
-    assert "6 images of few values" in capfd.readouterr().err
+    assert "6 images with few values" in capfd.readouterr().err
 
 
 def test_a_folder_of_masks_alone_is_read(tmp_path, capfd):
@@ -100,7 +102,7 @@ def test_arrays_of_two_types_are_refused(tmp_path):
         write_file(tmp_path / "a" / f"{number}.npy", npy(WIDE[number]))
         write_file(tmp_path / "b" / f"{number}.npy", npy(WIDE[number].astype(np.float32)))
     message = error_message(tmp_path, None)
-    assert "3 of .npy of uint16" in message
+    assert "3 of 4 bands of uint16" in message
     assert [len(tiles_of(pattern, None)) for pattern in works_in(message)] == [3, 3]
 
 
@@ -112,12 +114,27 @@ def test_a_few_odd_files_are_damaged_tiles(tmp_path):
     assert len(tiles_of(tmp_path)) == 101
 
 
-def test_grey_pictures_beside_colour_are_printed(tmp_path, capfd):
-    write_images(tmp_path, "{}.png")
-    write_images(tmp_path, "grey{}.png", COLOUR[..., 0], count=2)
+def test_grey_pictures_among_colour_are_printed(tmp_path, capfd):
+    write_images(tmp_path)
+    write_images(tmp_path, "1{}.png", COLOUR[..., 0], count=2)
     tiles = tiles_of(tmp_path)
-    assert (len(tiles), tiles[7].shape) == (8, (3, 24, 24))
-    assert "2 of 8 sampled images are grey, and are read as colour; e.g. grey0.png" in capfd.readouterr().err
+    assert (len(tiles), tiles[2].shape) == (8, (3, 24, 24))
+    assert "2 of 8 sampled images are grey, and are read as colour; e.g. 10.png" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("colour", "grey"), [("rgb/{}.png", "sar/{}.png"), ("{}_rgb.png", "{}_sar.png"), ("a/{}.jpg", "overlay/{}.png")]
+)
+def test_grey_pictures_with_names_of_their_own_compete(tmp_path, capfd, colour, grey):
+    write_images(tmp_path, colour)
+    write_images(tmp_path, grey, COLOUR[..., 0], count=4)
+    message = error_message(tmp_path)
+    assert "6 of 8-bit colour" in message
+    assert "4 of 8-bit grey" in message
+    assert [len(tiles_of(pattern, None)) for pattern in works_in(message)] == [6, 4]
+    every = re.search(r"data\.source='([^']*)' reads all, grey as colour", message)
+    assert len(tiles_of(every[1])) == 10
+    assert "4 of 10 sampled images are grey, and are read as colour" in capfd.readouterr().err
 
 
 def test_globs_are_asked_as_folders_are(tmp_path):

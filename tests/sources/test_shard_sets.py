@@ -136,7 +136,8 @@ def test_splits_in_folders(tmp_path, monkeypatch):
     assert numbers_of("d", split="validation") == numbers_of("d:val") == numbers_of("d/*/*.tar:val") == [4, 5]
     write_shard(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet", 0, 4)
     write_shard(tmp_path / "hub" / "data" / "test-00000-of-00001.parquet", 4, 6)
-    assert "did you mean hub/data?" in error_message("hub")
+    assert error_message("hub").endswith("data.split=train works, or data.source='hub/data/*.parquet' for all")
+    assert numbers_of("hub", split="test") == numbers_of("hub:test") == [4, 5]
     assert numbers_of("hub/data:test") == [4, 5]
 
 

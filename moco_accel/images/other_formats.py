@@ -1,13 +1,18 @@
-"""Formats that a build does not read itself, and the command that makes imagery of each readable."""
+"""Files that are not read: other formats, with the command that makes each readable; and what lies beside images."""
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2")
 _GRIDS = {".nc": "NETCDF", ".nc4": "NETCDF", ".h5": "HDF5", ".hdf5": "HDF5", ".he5": "HDF5", ".hdf": "HDF4_SDS"}
 _RASTERS = (".vrt", ".img", ".dat", ".bil", ".bip", ".bsq", ".ntf", ".webp", ".bmp", ".gif")
+SIDECAR_SUFFIXES = (".msk", ".aux.xml")  # GDAL's masks, and what it knows of a file
+_MEANING = re.compile(rb"<(?:NoDataValue|Scale|Offset|ColorTable)\b")  # in the latter, that changes what numbers mean
+_ASKED_SIDECARS, _MAX_SIDECAR_BYTES = 100, 1 << 20
 OTHER_SUFFIXES = (*_TARS, ".zip", *_GRIDS, *_RASTERS, ".npy")
 
 
@@ -32,3 +37,28 @@ def reading_command(path: Path) -> str | None:
     if name.endswith(_RASTERS) and (has_header or path.suffix.lower() not in (".dat", ".bil", ".bip", ".bsq")):
         return f"rio convert {file} {tif} makes a GeoTIFF of it"
     return None
+
+
+def meaningful_sidecars(folder: Path, sidecars: Sequence[str], images: Sequence[str]) -> list[str]:
+    """Return the files beside `images` by which GDAL reads them otherwise: masks, no data, scale and offset.
+
+    Args:
+        sidecars: Files below `folder` that end in SIDECAR_SUFFIXES. Of many .aux.xml a sample is read.
+    """
+    if not sidecars:
+        return []
+    known = set(images)
+    beside = [name for name in sidecars if name.rpartition(".msk")[0] in known or name[: -len(".aux.xml")] in known]
+    described = [name for name in beside if name.endswith(".aux.xml")]
+    step = -(-len(described) // _ASKED_SIDECARS) or 1
+    return [name for name in beside if name.endswith(".msk")] + [
+        name for name in described[::step] if _MEANING.search(_beginning(folder / name))
+    ]
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_SIDECAR_BYTES)
+    except OSError:  # removed since
+        return b""
