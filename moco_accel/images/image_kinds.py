@@ -39,12 +39,12 @@ class ImageKind:
     @property
     def is_grey(self) -> bool:
         """Whether it is a picture of 8 bits without colour."""
-        return (self.bands, self.dtype, self.names) == (1, "uint8", ())
+        return self == ImageKind(1, "uint8")
 
     @property
     def is_colour(self) -> bool:
         """Whether it is a picture of 8 bits in red, green and blue."""
-        return (self.bands, self.dtype, self.names) == (3, "uint8", ())
+        return self == ImageKind(3, "uint8")
 
     def has_other_names(self, other: ImageKind) -> bool:
         """Check whether only the names of the bands differ, which no reader of a tile would notice."""

@@ -18,16 +18,24 @@ from moco_accel.images.other_formats import OTHER_SUFFIXES, SIDECAR_SUFFIXES, me
 from moco_accel.images.splits import find_splits, folder_of_split, split_of_folder
 from moco_accel.sources.base import Source
 from moco_accel.sources.image_choice import ImageChoice, offer_glob
-from moco_accel.sources.shard_sets import check_complete_sets, keep_saved_files, split_of_shard, splits_of_dict
+from moco_accel.sources.shard_sets import (
+    COMPRESSED_TAR,
+    SHARD_SUFFIXES,
+    check_complete_sets,
+    folders_with_shards,
+    keep_saved_files,
+    refuse_compressed,
+    split_of_shard,
+    splits_of_dict,
+    suggest_folders,
+    without_copies,
+)
 from moco_accel.sources.split_choice import SplitChoice
 from moco_accel.sources.tile_metadata import METADATA_FILE, details_path
 
-SHARD_SUFFIXES = (".parquet", ".arrow", ".tar")
-_COMPRESSED_TAR = re.compile(r".+\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)", re.I)
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".tgz", ".tbz", ".tbz2", ".txz")
 _WITH_SPLIT = re.compile(r"(?P<path>.+):(?P<split>[\w.-]+)")
 _BUILD_FOLDER = ".build"  # moco-data build keeps shards there until all are complete
-_MAX_NAMED = 5
 
 Log = Callable[[str], None]
 
@@ -130,14 +138,14 @@ class _Finder:
 
     def _in_subfolders(self, folder: Path) -> LocalFiles | None:
         """Return the shards in the subfolder of the split, or all images below the folder."""
-        with_shards = _folders_with_shards(folder)
+        with_shards = folders_with_shards(folder)
         splits = [path.name for path in with_shards if split_of_folder(path.name)]
         if self.split_choice.split and splits:
             return self._in_folder_of_split(folder, splits)
         if with_shards == [folder / "data"]:  # a data set's repository on the hub
             self.log(f"{self.source} is read from its folder data")
             return self._in_folder(with_shards[0])
-        _suggest(with_shards, self.source)
+        suggest_folders(with_shards, self.source)
         found = list_images(folder, (*IMAGE_SUFFIXES, *OTHER_SUFFIXES, *SIDECAR_SUFFIXES), self.log)
         names = [name for name in found if name.lower().endswith(IMAGE_SUFFIXES)]
         if not names:
@@ -162,7 +170,10 @@ class _Finder:
         return _Finder(SplitChoice(self.source, None, False, self.log)).find(folder / name)
 
     def _split_of_shards(self, folder: Path, names: list[str], kind: str, all_shards: str | None) -> LocalFiles:
-        """Return the shards of the split; all of them if no name tells a split."""
+        """Return the shards of the split; all of them if no name tells a split. Copies of others are left out."""
+        names = [
+            str(file.relative_to(folder)) for file in without_copies([folder / x for x in names], self.source, self.log)
+        ]
         splits = [split_of_shard(name) for name in names]
         if not any(splits):
             splits = find_splits(names)
@@ -185,7 +196,7 @@ class _Finder:
     def _log_others(self, folder: Path, files: Sequence[Path], kind: str) -> None:
         """Log a line about images and folders with shards beside the shards."""
         images = [file.name for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-        below = [str(path.relative_to(folder)) for path in _folders_with_shards(folder, (kind,))]
+        below = [str(path.relative_to(folder)) for path in folders_with_shards(folder, (kind,))]
         for found, what in ((images, "images"), (below, "folders with shards")):
             if found:
                 self.log(
@@ -217,7 +228,7 @@ def _matching_files(source: str, log: Log) -> tuple[Path, list[Path]]:
 
 
 def _is_supported(file: Path) -> bool:
-    supported = file.suffix.lower() in SHARD_SUFFIXES + IMAGE_SUFFIXES or _COMPRESSED_TAR.fullmatch(file.name)
+    supported = file.suffix.lower() in SHARD_SUFFIXES + IMAGE_SUFFIXES or COMPRESSED_TAR.fullmatch(file.name)
     return bool(supported) and not is_hidden(file, file.parent)
 
 
@@ -236,20 +247,6 @@ def _refuse_unfinished_build(folder: Path, source: Source) -> None:
         raise UserError(f"{source} holds an unfinished build; the same moco-data build command resumes it")
 
 
-def _folders_with_shards(folder: Path, kinds: Sequence[str] = SHARD_SUFFIXES) -> list[Path]:
-    found = {file.parent for kind in kinds for file in folder.glob(f"*/*{kind}") if not is_hidden(file, folder)}
-    return sorted(found)
-
-
-def _suggest(folders: list[Path], source: Source) -> None:
-    """Refuse a folder whose subfolders hold shards, and name those."""
-    if not folders:
-        return
-    names = ("one of " if folders[1:] else "") + ", ".join(map(str, folders[:_MAX_NAMED]))
-    more = f" … {len(folders) - _MAX_NAMED} more" if len(folders) > _MAX_NAMED else ""
-    raise UserError(f"{source} has no tiles of its own; did you mean {names}{more}?")
-
-
 def _refuse_sidecars(folder: Path, sidecars: Sequence[str], images: Sequence[str], source: Source) -> None:
     """Refuse images with masks or descriptions beside them, which only a build reads."""
     if found := meaningful_sidecars(folder, sidecars, images):
@@ -257,14 +254,3 @@ def _refuse_sidecars(folder: Path, sidecars: Sequence[str], images: Sequence[str
             f"{source} holds {found[0]}, which says where its image holds no data or what its numbers mean, and which "
             f"is not read in place; moco-data build {shlex.quote(str(folder))} OUT makes tiles that work"
         )
-
-
-def refuse_compressed(files: Sequence[Path], source: Source) -> None:
-    """Raise UserError if one of `files` is a compressed tar; the message has the command that unpacks it."""
-    tool = {"gz": "gunzip", "tgz": "gunzip", "xz": "unxz", "txz": "unxz", "zst": "unzstd"}
-    for file in files:
-        if _COMPRESSED_TAR.fullmatch(file.name):
-            raise UserError(
-                f"{source.field}: {str(file)!r} is compressed and has no random access; "
-                f"{tool.get(file.suffix.lower()[1:], 'bunzip2')} {file} makes a .tar that works"
-            )

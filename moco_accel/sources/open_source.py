@@ -17,8 +17,9 @@ from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.arrow_store import ArrowStore, open_arrow
 from moco_accel.sources.base import Source, Store
 from moco_accel.sources.folder_store import FolderStore
-from moco_accel.sources.local_files import SHARD_SUFFIXES, LocalFiles, find_local_files
+from moco_accel.sources.local_files import LocalFiles, find_local_files
 from moco_accel.sources.parquet_store import ParquetStore
+from moco_accel.sources.shard_sets import SHARD_SUFFIXES
 from moco_accel.sources.tar_store import TarStore
 
 _BRACES = re.compile(r"\{[^{}]*(\.\.|,)[^{}]*\}")

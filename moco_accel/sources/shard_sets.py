@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 
 from moco_accel.common.errors import UserError, error_reason
+from moco_accel.images.kinds import is_hidden
 from moco_accel.images.splits import is_split_word, split_of_folder
 from moco_accel.sources.base import Source
 
 DICT_FILE, STATE_FILE = "dataset_dict.json", "state.json"  # of `datasets`
+SHARD_SUFFIXES = (".parquet", ".arrow", ".tar")
+COMPRESSED_TAR = re.compile(r".+\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)", re.I)
 _SEPARATORS = re.compile(r"[-._ 0-9]+")
 # train-00000-of-00002, also with the hash that earlier versions of `datasets` append
 _SHARD_NAME = re.compile(r"(?P<stem>.+?)[-_.](?P<number>\d+)-of-(?P<count>\d+)(-[0-9a-f]{16})?", re.I)
 _CACHE_NAME = re.compile(r"cache-.*|tmp.*", re.I)
 _MAX_STATE_BYTES = 1 << 26
+_COMPARED_BYTES = 1 << 16  # at each end of two shards of one size
+_MAX_NAMED = 5
 
 Log = Callable[[str], None]
 
@@ -54,6 +61,30 @@ def check_complete_sets(files: Sequence[Path], source: Source) -> None:
                 raise UserError(
                     f"{source} holds {len(numbers_found)} of {count} shards {stem}-…; rebuild or copy them again"
                 )
+
+
+def without_copies(files: Sequence[Path], source: Source, log: Log) -> list[Path]:
+    """Return the shards without those that are a copy of another, by size and by both ends; `log` names these.
+
+    Shards `-of-N` belong to a set in which each has its place.
+    """
+    kept: dict[tuple[int, bytes], Path] = {}
+    sizes = Counter(file.stat().st_size for file in files)
+    copies = []
+    for file in sorted(files, key=lambda file: (len(file.name), file.name)):  # a copy's name is longer
+        size = file.stat().st_size
+        ends = _ends(file, size) if sizes[size] > 1 else b""
+        if kept.setdefault((size, ends), file) is not file and ends and not _SHARD_NAME.fullmatch(file.stem):
+            copies.append(file)
+            log(f"{source}: {file.name} is a copy of {kept[size, ends].name} and is left out")
+    return [file for file in files if file not in copies]
+
+
+def _ends(file: Path, size: int) -> bytes:
+    with file.open("rb") as opened:
+        beginning = opened.read(_COMPARED_BYTES)
+        opened.seek(max(0, size - _COMPARED_BYTES))
+        return hashlib.sha256(beginning + opened.read(_COMPARED_BYTES)).digest()
 
 
 def keep_saved_files(files: Sequence[Path], source: Source, log: Log) -> list[Path]:
@@ -142,3 +173,29 @@ def _as_list(entries: object) -> list[object]:
 
 def _is_plain_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and PurePath(name).name == name and "\0" not in name
+
+
+def folders_with_shards(folder: Path, kinds: Sequence[str] = SHARD_SUFFIXES) -> list[Path]:
+    """Return the subfolders that hold shards."""
+    found = {file.parent for kind in kinds for file in folder.glob(f"*/*{kind}") if not is_hidden(file, folder)}
+    return sorted(found)
+
+
+def suggest_folders(folders: list[Path], source: Source) -> None:
+    """Refuse a folder whose subfolders hold shards, and name those."""
+    if not folders:
+        return
+    names = ("one of " if folders[1:] else "") + ", ".join(map(str, folders[:_MAX_NAMED]))
+    more = f" … {len(folders) - _MAX_NAMED} more" if len(folders) > _MAX_NAMED else ""
+    raise UserError(f"{source} has no tiles of its own; did you mean {names}{more}?")
+
+
+def refuse_compressed(files: Sequence[Path], source: Source) -> None:
+    """Raise UserError if one of `files` is a compressed tar; the message has the command that unpacks it."""
+    tool = {"gz": "gunzip", "tgz": "gunzip", "xz": "unxz", "txz": "unxz", "zst": "unzstd"}
+    for file in files:
+        if COMPRESSED_TAR.fullmatch(file.name):
+            raise UserError(
+                f"{source.field}: {str(file)!r} is compressed and has no random access; "
+                f"{tool.get(file.suffix.lower()[1:], 'bunzip2')} {file} makes a .tar that works"
+            )

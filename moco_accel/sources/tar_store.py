@@ -58,8 +58,8 @@ class TarStore(Store):
         members = [_list_members(file, source) for file in files]
         shards = group_members(members)
         _log_passed_over(members, shards, source)
+        shards = _choose_tiles(files, members, shards, split_choice)
         _merge_formats(shards)
-        shards = _choose_tiles(files, shards, split_choice)
         columns = list(dict.fromkeys(column for shard in shards for tile in shard.values() for column in tile))
         if len(columns) > _MAX_COLUMNS:
             raise UserError(
@@ -155,28 +155,32 @@ def _merge_formats(shards: Sequence[dict[str, Tile]]) -> None:
 
 
 def _choose_tiles(
-    files: Sequence[Path], shards: list[dict[str, Tile]], split_choice: SplitChoice
+    files: Sequence[Path],
+    listed: Sequence[Sequence[TarMember]],
+    shards: list[dict[str, Tile]],
+    split_choice: SplitChoice,
 ) -> list[dict[str, Tile]]:
     """Return the tiles of the split that are no masks, if each tile is one image: its name is that of a file."""
-    members = {}
-    for file, shard in zip(files, shards, strict=True):
-        for key, tile in shard.items():
-            images = [column for column in tile if is_image_column(column)]
-            if len(images) > 1:
+    images: dict[str, tuple[int, int, int]] = {}  # shard, offset and bytes by name
+    for file, members, shard in zip(files, listed, shards, strict=True):
+        by_place = {member.offset: f"{file.name}/{member.folder}{member.name}" for member in members}
+        for tile in shard.values():
+            places = [place for column, place in tile.items() if is_image_column(column)]
+            if len(places) > 1:
                 return shards
-            members[f"{file.name}/{key}"] = tile[images[0]]
+            images[by_place[places[0][1]]] = places[0]
     source = split_choice.source
 
     def read(name: str) -> bytes:
-        shard, offset, size = members[name]
+        shard, offset, size = images[name]
         return _read_member(files[shard], offset, size)
 
-    names = split_choice.choose_images(list(members), "", [key for shard in shards for key in shard])
+    names = split_choice.choose_images(list(images), "", [name.split("/", 1)[1] for name in images])
     choice = ImageChoice(source, split_choice.log, partial(_offer_shards, files[0].parent, source))
-    chosen = set(choice.choose(Images(names, read)))
+    chosen = {images[name][:2] for name in choice.choose(Images(names, read))}
     return [
-        {key: tile for key, tile in shard.items() if f"{file.name}/{key}" in chosen}
-        for file, shard in zip(files, shards, strict=True)
+        {key: tile for key, tile in shard.items() if any(place[:2] in chosen for place in tile.values())}
+        for shard in shards
     ]
 
 

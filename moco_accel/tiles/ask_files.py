@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from moco_accel.common.console import print_note
 from moco_accel.common.errors import UserError
+from moco_accel.common.pixels import Pixels
 from moco_accel.images.decoded import ImageFacts
-from moco_accel.images.decoding import image_facts
+from moco_accel.images.decoding import decode_image, image_facts
 from moco_accel.images.headers import DamagedTile
+from moco_accel.images.image_kinds import kind_of_facts, with_products
 from moco_accel.images.kinds import image_kind
+from moco_accel.images.label_maps import find_label_maps, find_masks
+from moco_accel.sources.arrow_store import ArrowStore
 from moco_accel.sources.base import Store
+from moco_accel.sources.image_choice import ImageChoice, offer_glob
 from moco_accel.sources.parquet_store import ParquetStore
 from moco_accel.tiles.read_tile import TileColumns, encoded_bytes
 
@@ -24,13 +35,18 @@ _FETCHED_TILES = 20  # of a source on a network
 
 @dataclass(frozen=True)
 class AskedFile:
-    """A file of the sample, the tile that it belongs to, and what its header says."""
+    """A file of the sample, the tile that it belongs to, and what its header says.
+
+    Attributes:
+        path: Path that a row of a shard gives its image; empty without one.
+    """
 
     index: int
     column: str
     name: str
     kind: str
     facts: ImageFacts
+    path: str = ""
 
 
 def sample_tiles(store: Store) -> list[int]:
@@ -61,7 +77,69 @@ def _asked_files(store: Store, columns: TileColumns, indices: Sequence[int]) -> 
         with suppress(DamagedTile):
             for column, value in zip(columns.names, store.values(columns.names, index), strict=True):
                 raw = encoded_bytes(value)
-                yield AskedFile(index, column, store.location(index), image_kind(raw) or "", image_facts(raw))
+                kind = image_kind(raw) or ""
+                yield AskedFile(index, column, store.location(index), kind, image_facts(raw), _path_in_row(value))
+
+
+def _path_in_row(value: Any) -> str:
+    row = None if isinstance(value, bytes) else value.as_py()
+    return str(row.get("path") or "") if isinstance(row, dict) else ""
+
+
+def check_rows(store: Store, columns: TileColumns, asked: Sequence[AskedFile]) -> None:
+    """Check that the sampled images of shards are of one kind, and no masks beside imagery, which cannot be left out.
+
+    Tars and folders choose among their files when they are opened.
+
+    Raises:
+        UserError: If kinds compete. The message offers the shards that hold only one of them, if there are.
+    """
+    if columns.bands is not None or not isinstance(store, ParquetStore | ArrowStore):
+        return
+    has_paths = len({file.path for file in asked}) == len(asked)
+    files = {f"{_shard_of(store, x.index)}/{x.path if has_paths else f'row {x.index}'}": x for x in asked}
+    kinds = {name: kind for name, file in files.items() if (kind := kind_of_facts(file.facts)) is not None}
+
+    def read(name: str) -> Pixels | None:
+        with suppress(DamagedTile):
+            raw = encoded_bytes(store.values(columns.names, files[name].index)[0])
+            return decode_image(raw, columns.stored_bands, keep_alpha=False).pixels
+        return None
+
+    masks = {*find_masks(list(kinds)), *find_label_maps(list(kinds), kinds.__getitem__, read)}
+    kinds = with_products(kinds) | {name: replace(kinds[name], product="masks or label maps") for name in masks}
+    folder = Path(store.paths[0]).parent
+
+    def offer(wanted: Sequence[str], others: Sequence[str]) -> str:
+        shards = [sorted({name.split("/")[0] for name in names}) for names in (wanted, others)]
+        return offer_glob(folder, store.source)(*shards) if set(shards[0]).isdisjoint(shards[1]) else ""
+
+    by_type: dict[tuple[int, str], list[str]] = {}
+    for name, kind in kinds.items():
+        bands = 3 if (kind.bands, kind.dtype) == (1, "uint8") else kind.bands  # grey is read as colour
+        by_type.setdefault((bands, kind.dtype), []).append(name)
+    usual = max(by_type.values(), key=len, default=[])
+    # rows of another type are damaged tiles, which a run counts; those of shards of their own are another source
+    odd = [names for names in by_type.values() if names is not usual and not offer(names, usual)]
+    for name in itertools.chain.from_iterable(odd):
+        kinds.pop(name, None)
+    ImageChoice(store.source, print_note, offer).check_one_kind(kinds)
+
+
+def _shard_of(store: Store, index: int) -> str:
+    ends = list(accumulate(store.shard_sizes))
+    return Path(store.paths[bisect_right(ends, index)]).name
+
+
+def describe_pages(store: Store, asked: Sequence[AskedFile]) -> list[str]:
+    """Return a line about files with several pages, of which the first is read."""
+    several = [file for file in asked if file.facts.pages > 1]
+    if not several:
+        return []
+    count = f"{len(several):,} of {len(asked):,} sampled files"
+    return [
+        f"{store.source}: only the first page of {count} is read, e.g. {several[0].name} ({several[0].facts.pages})"
+    ]
 
 
 def check_scale_tags(store: Store, asked: Sequence[AskedFile], scaling: str) -> list[str]:

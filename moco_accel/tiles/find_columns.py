@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import datasets
 
+from moco_accel.common.console import print_note
 from moco_accel.common.errors import UserError
+from moco_accel.common.pixels import Pixels
 from moco_accel.images.decoding import decode_image
 from moco_accel.images.headers import READABLE_TYPES, DamagedTile
+from moco_accel.images.label_maps import find_label_maps, has_mask_name
 from moco_accel.recipe.bands import NUMBERED_BAND, canonical_band, select_bands
 from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.base import Store
@@ -19,6 +23,7 @@ _PAIR_SUFFIX = "_pair"  # moco-data build --pair-with writes the columns image a
 _BINARY = ("binary", "large_binary")
 _MAX_TRIED_COLUMNS = 100
 _MAX_TRIED_ROWS = 20  # to find a value
+_LABEL_ROWS = 4  # to see whether values are few
 _SUPPORTED = "Image, bytes or Array3D of numbers"
 
 
@@ -34,7 +39,7 @@ def find_columns(store: Store, data: Data, num_bands: int | None) -> TileColumns
         return _column_of(store, data.image_column, "data.image_column", data, num_bands)
     others = [name for name in _image_columns(store) if name != data.pair_column]
     pairs = {name + _PAIR_SUFFIX for name in others}
-    candidates = [name for name in others if name not in pairs]
+    candidates = _without_masks(store, [name for name in others if name not in pairs])
     if chosen := _find_band_columns(store, candidates, data):
         return TileColumns(tuple(chosen.values()), tuple(chosen))
     if 1 < len(candidates) <= _MAX_TRIED_COLUMNS:
@@ -47,6 +52,33 @@ def find_columns(store: Store, data: Data, num_bands: int | None) -> TileColumns
             + (_offer(store, candidates) if candidates else f"columns of {_SUPPORTED} work")
         )
     return _column_of(store, candidates[0], "data.image_column", data, num_bands)
+
+
+def _without_masks(store: Store, names: Sequence[str]) -> list[str]:
+    """Return the columns that are not named as masks and hold no label maps; all if none else is left."""
+    loose = [name for name in names if not NUMBERED_BAND.fullmatch(canonical_band(name))]
+    masks = {name for name in loose if has_mask_name(f"{name.removesuffix('.png').removesuffix('.tif')}.png")}
+    if 1 < len(loose) - len(masks) <= _MAX_TRIED_COLUMNS:
+        masks |= _label_map_columns(store, [name for name in loose if name not in masks])
+    if not masks or len(masks) == len(names):
+        return list(names)
+    left = ", ".join(sorted(masks))
+    print_note(
+        f"{store.source}: columns of masks or label maps are left out: {left}; data.image_column={min(masks)} reads one"
+    )
+    return [name for name in names if name not in masks]
+
+
+def _label_map_columns(store: Store, names: Sequence[str]) -> set[str]:
+    """Return the columns whose first values are label maps, if others' are pictures."""
+    found: dict[str, tuple[str, Pixels]] = {}
+    for name in names:
+        for index in range(min(len(store), _LABEL_ROWS)):
+            with suppress(DamagedTile):
+                value = store.values([name], index)[0]
+                found[f"{name}/{index}"] = name, decode_image(encoded_bytes(value), keep_alpha=False).pixels
+    kinds = {key: (len(pixels), pixels.dtype) for key, (_, pixels) in found.items()}
+    return {found[key][0] for key in find_label_maps(list(found), kinds.__getitem__, lambda key: found[key][1])}
 
 
 def _offer(store: Store, candidates: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.base import ReadPattern, Store
 from moco_accel.sources.open_source import open_store
 from moco_accel.sources.tile_metadata import BandStatistics
-from moco_accel.tiles.ask_files import ask_files, check_scale_tags
+from moco_accel.tiles.ask_files import ask_files, check_rows, check_scale_tags, describe_pages
 from moco_accel.tiles.band_selection import choose_bands
 from moco_accel.tiles.find_columns import find_columns, find_pair_column, suggest_pair_column
 from moco_accel.tiles.first_tile import find_first_tile, read_band_names
@@ -56,7 +56,8 @@ class Tiles:
         columns = find_columns(store, data, num_bands)
         self.image_column = None if columns.bands else columns.names[0]
         asked = ask_files(store, columns)
-        lines = check_scale_tags(store, asked, data.scaling)
+        check_rows(store, columns, asked)
+        lines = [*check_scale_tags(store, asked, data.scaling), *describe_pages(store, asked)]
         keep_alpha, about_alpha = choose_alpha(store, columns, asked, data, num_bands)
         first = find_first_tile(store, columns, keep_alpha)
         self._rules, about_values = decide_values(store, columns, asked, data, first.dtype, keep_alpha)

@@ -75,18 +75,18 @@ def test_unreadable_tar_shards(tmp_path):
     whole = (tmp_path / "cut" / "t.tar").read_bytes()
     (tmp_path / "cut" / "t.tar").write_bytes(whole[: 512 + 512 * (-(-len(raw) // 512)) + 512 + 100])
     assert "is not a complete, uncompressed tar (unexpected end of data)" in error_message(tmp_path / "cut")
-    write_tar(tmp_path / "two" / "t.tar", [("0.image.png", raw), ("0.mask.png", raw)])
+    write_tar(tmp_path / "two" / "t.tar", [("0.left.png", raw), ("0.right.png", raw)])
     assert error_message(tmp_path / "two").endswith(
-        "has several image columns (image.png, mask.png); data.image_column=image.png works"
+        "has several image columns (left.png, right.png); data.image_column=left.png works"
     )
-    assert tiles_of(tmp_path / "two", image_column="mask.png").image_column == "mask.png"
+    assert tiles_of(tmp_path / "two", image_column="right.png").image_column == "right.png"
     write_tar(tmp_path / "words" / "t.tar", [("0.txt", b"a")])
     assert "holds tar shards without images" in error_message(tmp_path / "words")
 
 
 def test_more_shards_than_open_files_are_allowed(tmp_path):
-    raw = encode_image(random_array((12, 12, 3), "uint8"))
     for shard in range(40):
+        raw = encode_image(random_array((12, 12, 3), "uint8", shard))
         write_tar(tmp_path / "t" / f"{shard:02}.tar", [("0.png", raw)])
     tiles = tiles_of(tmp_path / "t")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
