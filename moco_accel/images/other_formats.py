@@ -9,11 +9,13 @@ from pathlib import Path
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2")
 _GRIDS = {".nc": "NETCDF", ".nc4": "NETCDF", ".h5": "HDF5", ".hdf5": "HDF5", ".he5": "HDF5", ".hdf": "HDF4_SDS"}
-_RASTERS = (".vrt", ".img", ".dat", ".bil", ".bip", ".bsq", ".ntf", ".webp", ".bmp", ".gif")
+_RASTERS = (".vrt", ".img", ".dat", ".bil", ".bip", ".bsq", ".ntf")
+_PICTURES = (".webp", ".bmp", ".gif")
+_CONVERT = 'import sys; from PIL import Image; Image.open(sys.argv[1]).convert("RGB").save(sys.argv[2])'
 SIDECAR_SUFFIXES = (".msk", ".aux.xml")  # GDAL's masks, and what it knows of a file
 _MEANING = re.compile(rb"<(?:NoDataValue|Scale|Offset|ColorTable)\b")  # in the latter, that changes what numbers mean
 _ASKED_SIDECARS, _MAX_SIDECAR_BYTES = 100, 1 << 20
-OTHER_SUFFIXES = (*_TARS, ".zip", *_GRIDS, *_RASTERS, ".npy")
+OTHER_SUFFIXES = (*_TARS, ".zip", *_GRIDS, *_RASTERS, *_PICTURES, ".npy")
 
 
 def reading_command(path: Path) -> str | None:
@@ -33,6 +35,8 @@ def reading_command(path: Path) -> str | None:
         return f"gdalinfo {file} lists its variables, and gdal_translate {grid} {tif} makes a GeoTIFF of one"
     if path.suffix.lower() == ".npy":
         return "arrays need no build: data.source takes their folder"
+    if name.endswith(_PICTURES):
+        return f"python -c {shlex.quote(_CONVERT)} {file} {tif} makes a TIFF of it"
     has_header = path.with_suffix(".hdr").is_file() or Path(f"{path}.hdr").is_file()
     if name.endswith(_RASTERS) and (has_header or path.suffix.lower() not in (".dat", ".bil", ".bip", ".bsq")):
         return f"rio convert {file} {tif} makes a GeoTIFF of it"

@@ -113,7 +113,7 @@ class ImageChoice:
         for kind, names in sorted(competing.items(), key=lambda item: -len(item[1]))[:_MAX_NAMED]:
             others = [name for other, found in groups.items() if other != kind for name in found]
             offered = self.offer(names, others)
-            works = f": {offered} works" if offered else ", which need a folder of their own"
+            works = f": {offered} works" if offered else ", which need a source of their own"
             texts.append(f"{len(names):,} of {kind}, e.g. {names[0]}{works}")
         can_be_mixed = self.all_images and all(kind.is_grey or kind.is_colour for kind in competing)
         more = f"; {self.source.field}={self.all_images!r} reads all, grey as colour" if can_be_mixed else ""

@@ -128,7 +128,7 @@ def test_kinds_in_parquet_shards_compete(tmp_path, first, second):
 def test_rows_with_names_of_masks_are_refused(tmp_path):
     rows = members("images/{}.png") + members("masks/{}.png", LABELS)
     write_rows(tmp_path / "all.parquet", rows, named=True)
-    assert "4 of 8-bit grey (masks or label maps), e.g. all.parquet/masks/0.png" in error_message(tmp_path)
+    assert "4 of 1 band of uint8 (masks or label maps), e.g. all.parquet/masks/0.png" in error_message(tmp_path)
 
 
 def test_grey_rows_among_colour_are_printed(tmp_path, capfd):
