@@ -1,7 +1,8 @@
-"""Array types of tiles, and their nodata mask."""
+"""Array types of tiles, their nodata mask, and which numbers a type holds."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,3 +27,32 @@ def valid_pixels(tile: Pixels, nodata: float | Sequence[float | None] | None) ->
     if tile.dtype.kind == "f":
         empty |= ~np.isfinite(tile).all(axis=0)
     return ~empty if empty.any() else None
+
+
+def holds(dtype: str, number: float | None) -> bool:
+    """Check whether a type holds a finite number; None, NaN and infinity it does not, one bit holds none."""
+    kind = np.dtype(dtype).kind
+    if number is None or not math.isfinite(number) or kind == "b":
+        return False
+    if kind == "f":
+        with np.errstate(over="ignore"):  # files round the largest float
+            return bool(np.isfinite(np.dtype(dtype).type(number)))
+    limits = np.iinfo(dtype)
+    return limits.min <= number <= limits.max and float(number).is_integer()
+
+
+def cast_with_loss(pixels: Pixels, dtype: str) -> tuple[Pixels, Mask]:
+    """Return a copy of `pixels` as `dtype`, and a mask of the values that are lost.
+
+    These are whole numbers that `dtype` does not hold or would round, and finite floats that would become infinite.
+    Floats may be rounded, which training would not see.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = pixels.astype(dtype)
+        if pixels.dtype.kind == "f":
+            return cast, np.isfinite(pixels) & ~np.isfinite(cast)
+        lost: Mask = np.asarray(cast.astype(pixels.dtype) != pixels)
+    if cast.dtype.kind == "f":  # rounded up to where casting back is undefined
+        return cast, lost | (cast >= np.iinfo(pixels.dtype).max + 1.0)
+    limits = np.iinfo(dtype)  # a number may wrap there and back
+    return cast, lost | (pixels < limits.min) | (pixels > limits.max)

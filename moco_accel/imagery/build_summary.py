@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
-
-import numpy as np
 
 from moco_accel.common.errors import UserError
 from moco_accel.imagery.journal import MAX_LISTED
 from moco_accel.imagery.labels import NO_LABEL, UNCLEAR, UNNAMED
 from moco_accel.imagery.paired_seasons import PAIRING_RULE
 from moco_accel.imagery.plan import BuildPlan
-from moco_accel.imagery.tile_cutter import BuildProgress
-from moco_accel.scenes.layouts import LOWEST_FLOAT, Layout
-from moco_accel.sources.tile_metadata import TileMetadata
+from moco_accel.imagery.tile_cutter import BuildProgress, TileCutter
+from moco_accel.imagery.windows import SkippedWindow, Tile, scene_windows
+from moco_accel.images.gdal import gdal_settings
+from moco_accel.scenes.image_files import UnreadableImage
 from moco_accel.tiles.running_statistics import RunningStatistics
+from moco_accel.tiles.statistics import MixedUnits, sample_indices
+from moco_accel.tiles.unmarked_nodata import IN_ALL_BANDS, UnmarkedNodata
 
 _MAX_UNNAMED = 20  # classes that are counted one by one
-_COMMON_NODATA = {"int16": (-32768, -9999), "float32": (LOWEST_FLOAT, -99999, -32768, -9999)}
-_SUSPICIOUS_SHARE = 0.01
+_SAMPLED_WINDOWS, _SAMPLED_JPEG_2000 = 200, 16  # a window of the latter costs a tenth of a second in each band
 _OPTION_OF_REASON = {"no data": "--max-nodata", "cloud white": "--max-cloud"}
 
 
 def summarize_build(plan: BuildPlan, progress: BuildProgress) -> dict[str, Any]:
     """Return the content of build.json; it does not depend on how often the build was killed."""
-    notes = list(_nodata_notes(plan.metadata, plan.layouts, progress.counter)) if progress.counter else []
+    notes = list(_value_notes(plan, progress.counter)) if progress.counter else []
     return {
         "num_scenes": progress.scenes,
         "num_tiles": progress.tiles,
@@ -80,22 +83,33 @@ def _hints(plan: BuildPlan, skipped: Mapping[str, int]) -> Iterator[str]:
         yield "a label raster with data at the place of the scenes works"
 
 
-def _nodata_notes(metadata: TileMetadata, layouts: Sequence[Layout], counter: RunningStatistics) -> Iterator[str]:
-    """Yield notes on pixels stored as `metadata.nodata`, and on values that look like undeclared nodata."""
-    statistics = counter.statistics()
-    if metadata.dtype == "float32" and statistics.nodata_share > 0:
-        yield f"pixels without data or NaN ({statistics.nodata_share:.2%}) were stored as {metadata.nodata!r}"
-    if all(any(number is not None for number in layout.nodata) for layout in layouts):
-        return
-    for number in _COMMON_NODATA.get(metadata.dtype, ()):
-        share, band = max((_share(counter, index, number), band) for index, band in enumerate(metadata.bands))
-        if share > _SUSPICIOUS_SHARE:
-            yield (
-                f"{share:.1%} of {band} is {number!r} and counts as data, because no nodata number is declared; "
-                f"pass --nodata={number!r} if it marks no data"
-            )
+def _value_notes(plan: BuildPlan, counter: RunningStatistics) -> Iterator[str]:
+    """Yield notes on pixels without data, and on values in a sample of tiles that the reader will ask about, too."""
+    nodata, share = plan.nodata, counter.statistics().nodata_share
+    if plan.metadata.dtype == "float32" and share > 0:
+        yield f"pixels without data or NaN ({share:.2%}) were stored as {nodata!r}"
+    unmarked, units = UnmarkedNodata(), MixedUnits()
+    with gdal_settings():
+        for tile in _sampled_tiles(plan):
+            unmarked.add(tile.pixels, tile.valid)
+            units.add(tile.pixels, tile.valid)
+    for number, share in unmarked.shares().items():
+        bands = " in all bands" if len(plan.metadata.bands) > 1 and number in IN_ALL_BANDS else ""
+        yield (
+            f"{share:.1%} of the pixels are {number:g}{bands}, which nothing declares as no data; if they hold none: "
+            f"--nodata={number:.17g} --overwrite"
+        )
+    yield from units.describe(str(plan.source))
 
 
-def _share(counter: RunningStatistics, band: int, number: float) -> float:
-    values, counts = counter.values(band)
-    return float(counts[np.asarray(values == number)].sum() / max(counts.sum(), 1))
+def _sampled_tiles(plan: BuildPlan) -> Iterator[Tile]:
+    """Yield evenly spread tiles of a build, read once more; the same ones however often it was killed."""
+    blocks = [scene_windows(layout, plan.options) for layout in plan.layouts if not layout.is_gone]
+    ends = list(itertools.accumulate(map(len, blocks)))
+    cutter = TileCutter(plan.source, plan.options, plan.classes, plan.nodata)
+    is_slow = any(path.suffix.lower() == ".jp2" for layout in plan.layouts for path, _ in layout.sources)
+    for index in sample_indices(ends[-1] if ends else 0, _SAMPLED_JPEG_2000 if is_slow else _SAMPLED_WINDOWS):
+        number = bisect_right(ends, index)
+        block = blocks[number]
+        with suppress(SkippedWindow, UnreadableImage):  # as the build itself has counted
+            yield cutter.tile(block.layout, block.layout.grid, block[index - ends[number] + len(block)])

@@ -79,7 +79,9 @@ def build(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Take only these paths below SRC; repeatable: --only 'images/*'."),
+        typer.Option(
+            metavar="GLOB", help="Take only files of these names, or paths below SRC: --only 'images/**/*'; repeatable."
+        ),
     ] = None,
     overlap: Annotated[
         bool, typer.Option("--overlap", help="Let tiles overlap as little as needed to reach every edge.")
@@ -97,7 +99,8 @@ def build(
     Reads JPEG, PNG, GeoTIFF and JPEG 2000. Tiles are uint8, uint16, int16 or
     float32; wider types are cast, and windows that do not fit are skipped.
     Masks, label maps and quick-looks beside imagery are left out; if kinds of
-    imagery compete, an error gives the option that selects each.
+    imagery compete, or splits such as train and test, an error gives the option
+    that selects each.
     Images smaller than a tile are kept whole.
     Band files of one Sentinel-1, Sentinel-2 or Landsat scene are stacked.
     After an interruption, the same command resumes the build.

@@ -24,7 +24,7 @@ class BuildOptions:
         max_nodata: Largest share of a tile's pixels without data; 1 keeps every tile.
         max_cloud: Largest share of a tile's pixels that are white like clouds; 1 keeps every tile.
         min_majority: Smallest share of a tile's pixels that its label must cover; None: 0.6.
-        only: Patterns of the paths below SRC to take; None: all.
+        only: Globs of the files to take: of their names, or with a slash of their paths below SRC; None: all.
         overlap: Spread windows so that the last one ends at the edge.
 
     Raises:

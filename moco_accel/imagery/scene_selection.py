@@ -12,15 +12,24 @@ from moco_accel.common.errors import UserError
 from moco_accel.imagery.options import BuildOptions
 from moco_accel.imagery.windows import scene_windows, window_notes
 from moco_accel.imagery.workers import map_in_order
+from moco_accel.images.globs import any_matcher
+from moco_accel.images.other_formats import reading_command
+from moco_accel.images.products import products_of
 from moco_accel.recipe.bands import offer_bands
 from moco_accel.scenes.begun_scenes import BegunScenes
 from moco_accel.scenes.clouds import OFFSET_BASELINE, cloud_rule
-from moco_accel.scenes.competing_kinds import check_one_kind, count_of, files_of, find_globs, sort_kinds, unify_types
-from moco_accel.scenes.find_scenes import Scene, find_scenes, single_file
+from moco_accel.scenes.competing_kinds import (
+    check_one_kind,
+    check_one_split,
+    count_of,
+    files_of,
+    sort_kinds,
+    unify_types,
+)
+from moco_accel.scenes.find_scenes import FoundScenes, Scene, find_images, find_scenes, single_file
 from moco_accel.scenes.image_files import UnreadableImage
 from moco_accel.scenes.layouts import Layout, SeparateScenes, read_layout
-from moco_accel.scenes.non_imagery import find_label_maps, looks_like_labels, split_by_name
-from moco_accel.images.other_formats import reading_command
+from moco_accel.scenes.non_imagery import find_label_maps, left_out_notes, looks_like_labels, split_by_name
 from moco_accel.scenes.pixel_types import check_nodata
 
 DescribedScenes = list[tuple[Scene, Layout | str]]  # a string is the reason why a scene cannot be read
@@ -51,49 +60,73 @@ def select_scenes(
         UserError: If no scene can be read, several kinds of imagery compete, the bands have no names, or --nodata does
             not fit the dtype.
     """
-    root = source if source.is_dir() else source.parent
     found = find_scenes(source, only=options.only or (), label_raster=options.label_raster)
-    left_out: LeftOut = [(_escaped(path), NOT_UTF8) for path in found.unnameable]
+    left_out: LeftOut = [(os.fsencode(path).decode("utf-8", "backslashreplace"), NOT_UTF8) for path in found.unnameable]
     if not found.scenes:
-        raise UserError(f"none of the images in {str(source)!r} yields a tile; {_first(left_out)}")
+        raise UserError(f"none of the images in {str(source)!r} yields a tile; {': '.join(left_out[0])}")
+    root = source if source.is_dir() else source.parent
     scenes, masks, previews = (found.scenes, [], []) if begun else split_by_name(root, found.scenes)
+    if not (begun or options.only):
+        check_one_split(source, scenes)
     described = describe_scenes(source, scenes, options, workers, on_scenes)
     left_out += [(str(scene.files[0]), reason) for scene, reason in described if isinstance(reason, str)]
     layouts = unify_types([layout for _, layout in described if isinstance(layout, Layout)])
     if not layouts:
-        raise UserError(f"none of the {len(described)} images in {str(source)!r} yields a tile; {_first(left_out)}")
+        first = ": ".join(left_out[0])
+        raise UserError(f"none of the {len(described)} images in {str(source)!r} yields a tile; {first}")
     if begun:
         return _select_begun(source, layouts, begun, left_out, options)
     label_maps = find_label_maps(layouts, options.labels_from_folders)
-    not_imagery = {layout.scene.name for layout in label_maps}
+    not_imagery = {scene.name for scene in label_maps}
     imagery = [layout for layout in layouts if layout.scene.name not in not_imagery]
-    selected, others = _select_kind(source, imagery, options)
+    is_asked = options.only or masks or label_maps or previews
+    found_files = find_images(source, log=lambda line: None) if is_asked else []
+    every = [path.relative_to(root).as_posix() for path in found_files]
+    is_taken = any_matcher(options.only or ["*"])
+    selected, others = _select_kind(source, imagery, options, [name for name in every if not is_taken(name)])
     check_nodata(options.nodata, selected[0].stored_dtype or selected[0].dtype)
-    notes = list(_notes(selected, options))
-    if found.non_band_files:
-        few, count = ", ".join(path.name for path in found.non_band_files[:3]), len(found.non_band_files)
-        more = f", … ({count})" if count > 3 else ""
-        notes.append(f"ignored, because they are beside band files and are not bands: {few}{more}")
-    if unread := found.other_formats:
-        notes.append(
-            f"left out, because their formats are not read: {count_of(len(unread), 'file')}, e.g. "
-            f"{unread[0].relative_to(root)}; {reading_command(unread[0])}"
-        )
-    rest = files_of(root, imagery)
-    mask_files = [path.relative_to(root).as_posix() for scene in masks for path in scene.files]
-    preview_files = [scene.name for scene in previews]
-    for files, what in (
-        (mask_files, "have names of masks or label maps"),
-        (files_of(root, label_maps), "have few values, as masks and label maps do"),
-        (preview_files, "have names of quick-looks"),
-    ):
-        if files:
-            option = find_globs(files, rest) or "a folder of their own"
-            number = count_of(len(files), "file")
-            notes.append(f"left out, because they {what}: {number}, e.g. {files[0]}; {option} builds them")
+    notes = [*_notes(selected, options), *_notes_on_other_files(root, found)]
+    notes += _notes_on_left_out(root, options, masks, label_maps, previews, every)
     if looks_like_labels(selected):
         notes.append(f"the scenes have few values, as masks and label maps do, e.g. {selected[0].scene.name}")
     return selected, left_out + others, notes
+
+
+def _notes_on_left_out(
+    root: Path,
+    options: BuildOptions,
+    masks: list[Scene],
+    label_maps: list[Scene],
+    previews: list[Scene],
+    every: list[str],
+) -> Iterator[str]:
+    no_masks = sorted({*every} - {*files_of(root, masks)})  # beside others, masks are left out again
+    for scenes, what, files in (
+        (masks, "have names of masks or label maps", every),
+        (label_maps, "have few values, as masks and label maps do", no_masks),
+        (previews, "have names of quick-looks", no_masks),
+    ):
+        yield from left_out_notes(root, scenes, what, files, _ways_to_read(root, options))
+
+
+def _ways_to_read(root: Path, options: BuildOptions) -> dict[str, Callable[[tuple[Scene, ...]], DescribedScenes]]:
+    """Return functions that read the layouts of scenes: with the options as given, and without names of bands."""
+    ways = {"": options}
+    if given := [flag for flag, names in (("--bands", options.bands), ("--band-names", options.band_names)) if names]:
+        ways[f" without {' and '.join(given)}"] = replace(options, bands=None, band_names=None)
+    return {how: partial(_describe_portion, root, chosen) for how, chosen in ways.items()}
+
+
+def _notes_on_other_files(root: Path, found: FoundScenes) -> Iterator[str]:
+    if found.non_band_files:
+        few, count = ", ".join(path.name for path in found.non_band_files[:3]), len(found.non_band_files)
+        more = f", … ({count})" if count > 3 else ""
+        yield f"ignored, because they are beside band files and are not bands: {few}{more}"
+    if unread := found.other_formats:
+        yield (
+            f"left out, because their formats are not read: {count_of(len(unread), 'file')}, e.g. "
+            f"{unread[0].relative_to(root)}; {reading_command(unread[0])}"
+        )
 
 
 def _select_begun(
@@ -112,14 +145,6 @@ def _select_begun(
         found = count_of(len(new), "scene")
         notes.append(f"{found} came after the build began or did not fit it, e.g. {new[0]}; --overwrite begins anew")
     return selected, left_out, notes
-
-
-def _escaped(path: Path) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _first(left_out: LeftOut) -> str:
-    return ": ".join(left_out[0])
 
 
 def describe_scenes(
@@ -147,27 +172,28 @@ def _describe_portion(root: Path, options: BuildOptions, scenes: tuple[Scene, ..
     return described
 
 
-def _select_kind(source: Path, layouts: list[Layout], options: BuildOptions) -> tuple[list[Layout], LeftOut]:
-    """Select the only kind; with --bands or --band-names, that of most windows among those with these bands."""
+def _select_kind(
+    source: Path, layouts: list[Layout], options: BuildOptions, excluded: Sequence[str]
+) -> tuple[list[Layout], LeftOut]:
+    """Select the only kind; with --bands, the only one whose bands have names, if one has."""
     kinds = sort_kinds(layouts, [len(scene_windows(layout, options)) for layout in layouts], not options.only)
-    if options.bands or options.band_names:
-        usual = kinds[0].layouts[0]
-        check_one_kind(source, [kind for kind in kinds if kind.layouts[0].key == usual.key and kind.product])
-    else:
-        check_one_kind(source, kinds)
-    usual = kinds[0].layouts[0]
+    named = [kind for kind in kinds if kind.layouts[0].bands] if options.bands else []
+    check_one_kind(source, named or kinds, excluded)
+    chosen = (named or kinds)[0]
+    usual = chosen.layouts[0]
     if usual.unnamed:
         more = ": the last is called alpha but has too many values for a mask" if usual.alpha_is_band else ""
         raise UserError(
             f"{usual.scene.files[0]} has {usual.dtype} bands without names ({usual.unnamed}{more}); "
-            f"name them in their order, {offer_bands(usual.unnamed)}"
+            f"name them in their order, e.g. {offer_bands(usual.unnamed)}"
         )
     left_out = [
-        (str(layout.scene.files[0]), f"has bands {kind}, most tiles {kinds[0]}; build them separately")
-        for kind in kinds[1:]
+        (str(layout.scene.files[0]), f"has bands {kind}, most tiles {chosen}; build them separately")
+        for kind in kinds
         for layout in kind.layouts
+        if kind is not chosen
     ]
-    return kinds[0].layouts, left_out
+    return chosen.layouts, left_out
 
 
 def select_georeferenced(layouts: list[Layout]) -> tuple[list[Layout], LeftOut]:
@@ -185,6 +211,9 @@ def select_georeferenced(layouts: list[Layout]) -> tuple[list[Layout], LeftOut]:
 
 def _notes(layouts: Sequence[Layout], options: BuildOptions) -> Iterator[str]:
     first = layouts[0]
+    products = set(products_of([layout.scene.name for layout in layouts])) if options.only else set()
+    if len(products) > 1:
+        yield f"products of the same scenes are built together: {', '.join(sorted(products))}"
     if resampled := [band for band in first.bands if any(band in layout.resampled for layout in layouts)]:
         yield f"{', '.join(resampled)} were resampled to the finest band's pixels (bilinear)"
     pan = first.scene.panchromatic

@@ -86,6 +86,12 @@ class TileCutter:
         _count_pixels(cut.counter, uncounted)
         return cut
 
+    def tile(self, layout: Layout, grid: Grid, window: Window) -> Tile:
+        """Read a tile on a grid; raise SkippedWindow or UnreadableImage if there is none to store."""
+        tile = read_tile(self._reader(layout, grid), window)
+        _check_tile(tile, cloud_rule(layout), self.options)
+        return tile
+
     def _cut_block(self, block: WindowBlock, cut: CutTiles, uncounted: list[Tile]) -> None:
         cut.windows += len(block)
         if block.layout.is_gone:
@@ -157,9 +163,7 @@ class TileCutter:
             if not _covers(layout.grid, grid, window):
                 continue
             try:
-                tile = read_tile(self._reader(layout, grid if grid.crs and layout.grid.crs else layout.grid), window)
-                _check_tile(tile, cloud_rule(layout), self.options)
-                return tile
+                return self.tile(layout, grid if grid.crs and layout.grid.crs else layout.grid, window)
             except SkippedWindow as skipped:
                 reason = f"partner: {skipped}"
             except UnreadableImage:

@@ -62,6 +62,10 @@ class WindowBlock:
     def __len__(self) -> int:
         return len(self.rows) * len(self.cols)
 
+    def __getitem__(self, index: int) -> Window:
+        row, col = divmod(index, len(self.cols))
+        return Window(self.rows[row], self.cols[col], self.height, self.width)
+
     def __iter__(self) -> Iterator[Window]:
         return (Window(row, col, self.height, self.width) for row in self.rows for col in self.cols)
 

@@ -28,6 +28,7 @@ from moco_accel.images.headers import (
     check_scans,
     check_size,
     is_plain_tiff,
+    tiff_pages,
     tiff_tags,
 )
 from moco_accel.images.kinds import Kind, image_kind
@@ -102,7 +103,9 @@ def _read_facts(raw: bytes) -> ImageFacts:
         with open_picture(io.BytesIO(raw), ("PNG",)) as image:
             return ImageFacts("uint8", has_alpha=image.has_transparency_data, bands=len(image.getbands()))
     if kind == "tiff" and is_plain_tiff(tags := tiff_tags(raw)) and _GDAL_METADATA not in tags:
-        return ImageFacts("uint8")
+        pages, has_mask = tiff_pages(raw)
+        if not has_mask:
+            return ImageFacts("uint8", pages=pages)
     if kind == "jpeg2000":
         check_jpeg2000(raw)
     return raster_facts(raw)
@@ -125,7 +128,7 @@ def _decode(raw: bytes, bands: int | None, keep_alpha: bool) -> DecodedImage:
         return DecodedImage(_decode_npy(raw, bands))
     if kind == "png" or (kind == "png16" and raw[25:26] == b"\0"):  # 16-bit grey
         return _decode_picture(raw, "PNG", keep_alpha)
-    if kind == "tiff" and is_plain_tiff(tiff_tags(raw)):
+    if kind == "tiff" and is_plain_tiff(tiff_tags(raw)) and not tiff_pages(raw)[1]:
         return _decode_picture(raw, "TIFF", keep_alpha)
     if kind == "jpeg2000":
         check_jpeg2000(raw)

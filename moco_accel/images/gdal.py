@@ -13,7 +13,7 @@ import numpy as np
 from moco_accel.common.errors import UserError
 from moco_accel.common.pixels import Mask, Pixels
 from moco_accel.images.decoded import DecodedImage, ImageFacts
-from moco_accel.images.headers import check_size
+from moco_accel.images.headers import check_size, tiff_pages
 from moco_accel.images.kinds import image_kind
 
 # Only the driver of the file's own format is tried: some of GDAL's formats name further files to open.
@@ -62,23 +62,24 @@ def read_raster(raw: bytes, keep_alpha: bool = True) -> DecodedImage:
     with _open(raw) as image:
         colours = 3 if has_colour_table(image) else image.count
         check_size(image.height, image.width, colours, max(np.dtype(name).itemsize for name in image.dtypes))
-        pixels = image.read()
+        pixels = image.read(stored_bands(image))
+        valid = np.asarray(image.dataset_mask() > 0) if has_mask(image) else None
         if has_colour_table(image):
-            return _look_up_colours(image, pixels[0])
-        masks = [] if keep_alpha else [number - 1 for number in alpha_bands(image)]
-        valid: Mask | None = None
-        if masks and len(masks) < image.count:
-            valid = np.asarray(pixels[masks[0]] > 0)
-            pixels = np.delete(pixels, masks, axis=0)
-        elif _has_mask(image):
-            valid = np.asarray(image.dataset_mask() > 0)
+            return _look_up_colours(image, pixels[0], valid)
+        alphas = [] if keep_alpha else [number - 1 for number in alpha_bands(image)]
+        if alphas and len(alphas) < len(pixels):
+            shown = np.asarray(pixels[alphas[0]] > 0)
+            valid = shown if valid is None else valid & shown
+            pixels = np.delete(pixels, alphas, axis=0)
         return DecodedImage(to_brightness(image, pixels), _nodata(image), valid)
 
 
 def raster_facts(raw: bytes) -> ImageFacts:
     """Return what the header of a TIFF, PNG or JPEG 2000 says about its values. Raises UserError without rasterio."""
     with _open(raw) as image:
-        scaling = tuple(zip(image.scales, image.offsets, strict=True))
+        bands = stored_bands(image)
+        scaling = tuple((image.scales[number - 1], image.offsets[number - 1]) for number in bands)
+        names = tuple(image.descriptions[number - 1] for number in bands)
         is_scaled = any(pair != (1, 0) for pair in scaling)
         is_table = has_colour_table(image)
         hides = is_table and any(alpha == 0 for *_, alpha in image.colormap(1).values())
@@ -87,10 +88,10 @@ def raster_facts(raw: bytes) -> ImageFacts:
             None if is_table else _nodata(image),
             scaling if is_scaled else (),
             bool(alpha_bands(image)) or hides,
-            _has_mask(image),
-            3 if is_table else image.count,
-            () if is_table or not all(image.descriptions) else tuple(image.descriptions),
-            max(1, len(image.subdatasets)),
+            has_mask(image),
+            3 if is_table else len(bands),
+            () if is_table or not all(names) else names,
+            tiff_pages(raw)[0] if image_kind(raw) == "tiff" else 1,
         )
 
 
@@ -98,8 +99,9 @@ def _nodata(image: Any) -> float | None:
     return None if image.nodata is None else float(to_brightness(image, np.asarray(image.nodata)))
 
 
-def _has_mask(image: Any) -> bool:
-    flags = {flag.name for flag in image.mask_flag_enums[0]}
+def has_mask(dataset: Any) -> bool:
+    """Check whether a file holds a mask besides its bands, or has one beside it; alpha is a band."""
+    flags = {flag.name for flag in dataset.mask_flag_enums[0]}
     return "per_dataset" in flags and "alpha" not in flags
 
 
@@ -108,7 +110,7 @@ def has_colour_table(dataset: Any) -> bool:
     return dataset.count == 1 and band_colours(dataset) == ["palette"]
 
 
-def _look_up_colours(image: Any, entries: Pixels) -> DecodedImage:
+def _look_up_colours(image: Any, entries: Pixels, shown: Mask | None) -> DecodedImage:
     """Return RGB; entries that are transparent, or declared to be no data, are marked."""
     table = np.zeros((max(image.colormap(1)) + 1, 4), np.uint8)
     for entry, colour in image.colormap(1).items():
@@ -117,13 +119,15 @@ def _look_up_colours(image: Any, entries: Pixels) -> DecodedImage:
     valid = colours[..., 3] > 0
     if image.nodata is not None:
         valid &= entries != image.nodata
+    if shown is not None:
+        valid &= shown
     return DecodedImage(colours[..., :3].transpose(2, 0, 1), None, None if valid.all() else valid)
 
 
 def band_descriptions(raw: bytes) -> list[str | None]:
     """Return the names that a TIFF or JPEG 2000 file gives its bands. Raises UserError without rasterio."""
     with _open(raw) as image:
-        return list(image.descriptions)
+        return [image.descriptions[number - 1] for number in stored_bands(image)]
 
 
 @contextmanager
@@ -171,10 +175,17 @@ def band_colours(dataset: Any) -> list[str]:
     return ["gray"] if is_grey else [colour.name for colour in dataset.colorinterp]
 
 
+def stored_bands(dataset: Any) -> list[int]:
+    """Return the numbers of the bands that a file holds: GDAL adds an alpha to CMYK and Lab, which it turns to RGB."""
+    is_converted = dataset.driver == "GTiff" and "SOURCE_COLOR_SPACE" in dataset.tags(ns="IMAGE_STRUCTURE")
+    return [1, 2, 3] if is_converted and dataset.count == 4 else list(range(1, dataset.count + 1))
+
+
 def alpha_bands(dataset: Any) -> list[int]:
     """Return the numbers of the bands that GDAL calls alpha, without those whose own name differs."""
-    bands = enumerate(zip(dataset.colorinterp, dataset.descriptions, strict=True), start=1)
-    return [number for number, (kind, name) in bands if kind.name == "alpha" and "alpha" in (name or "alpha").lower()]
+    kinds, names = dataset.colorinterp, dataset.descriptions
+    called = [number for number in stored_bands(dataset) if kinds[number - 1].name == "alpha"]
+    return [number for number in called if "alpha" in (names[number - 1] or "alpha").lower()]
 
 
 def is_mask_band(dataset: Any, number: int) -> bool:

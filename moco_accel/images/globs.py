@@ -81,8 +81,15 @@ def _candidates(wanted: Sequence[str]) -> Iterator[list[str]]:
             yield [f"{flat}*{glob.escape(cut(ending)[::-1])}"]
         if cut(beginning):
             yield [f"{flat}{glob.escape(cut(beginning))}*{suffix}"]
+        if above.parts and len(cut(ending)) > 1:
+            yield [f"{glob.escape(str(above))}/**/*{glob.escape(cut(ending)[::-1])}"]
+        if above.parts and cut(beginning):
+            yield [f"{glob.escape(str(above))}/**/{glob.escape(cut(beginning))}*{suffix}"]
     tops = sorted({path.parts[0] for path in paths if len(path.parts) > 1})
     yield [f"{glob.escape(top)}/**/*" for top in tops]
+    yield [
+        f"{glob.escape(folder)}/*{suffix}" for folder in sorted({str(path.parent) for path in paths}) if folder != "."
+    ]
     yield [f"{flat}*{glob.escape(each)}" for each in sorted({path.suffix for path in paths})]
     if len(cut_ending := _from_separator(ending)[::-1]) > 1:
         yield [f"{glob.escape(top)}/**/*{glob.escape(cut_ending)}" for top in tops]

@@ -7,15 +7,19 @@ component, and libjpeg passes over all pixels once per scan.
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import stat
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from moco_accel.common.errors import to_single_line
-from moco_accel.images.kinds import BIG_TIFF
+from moco_accel.images.kinds import BIG_TIFF, HEAD_BYTES, image_kind
+
+Raw = bytes | memoryview
 
 STORED_TYPES = ("uint8", "uint16", "int16", "float32")
 CAST_TYPES = ("bool", "int8", "uint32", "int32", "uint64", "int64", "float16", "float64")  # cast to a stored type
@@ -26,7 +30,12 @@ _MAX_TILE_BANDS = 1024
 MAX_ENCODED_BYTES = 1 << 28  # in a tile's file
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _ROWS = 256, 257, 258, 262, 277, 278
-_TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 322, 323, 339
+_KIND, _TILE_WIDTH, _TILE_HEIGHT, _INK_SET, _SAMPLE_FORMAT = 254, 322, 323, 332, 339
+_IS_REDUCED, _IS_MASK = 1, 4  # flags of a directory's kind
+_MAX_DIRECTORIES = 1024
+_CMYK, _OTHER_INKS = 5, 2
+_COLOURS = {_CMYK: "CMYK", 8: "CIE Lab", 9: "ICC Lab", 10: "ITU Lab"}
+_CONVERTED = (_CMYK, 8)  # to RGB, by GDAL
 # (samples, photometric) of white-is-zero and black-is-zero grey, a colour table, RGB
 _PLAIN_TIFFS = {((1,), (0,)), ((1,), (1,)), ((1,), (3,)), ((3,), (2,))}
 _PARSED_VALUES = 1024  # of a tag
@@ -107,29 +116,93 @@ def check_jpeg2000(raw: bytes) -> None:
         _check_blocks(bottom, right, tile_height, tile_width, components)
 
 
-def tiff_tags(raw: bytes) -> dict[int, tuple[int, ...]]:
+def tiff_tags(raw: Raw) -> dict[int, tuple[int, ...]]:
     """Return the integer values of the first directory, by tag.
 
     Raises:
-        DamagedTile: If the tags, the image or its blocks are too large.
+        DamagedTile: If the tags, the image or its blocks are too large, or its colours are none that are read.
     """
-    order = "<" if raw.startswith(b"I") else ">"
-    count_at, entry, head, value_at = ("Q", "HHQ", 16, 12) if raw.startswith(BIG_TIFF) else ("H", "HHI", 8, 8)
     try:
-        (start,) = struct.unpack_from(order + ("Q" if head == 16 else "I"), raw, head // 2)
-        (count,) = struct.unpack_from(order + count_at, raw, start)
-        if count > _MAX_TAGS:
-            raise DamagedTile(f"has {count} tags; at most {_MAX_TAGS} are read")
-        first, size = start + struct.calcsize(order + count_at), 20 if head == 16 else 12
-        entries = [(*struct.unpack_from(order + entry, raw, at), at) for at in range(first, first + count * size, size)]
-        taken = sum(_VALUE_BYTES.get(kind, 1) * number for _, kind, number, _ in entries)
-        if taken > min(len(raw), _MAX_TAG_BYTES):
-            raise DamagedTile(f"has tags of {taken} bytes, in a file of {len(raw)}")
-        tags = {tag: _parse_values(raw, order, kind, n, at + value_at, head // 2) for tag, kind, n, at in entries}
+        tags, _ = _read_directory(raw, _first_directory(raw))
     except (struct.error, OverflowError):
         raise DamagedTile("cannot be decoded (truncated)") from None
     _check_tiff_size(tags)
+    _check_colours(tags)
     return tags
+
+
+def tiff_pages(raw: Raw) -> tuple[int, bool]:
+    """Return the number of images in a TIFF that are no overviews or masks, and whether it holds a mask of the first.
+
+    Directories behind a damaged one are not counted: only the first image is read.
+    """
+    seen: set[int] = set()
+    pages: list[tuple[int, ...]] = []  # (height, width)
+    has_mask = False
+    with suppress(struct.error, OverflowError, DamagedTile):
+        start = _first_directory(raw)
+        while start and start not in seen and len(seen) < _MAX_DIRECTORIES:
+            seen.add(start)
+            tags, start = _read_directory(raw, start)
+            kind, size = (tags.get(_KIND) or (0,))[0], (*tags.get(_HEIGHT, ()), *tags.get(_WIDTH, ()))
+            has_mask |= kind & (_IS_REDUCED | _IS_MASK) == _IS_MASK
+            if not kind & (_IS_REDUCED | _IS_MASK):
+                pages.append(size)
+    # an overview without its flag is smaller
+    return max(1, sum(size >= pages[0] for size in pages)), has_mask
+
+
+def check_colours(path: Path) -> None:
+    """Raise DamagedTile if a TIFF file stores colours that are neither read nor converted; other files may."""
+    with (
+        suppress(OSError, ValueError, struct.error, OverflowError),  # whatever opens the file says so
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as raw,
+    ):
+        if image_kind(bytes(raw[:HEAD_BYTES])) == "tiff":
+            _check_colours(_read_directory(raw, _first_directory(raw))[0])
+
+
+def _first_directory(raw: Raw) -> int:
+    """Return where the first directory begins."""
+    is_big = bytes(raw[:4]) in BIG_TIFF
+    return int(struct.unpack_from(_order(raw) + ("Q" if is_big else "I"), raw, 8 if is_big else 4)[0])
+
+
+def _order(raw: Raw) -> str:
+    return "<" if raw[:1] == b"I" else ">"
+
+
+def _read_directory(raw: Raw, start: int) -> tuple[dict[int, tuple[int, ...]], int]:
+    """Return a directory's integer values by tag, and where the next one begins; 0 for none."""
+    order, is_big = _order(raw), bytes(raw[:4]) in BIG_TIFF
+    count_at, entry, pointer, size = ("Q", "HHQ", "Q", 20) if is_big else ("H", "HHI", "I", 12)
+    (count,) = struct.unpack_from(order + count_at, raw, start)
+    if count > _MAX_TAGS:
+        raise DamagedTile(f"has {count} tags; at most {_MAX_TAGS} are read")
+    first = start + struct.calcsize(order + count_at)
+    end, room = first + count * size, struct.calcsize(order + pointer)
+    entries = [(*struct.unpack_from(order + entry, raw, at), at) for at in range(first, end, size)]
+    taken = sum(_VALUE_BYTES.get(kind, 1) * number for _, kind, number, _ in entries)
+    if taken > min(len(raw), _MAX_TAG_BYTES):
+        raise DamagedTile(f"has tags of {taken} bytes, in a file of {len(raw)}")
+    tags = {tag: _parse_values(raw, order, kind, n, at + size - room, room) for tag, kind, n, at in entries}
+    following = struct.unpack_from(order + pointer, raw, end)[0] if end + room <= len(raw) else 0
+    return tags, int(following)
+
+
+def _check_colours(tags: Mapping[int, tuple[int, ...]]) -> None:
+    """Raise DamagedTile for inks and Lab that cannot be turned into RGB: as they are, they would pass for bands."""
+    photometric = (tags.get(_PHOTOMETRIC) or (1,))[0]
+    if photometric not in _COLOURS or (photometric == _CMYK and tags.get(_INK_SET) == (_OTHER_INKS,)):
+        return
+    is_8_bit = set(tags.get(_BITS, (1,))) == {8} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
+    if not (is_8_bit and photometric in _CONVERTED):
+        bits = max(tags.get(_BITS) or (1,))
+        raise DamagedTile(
+            f"stores {_COLOURS[photometric]} of {bits} bits; CMYK and CIE Lab of 8 bits are read, and RGB of any type"
+        )
 
 
 def is_plain_tiff(tags: Mapping[int, tuple[int, ...]]) -> bool:
@@ -138,7 +211,7 @@ def is_plain_tiff(tags: Mapping[int, tuple[int, ...]]) -> bool:
     return is_8_bit and (tags.get(_SAMPLES, (1,)), tags.get(_PHOTOMETRIC, ())) in _PLAIN_TIFFS
 
 
-def _parse_values(raw: bytes, order: str, kind: int, count: int, at: int, room: int) -> tuple[int, ...]:
+def _parse_values(raw: Raw, order: str, kind: int, count: int, at: int, room: int) -> tuple[int, ...]:
     """Return an entry's values: in its last field, of `room` bytes at `at`, or where that field points."""
     if kind not in _VALUE_FORMATS or count > _PARSED_VALUES:
         return ()

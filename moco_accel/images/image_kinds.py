@@ -92,7 +92,7 @@ class Images:
             return decode_image(raw, keep_alpha=False).pixels if len(raw) <= _MAX_DECODED_BYTES else None
         return None
 
-    def kinds(self, by_product: bool) -> dict[str, ImageKind]:
+    def kinds(self) -> dict[str, ImageKind]:
         """Return the kind of each image in a sample, spread evenly; those that cannot be read are left out."""
         found: dict[str, ImageKind] = {}
         read = 0
@@ -103,7 +103,7 @@ class Images:
                 raw = self.read(name)
                 read += len(raw)
                 found[name] = kind_of_facts(image_facts(raw)) or _kind_of_pixels(decode_image(raw).pixels)
-        return with_products(found) if by_product else found
+        return with_products(found)
 
     def _sample(self) -> list[str]:
         """Return up to 1,000 names, spread evenly, in an order whose beginning is spread evenly, too."""

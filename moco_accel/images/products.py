@@ -25,7 +25,7 @@ def products_of(names: Sequence[str]) -> list[str]:
         found.setdefault(base, set()).add(product)
     if all(len(products) == 1 for products in found.values()):
         return [""] * len(names)
-    return [product or "no such word" for _, product in split]
+    return [product or "no word of a product" for _, product in split]
 
 
 def _split_name(name: str) -> tuple[str, str]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from moco_accel.images.band_files import band_of, is_band_name
 from moco_accel.images.kinds import IMAGE_SUFFIXES, is_hidden_name
-from moco_accel.recipe.bands import NUMBERED_BAND, canonical_band
 
 LABEL_SUFFIXES = ("cls", "json", "txt")  # in the order in which a label is looked for
 MIXED_FORMATS = "image"  # column of images of several formats
@@ -119,19 +119,18 @@ def _split_at_last_dot(name: str) -> tuple[str, str]:
     """Split a name at its last dot; the band before it stays with the suffix."""
     stem, _, rest = name.rpartition(".")
     above, _, band = stem.rpartition(".")
-    is_band = above and NUMBERED_BAND.fullmatch(canonical_band(band)) is not None
-    return (above, f"{band}.{rest}") if is_band else (stem, rest)
+    return (above, f"{band}.{rest}") if above and is_band_name(band) else (stem, rest)
 
 
 def _column_name(rest: str) -> str:
     """Return `tif` for 7.tif, `mask.png` for 7.mask.png, and the band `B2` for 7.B02.tif."""
     middle, dot, suffix = rest.rpartition(".")
-    if f".{suffix}" in IMAGE_SUFFIXES and NUMBERED_BAND.fullmatch(canonical_band(middle)):
-        return canonical_band(middle)
+    if f".{suffix}" in IMAGE_SUFFIXES and is_band_name(middle):
+        return band_of(middle)
     return middle + dot + _SUFFIX_ALIASES.get(suffix, suffix)
 
 
 def is_image_column(column: str) -> bool:
     """Check whether a column holds images."""
     is_file = f".{column.rpartition('.')[2]}" in IMAGE_SUFFIXES
-    return is_file or column == MIXED_FORMATS or NUMBERED_BAND.fullmatch(column) is not None
+    return is_file or column == MIXED_FORMATS or is_band_name(column)

@@ -85,6 +85,7 @@ def list_warnings(found: Inspection) -> list[str]:
     if constant := ", ".join(name for name, low, high in values if low == high):
         warnings.append(f"constant bands: {constant}; data.bands can leave them out because they carry no information")
     warnings += describe_unmarked(found.measured, found.tiles.source, None)
+    warnings += found.measured.units.describe(found.tiles.source)
     if found.tiles.bands is None:
         warnings.append(
             f"the {len(found.statistics.mean)} bands have no stored names; name all in their order with --band-names "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from moco_accel.common.errors import UserError
 
@@ -13,13 +13,19 @@ RGB = ("red", "green", "blue")
 _BANDS_10_20 = ("B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B11", "B12")
 _TREESAT = ("B2", "B3", "B4", "B8", "B5", "B6", "B7", "B8A", "B11", "B12", "B1", "B9")
 _LANDSAT7 = ("B1", "B2", "B3", "B4", "B5", "B6_VCID_1", "B6_VCID_2", "B7", "B8")
+_WORLDVIEW = ("coastal", "blue", "green", "yellow", "red", "rededge", "nir1", "nir2")
 # by number of bands: the data, and the order in which it stores its bands
 KNOWN_ORDERS: dict[int, list[tuple[str, tuple[str, ...]]]] = {
+    1: [("heights", ("elevation",)), ("temperatures", ("thermal",)), ("a panchromatic image", ("pan",))],
+    2: [("Sentinel-1", ("vv", "vh"))],
+    3: [("true colour", RGB), ("infrared false colour", ("nir", "red", "green"))],
+    4: [("NAIP", (*RGB, "nir")), ("PlanetScope", (*RGB[::-1], "nir"))],
     6: [("SSL4EO-L, surface reflectance of Landsat 5 and 7", ("B1", "B2", "B3", "B4", "B5", "B7"))],
     7: [
         ("SSL4EO-L, surface reflectance of Landsat 8 and 9", tuple(f"B{n}" for n in range(1, 8))),
         ("SSL4EO-L, Landsat 5", tuple(f"B{n}" for n in range(1, 8))),
     ],
+    8: [("WorldView-2 and -3", _WORLDVIEW)],
     9: [("SSL4EO-L, Landsat 7", _LANDSAT7)],
     10: [("Sentinel-2's bands of 10 and 20 m", _BANDS_10_20)],
     11: [("SSL4EO-L, Landsat 8 and 9", tuple(f"B{n}" for n in range(1, 12)))],
@@ -89,17 +95,24 @@ def canonical_band(name: str) -> str:
 
 def example_bands(count: int) -> str:
     """Return plausible names for `count` bands, separated by commas, for error messages."""
-    named = {1: "elevation", 2: "VV,VH", 3: "red,green,blue", 4: "red,green,blue,nir"}
-    known = ",".join(KNOWN_ORDERS[count][0][1]) if count in KNOWN_ORDERS else None
-    listed = ",".join(f"B{number}" for number in range(1, count + 1))
-    return named.get(count) or known or (listed if count <= _MAX_LISTED else f"B1..B{count}")
+    return _comma_list(_orders_of(count)[0][1])
 
 
-def offer_bands(count: int) -> str:
-    """Return `--band-names` for every known order of `count` bands, each with the data that it is of; or an example."""
-    if count not in KNOWN_ORDERS:
-        return f"e.g. --band-names {example_bands(count)}"
-    return ", or ".join(f"--band-names {','.join(names)} for {data}" for data, names in KNOWN_ORDERS[count])
+def _comma_list(names: Sequence[str]) -> str:
+    return ",".join(names) if len(names) <= _MAX_LISTED else f"{names[0]}..{names[-1]}"
+
+
+def _orders_of(count: int) -> list[tuple[str, tuple[str, ...]]]:
+    return KNOWN_ORDERS.get(count) or [("", tuple(f"B{number}" for number in range(1, count + 1)))]
+
+
+def offer_bands(count: int, write: Callable[[Sequence[str]], str] = lambda x: f"--band-names {_comma_list(x)}") -> str:
+    """Return every known order of `count` bands, each with the data that it is of; or an example, if none is known.
+
+    Args:
+        write: Returns what gives a list of names to a command.
+    """
+    return ", or ".join(write(names) + f" for {data}" * bool(data) for data, names in _orders_of(count))
 
 
 def canonical_bands(names: Sequence[str], field: str = "bands") -> list[str]:

@@ -1,28 +1,24 @@
-"""Kinds of imagery in one folder: scenes whose tiles do not fit together, and the options that select one kind."""
+"""Kinds of imagery and splits in one folder, of which one can be built, and the options that select each."""
 
 from __future__ import annotations
 
-import glob
-import os
 import re
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from moco_accel.common.errors import UserError
-from moco_accel.recipe.bands import example_bands
-from moco_accel.scenes.find_scenes import matches
+from moco_accel.images.globs import any_matcher, find_globs
+from moco_accel.images.products import products_of
+from moco_accel.images.splits import find_splits
+from moco_accel.recipe.bands import offer_bands
+from moco_accel.scenes.find_scenes import Scene
 from moco_accel.scenes.layouts import Layout
 from moco_accel.scenes.pixel_types import tile_type
 
 _MAX_NAMED, _MAX_GLOBS = 5, 4
-_SEPARATORS = "_-. "
-# words that tell two products of one scene apart: processing levels, kinds of units, pixel sizes
-_PRODUCT_WORD = re.compile(
-    r"sr|boa|toa|toar|dn|rad|radiance|reflectance|visual|analytic|analyticms|pansharpened|pan|harmoni[sz]ed|udm2?"
-    r"|(?:msi)?l[12][abc]|l[12](?:tp|gt|gs|sp|sr)|\d{1,4}(?:\.\d+)?m",
-    re.I,
-)
+_MOVE = "move them to a folder of their own"
 
 
 @dataclass(frozen=True)
@@ -59,37 +55,25 @@ def sort_kinds(layouts: Sequence[Layout], windows: Sequence[int], by_product: bo
         groups.setdefault((*layout.key, layout.scales), []).append((layout, count))
     kinds = []
     for group in groups.values():
-        products = _products([layout for layout, _ in group]) if by_product else [""] * len(group)
+        products = products_of([layout.scene.name for layout, _ in group]) if by_product else [""] * len(group)
         for product in dict.fromkeys(products):
             members = [member for member, own in zip(group, products, strict=True) if own == product]
             kinds.append(SceneKind([layout for layout, _ in members], sum(count for _, count in members), product))
     return sorted(kinds, key=lambda kind: -kind.windows)
 
 
-def _products(layouts: Sequence[Layout]) -> list[str]:
-    """Return the product of each scene; all empty unless two scenes have one name but for the words of products."""
-    names = [_split_name(layout.scene.name) for layout in layouts]
-    found: dict[str, set[str]] = {}
-    for base, product in names:
-        found.setdefault(base, set()).add(product)
-    several = any(len(products) > 1 for products in found.values())
-    return [product or "no such word" for _, product in names] if several else [""] * len(names)
+def check_one_kind(source: Path, kinds: Sequence[SceneKind], excluded: Sequence[str] = ()) -> None:
+    """Raise UserError if there are several kinds; it shows each, and an option that selects it.
 
-
-def _split_name(name: str) -> tuple[str, str]:
-    """Return a scene's file name without the words of products, and these words in the whole path."""
-    words = re.split(r"[/_\- ]", str(PurePosixPath(name).with_suffix("")))
-    base = re.split(r"[_\- ]", PurePosixPath(name).stem)
-    kept = "_".join(word for word in base if not _PRODUCT_WORD.fullmatch(word))
-    return kept, " ".join(dict.fromkeys(word for word in words if _PRODUCT_WORD.fullmatch(word)))
-
-
-def check_one_kind(source: Path, kinds: Sequence[SceneKind]) -> None:
-    """Raise UserError if there are several kinds; it shows each, and an option that selects it."""
+    Args:
+        excluded: Files below `source` that no offered pattern may match.
+    """
     if len(kinds) < 2:
         return
     shown = kinds[:_MAX_NAMED]
-    texts = [f"{_count(x)} of {x}, e.g. {x.layouts[0].scene.name}: {_option(source, x, kinds)}" for x in shown]
+    texts = [
+        f"{_count(x)} of {x}, e.g. {x.layouts[0].scene.name}: {_option(source, x, kinds, excluded)}" for x in shown
+    ]
     more = f"; and {len(kinds) - _MAX_NAMED} more" if len(kinds) > _MAX_NAMED else ""
     raise UserError(
         f"SRC={str(source)!r} holds {len(kinds)} kinds of imagery, of which one can be built; choose with the option "
@@ -107,7 +91,7 @@ def count_of(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _option(source: Path, kind: SceneKind, kinds: Sequence[SceneKind]) -> str:
+def _option(source: Path, kind: SceneKind, kinds: Sequence[SceneKind], excluded: Sequence[str]) -> str:
     """Return an option that selects the scenes of a kind; it was tried on the names or bands of all kinds."""
     first = kind.layouts[0]
     having = [other for other in kinds if first.bands and set(first.bands) <= set(other.layouts[0].bands)]
@@ -117,52 +101,55 @@ def _option(source: Path, kind: SceneKind, kinds: Sequence[SceneKind]) -> str:
     ):
         return f"--bands {','.join(first.bands)}"
     root = source if source.is_dir() else source.parent
-    rest = [name for other in kinds if other is not kind for name in files_of(root, other.layouts)]
-    globs = find_globs(files_of(root, kind.layouts), rest)
-    names = f" --band-names {example_bands(first.unnamed)}" if first.unnamed else ""
-    return globs + names if globs else "move them to a folder of their own"
+    rest = [name for other in kinds if other is not kind for name in files_of(root, scenes_of(other.layouts))]
+    only = only_option(files_of(root, scenes_of(kind.layouts)), [*rest, *excluded])
+    names = f" {offer_bands(first.unnamed)}" if first.unnamed else ""
+    return only + names if only else _MOVE
 
 
-def files_of(root: Path, layouts: Sequence[Layout]) -> list[str]:
+def scenes_of(layouts: Sequence[Layout]) -> list[Scene]:
+    """Return the scenes that have these layouts."""
+    return [layout.scene for layout in layouts]
+
+
+def files_of(root: Path, scenes: Sequence[Scene]) -> list[str]:
     """Return the paths of the scenes' files relative to `root`."""
-    return [path.relative_to(root).as_posix() for layout in layouts for path in layout.scene.files]
+    return [path.relative_to(root).as_posix() for scene in scenes for path in scene.files]
 
 
-def find_globs(wanted: Sequence[str], others: Sequence[str]) -> str:
-    """Return `--only GLOB` options that match all of `wanted` and none of `others`; empty if no short ones do."""
-    for globs in _candidates(wanted):
-        is_short = len(globs) <= _MAX_GLOBS and all(matches(name, globs) for name in wanted)
-        if is_short and not any(matches(name, globs) for name in others):
-            return " ".join(f"--only '{pattern}'" for pattern in globs)
-    return ""
+def only_option(wanted: Sequence[str], others: Sequence[str]) -> str:
+    """Return `--only GLOB` options that match all of `wanted` and none of `others`; empty if no few ones do."""
+    return _as_options(find_globs(wanted, others, _MAX_GLOBS))
 
 
-def _candidates(wanted: Sequence[str]) -> Iterator[list[str]]:
-    paths = [PurePosixPath(name) for name in wanted]
-    tops = sorted({path.parts[0] for path in paths if len(path.parts) > 1})
-    folders = [f"{glob.escape(top)}/*" for top in tops]
-    shared = set.intersection(*(set(path.parts[:-1]) for path in paths))
-    names = [path.name for path in paths]
-    ending = _from_separator(os.path.commonprefix([name[::-1] for name in names]))[::-1]  # noqa: RUF071 - characters
-    beginning = _from_separator(os.path.commonprefix(names))  # noqa: RUF071 - characters are compared
-    suffixes = [f"*{glob.escape(suffix)}" for suffix in sorted({path.suffix for path in paths})]
-    endings = [f"*{glob.escape(ending)}"]
-    beginnings = [f"{'*/' if tops else ''}{glob.escape(beginning)}*"]
-    if len(names) == 1:
-        yield [glob.escape(wanted[0])]
-    yield folders
-    yield from ([f"*/{glob.escape(part)}/*"] for part in sorted(shared))
-    if len(ending) > len(paths[0].suffix):
-        yield endings
-    if beginning:
-        yield beginnings
-    yield suffixes
-    if ending:
-        yield [f"{folder}{glob.escape(ending)}" for folder in folders]
-    if len(wanted) <= _MAX_GLOBS:
-        yield [glob.escape(name) for name in wanted]
+def _as_options(globs: Sequence[str]) -> str:
+    return " ".join(f"--only {shlex.quote(pattern)}" for pattern in globs)
 
 
-def _from_separator(text: str) -> str:
-    """Return a common beginning up to its last separator, which is kept."""
-    return text[: max(text.rfind(separator) for separator in _SEPARATORS) + 1]
+def check_one_split(source: Path, scenes: Sequence[Scene]) -> None:
+    """Raise UserError if the names of files tell several splits; it counts each, and has an option that selects it."""
+    names = files_of(source if source.is_dir() else source.parent, scenes)
+    groups: dict[str, list[str]] = {}
+    for name, split in zip(names, find_splits(names), strict=True):
+        groups.setdefault(split, []).append(name)
+    if len(groups) < 2:
+        return
+    texts = []
+    for split, members in groups.items():
+        others = [name for other, found in groups.items() if other != split for name in found]
+        option = only_option(members, others) or _as_options(_globs_of_word(split, members, others)) or _MOVE
+        texts.append(f"{count_of(len(members), 'file')} of {split or 'no split'}, e.g. {members[0]}: {option}")
+    raise UserError(
+        f"SRC={str(source)!r} holds several splits, which are seldom built together; choose with the option behind it: "
+        f"{'; '.join(texts)}; --only '*' takes all"
+    )
+
+
+def _globs_of_word(word: str, wanted: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return globs of names, or of folders, that hold a word wherever `wanted` has it."""
+    spelled = sorted({found[0] for name in wanted for found in re.finditer(re.escape(word), name, re.I) if word})
+    for globs in ([f"*{x}*" for x in spelled], [f"**/*{x}*/**/*" for x in spelled]):
+        matches = any_matcher(globs)
+        if all(map(matches, wanted)) and not any(map(matches, others)):
+            return globs
+    return []

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from moco_accel.common.console import print_note
 from moco_accel.common.errors import UserError
-from moco_accel.images.kinds import PICTURE_SUFFIXES, RASTER_SUFFIXES, list_images
-from moco_accel.recipe.bands import canonical_band
+from moco_accel.images.band_files import Tile, band_order, group_band_files
+from moco_accel.images.globs import any_matcher
+from moco_accel.images.kinds import PICTURE_SUFFIXES, list_images
 from moco_accel.images.other_formats import OTHER_SUFFIXES, reading_command
 
-_BAND_FILE = re.compile(
-    r"(?P<scene>.*?)(?:^|[_.-])(?P<band>(?:(?:SR|ST)_)?B(?:0?6_VCID_[12]|0?[1-9]|1[0-2]|8A))(?:_(?P<metres>\d\d)m)?$",
-    re.IGNORECASE,
-)
-# Sentinel-1: …-vv-…-001.tiff and …-vh-…-002.tiff, or x_VV.tif and x_VH.tif
-_POLARISATION_FILE = re.compile(r"(?P<scene>.*?)(?:^|[_.-])(?P<band>[VH][VH])(?P<more>-.*?)?(?:-\d{3})?", re.IGNORECASE)
-_POLARISATIONS = ("vv", "vh", "hh", "hv")
-# files beside band files: quality flags, angles, masks, classifications, previews
-_NON_BAND_FILE = re.compile(
-    r"(?P<scene>.*?)(?:^|[_.-])(?:(?:SR|ST)_)?(?:B?QA(?:_\w+)?|CLOUD_QA|ANG|[SV][AZ]A|PIXEL|RADSAT|ATRAN|CDIST|DRAD|EMIS"
-    r"|EMSD|TRAD|URAD|AEROSOL|TCI|AOT|WVP|SCL|PVI|CLD|SNW|Fmask)(?:_\d\dm)?$",
-    re.IGNORECASE,
-)
-_RESOLUTION_FOLDER = re.compile(r"R\d\dm")
 _SENSORS = {
     "sentinel1": re.compile(r"(?:^|[_.-])S1[A-D](?:[_.-]|$)|sentinel[-_ ]?1(?!\d)", re.IGNORECASE),
     "sentinel2": re.compile(r"(?:^|[_.-])S2[A-D]?(?:[_.-]|$)|T\d\d[A-Z]{3}_\d{8}T\d{6}|sentinel[-_ ]?2", re.IGNORECASE),
     "landsat8": re.compile(r"(?:^|[_.-])(?:L[COT]?0?[89])(?:[_.-]|$|\d{13})|landsat[-_ ]?[89](?!\d)", re.IGNORECASE),
     "landsat7": re.compile(r"(?:^|[_.-])(?:L[ET]?0?[457])(?:[_.-]|$|\d{13})|landsat[-_ ]?[457](?!\d)", re.IGNORECASE),
 }
-_BandFile = tuple[Path, str, int]  # a file, its band, and metres per pixel or 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +71,8 @@ def find_scenes(
     """Find the scenes in a folder, or in one file.
 
     Args:
-        only: Patterns of the paths to take, relative to `source`; empty: all.
+        only: Globs of the files to take; empty: all. One without a slash is of names in any folder, one with a slash
+            is of paths relative to `source`, in which ** stands for any number of folders.
         label_raster: A file that is no scene though it may lie in the folder.
 
     Raises:
@@ -96,16 +83,17 @@ def find_scenes(
     unnameable = [path for path in found if not is_utf8(path)]
     files = [path for path in found if is_utf8(path) and (labels is None or path.resolve() != labels)]
     root = source if source.is_dir() else source.parent
-    band_files, others = _group_band_files(root, files)
-    scenes = [_band_scene(root, key, members) for key, members in band_files.items()]
-    non_band_files = []
-    for path in others:
-        match = _NON_BAND_FILE.fullmatch(path.stem) if path.suffix.lower() in RASTER_SUFFIXES else None
-        is_beside = match and (_folder(root, path), match["scene"]) in band_files
-        if is_beside or "QI_DATA" in path.parts:
-            non_band_files.append(path)
-        else:
-            scenes.append(single_file(root, path))
+    grouped = group_band_files([path.relative_to(root).as_posix() for path in files])
+    if grouped.repeated:
+        first, second, band = grouped.repeated[0]
+        both = " and ".join(files[number].relative_to(root).as_posix() for number in (first, second))
+        raise UserError(f"{field}={str(source)!r}: {both} are both {band} of one scene; keep one")
+    scenes = [
+        _band_scene(root, tile, {band: files[number] for band, number in bands.items()})
+        for tile, bands in grouped.tiles.items()
+    ]
+    scenes += [single_file(root, files[number]) for number in grouped.others]
+    non_band_files = [files[number] for number in grouped.beside]
     return FoundScenes(
         sorted(scenes, key=lambda scene: scene.name), non_band_files, unnameable, [] if only else _other_formats(source)
     )
@@ -122,7 +110,8 @@ def find_images(
     """Return the image files below a folder, sorted and without hidden ones; or the one file that `source` is.
 
     Args:
-        only: Patterns of the paths to take, relative to `source`; empty: all.
+        only: Globs of the files to take; empty: all. One without a slash is of names in any folder, one with a slash
+            is of paths relative to `source`, in which ** stands for any number of folders.
         log: Receives lines on links and folders that cannot be read.
 
     Raises:
@@ -144,14 +133,26 @@ def find_images(
         )
     if not found:
         raise UserError(f"{field}={str(source)!r} holds no images; files ending in {', '.join(PICTURE_SUFFIXES)} work")
-    chosen = [path for path in found if matches(path.relative_to(source).as_posix(), only)] if only else found
-    if not chosen:
-        example = found[0].relative_to(source).as_posix()
-        raise UserError(
-            f"--only={only[0]!r} matches none of the {len(found):,} images in {str(source)!r}, e.g. {example}; "
-            f"--only '*{found[0].suffix}' works"
-        )
-    return chosen
+    return _choose(source, found, only) if only else found
+
+
+def _choose(source: Path, found: Sequence[Path], only: Sequence[str]) -> list[Path]:
+    """Return the files that match one of --only."""
+    names = [path.relative_to(source).as_posix() for path in found]
+    matches = any_matcher(only)
+    if chosen := [path for path, name in zip(found, names, strict=True) if matches(name)]:
+        return chosen
+    raise UserError(
+        f"--only={only[0]!r} matches none of the {len(found):,} images in {str(source)!r}, e.g. {names[0]}; "
+        f"--only {shlex.quote(_similar_glob(source, only[0], names))} works"
+    )
+
+
+def _similar_glob(source: Path, pattern: str, names: Sequence[str]) -> str:
+    """Return a glob like one that matches none of the names: of a path below `source`, or of a folder's files."""
+    inside = pattern.removeprefix(f"{source}/").removeprefix("./").strip("/")
+    tried = [f"{start}{inside}{end}" for start in ("", "**/") for end in ("", "/**/*")]
+    return next((glob for glob in tried if any(map(any_matcher([glob]), names))), f"*{Path(names[0]).suffix}")
 
 
 def _other_formats(source: Path) -> list[Path]:
@@ -161,64 +162,23 @@ def _other_formats(source: Path) -> list[Path]:
     return [path for path in map(source.joinpath, names) if path.is_file() and is_utf8(path) and reading_command(path)]
 
 
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Check whether a path relative to SRC matches one of --only; `*` also matches slashes."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def single_file(root: Path, path: Path) -> Scene:
     """Return the scene of a single file, whose content tells its bands."""
     return _with_sensor(Scene(path.relative_to(root).as_posix(), (path,)), root, path.name)
 
 
-def _group_band_files(root: Path, files: list[Path]) -> tuple[dict[tuple[Path, str], list[_BandFile]], list[Path]]:
-    """Return band files by (folder, common part of their names), and all other files."""
-    groups: dict[tuple[Path, str], list[_BandFile]] = {}
-    others = []
-    for path in files:
-        if named := _parse_name(path):
-            scene, band, metres = named
-            groups.setdefault((_folder(root, path), scene), []).append((path, band, metres))
-        else:
-            others.append(path)
-    return groups, others
-
-
-def _parse_name(path: Path) -> tuple[str, str, int] | None:
-    """Return the part of a band file's name that its scene shares, the band, and metres per pixel or 0."""
-    if path.suffix.lower() not in RASTER_SUFFIXES:
-        return None
-    if match := _BAND_FILE.fullmatch(path.stem):
-        return match["scene"], canonical_band(match["band"]), int(match["metres"] or 0)
-    match = _POLARISATION_FILE.fullmatch(path.stem)
-    return (match["scene"] + (match["more"] or ""), canonical_band(match["band"]), 0) if match else None
-
-
-def _folder(root: Path, path: Path) -> Path:
-    """Return the folder relative to `root`; Sentinel-2's R10m, R20m and R60m count as one."""
-    folder = path.parent
-    return (folder.parent if _RESOLUTION_FOLDER.fullmatch(folder.name) and folder != root else folder).relative_to(root)
-
-
-def _band_scene(root: Path, key: tuple[Path, str], members: list[_BandFile]) -> Scene:
-    """Take the finest file of each band, in the order of band numbers."""
-    finest: dict[str, Path] = {}
-    for path, band, _ in sorted(members, key=lambda member: member[2]):
-        finest.setdefault(band, path)
-    bands = sorted(finest, key=_band_order)
-    first = members[0][0]
-    name = Path(*key).as_posix() if len(members) > 1 else first.relative_to(root).as_posix()
-    surface = any(re.search(r"(?:^|[_.-])SR_B", path.stem, re.IGNORECASE) for path, _, _ in members)
-    scene = Scene(name, tuple(finest[band] for band in bands), tuple(bands), surface=surface)
+def _band_scene(root: Path, tile: Tile, files: dict[str, Path]) -> Scene:
+    """Return the scene of band files, in the order of band numbers."""
+    bands = sorted(files, key=band_order)
+    first = min(files.values())
+    has_name = len(files) > 1 and any(tile)  # B02.tif and B03.tif in SRC itself share none
+    name = Path(*tile).as_posix() if has_name else first.relative_to(root).as_posix()
+    surface = any(re.search(r"(?:^|[_.-])SR_B", path.stem, re.IGNORECASE) for path in files.values())
+    scene = Scene(name, tuple(files[band] for band in bands), tuple(bands), surface=surface)
     scene = _with_sensor(scene, root, first.name)
     if scene.sensor is None and ("B8A" in bands or {"vv", "vh"} <= set(bands)):
         return replace(scene, sensor="sentinel2" if "B8A" in bands else "sentinel1")
     return scene
-
-
-def _band_order(band: str) -> tuple[int, str]:
-    number = re.search(r"\d+", band)
-    return (int(number[0]), band) if number else (_POLARISATIONS.index(band), "")
 
 
 def _with_sensor(scene: Scene, root: Path, file_name: str) -> Scene:

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from moco_accel.common.errors import UserError
 from moco_accel.common.pixels import Mask, Pixels
 from moco_accel.images.gdal import DRIVERS, load_rasterio
-from moco_accel.images.headers import is_plain_tiff
+from moco_accel.images.headers import check_colours, is_plain_tiff
 from moco_accel.images.kinds import HEAD_BYTES, Kind, image_kind
 from moco_accel.images.pillow import decode_picture, open_picture
 
@@ -22,6 +22,7 @@ _MAX_PIXELS_PER_BYTE = 1100  # of the emptiest JPEG or PNG; TIFF and JPEG 2000 h
 _FORMATS = ("JPEG", "PNG", "TIFF")
 _COLOUR, _GREY = ("RGB", "P", "RGBA", "PA", "CMYK"), ("L", "LA", "1")
 _BANDS: dict[str, tuple[str, ...]] = dict.fromkeys(_COLOUR, ("red", "green", "blue")) | dict.fromkeys(_GREY, ("grey",))
+_MASK_SUFFIXES = (".msk", ".MSK")  # of files beside an image that GDAL reads
 _GEO_TAGS = {33550, 33922, 34264, 34735, 42112, 42113}  # scale, tie points, matrix, keys, GDAL's metadata and nodata
 
 
@@ -58,6 +59,7 @@ def open_raster(path: Path) -> Any:
     rasterio = load_rasterio("SRC holds rasters, which need rasterio")
     with warnings.catch_warnings(), as_unreadable(path, "cannot be opened"):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        check_colours(path)
         dataset = rasterio.open(path, driver=driver)
     if driver in ("JPEG", "PNG") and dataset.width * dataset.height > _MAX_PIXELS_PER_BYTE * path.stat().st_size:
         dataset.close()  # searching it for tiles would take hours
@@ -68,14 +70,14 @@ def open_raster(path: Path) -> Any:
 def read_picture_header(path: Path) -> tuple[tuple[str, ...], int, int] | None:
     """Return a picture's band names, height and width, or None for a raster.
 
-    A raster is a file that Pillow cannot open, or of which it would lose something: bits, a position on Earth, or
-    pixels beyond `MAX_PICTURE_PIXELS`.
+    A raster is a file that Pillow cannot open, or of which it would lose something: bits, a position on Earth, a mask
+    inside the file or beside it, or pixels beyond `MAX_PICTURE_PIXELS`.
 
     Raises:
         UnreadableImage: If the file is no image, is damaged, or is a picture of another mode.
     """
     kind = _read_kind(path)
-    if kind in ("jpeg2000", "png16"):
+    if kind in ("jpeg2000", "png16") or any(path.with_name(path.name + end).is_file() for end in _MASK_SUFFIXES):
         return None
     try:
         with as_unreadable(path), open_picture(path, _FORMATS, any_size=True) as image:

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from moco_accel.common.errors import UserError
-from moco_accel.images.gdal import alpha_bands, band_colours, is_mask_band, is_white_zero, to_brightness
+from moco_accel.images.gdal import (
+    alpha_bands,
+    band_colours,
+    has_mask,
+    is_mask_band,
+    is_white_zero,
+    stored_bands,
+    to_brightness,
+)
 from moco_accel.images.headers import STORED_TYPES
 from moco_accel.recipe.bands import RGB, canonical_bands, example_bands, format_bands, select_bands
 from moco_accel.scenes.find_scenes import Scene
@@ -140,7 +148,7 @@ def _read_file_layout(
     colours = band_colours(dataset)
     if "palette" in colours:
         raise UnreadableImage("has a colour table, so its numbers are classes or palette entries, not intensities")
-    every = list(range(1, dataset.count + 1))
+    every = stored_bands(dataset)
     # GDAL often calls a fourth band without a name alpha; its name, --band-names or its values tell
     candidates = [] if band_names and len(band_names) == len(every) else alpha_bands(dataset)
     masks = [number for number in candidates if is_mask_band(dataset, number)]
@@ -153,8 +161,8 @@ def _read_file_layout(
     grid = Grid(dataset.height, dataset.width, crs, transform)
     sources = tuple((scene.files[0], number) for number in numbers)
     layout = _layout_of(scene, chosen, [dataset] * len(numbers), sources, grid, nodata)
-    layout = replace(layout, alpha=bool(masks), alpha_is_band=len(candidates) > len(masks))
-    return replace(layout, has_mask=False) if "alpha" in colours and not masks else layout
+    hides = bool(masks) or layout.has_mask
+    return replace(layout, has_mask=hides, alpha=bool(masks), alpha_is_band=len(candidates) > len(masks))
 
 
 def _layout_of(
@@ -168,8 +176,7 @@ def _layout_of(
     sampled = sampled_range(pairs, values) if is_wide and stored != "float64" else None
     dtype = tile_type(stored, [sampled]) if is_wide else stored
     flags = {flag.name for dataset in datasets for flag in dataset.mask_flag_enums[0]}
-    has_mask = bool(flags & {"per_dataset", "alpha"})
-    is_undeclared = all(value is None for value in values) and not has_mask
+    is_undeclared = all(value is None for value in values) and not flags & {"per_dataset", "alpha"}
     return Layout(
         scene,
         tuple(bands),
@@ -177,7 +184,7 @@ def _layout_of(
         grid,
         sources,
         nodata=values,
-        has_mask=has_mask,
+        has_mask=any(has_mask(dataset) for dataset in datasets),
         zero_is_nodata=is_undeclared and scene.sensor is not None and dtype != "float32",
         striped=all(dataset.block_shapes[0][1] == dataset.width for dataset in datasets),
         unnamed=0 if bands else len(sources),

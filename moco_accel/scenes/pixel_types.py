@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from moco_accel.common.errors import UserError
-from moco_accel.common.pixels import Mask, Pixels
+from moco_accel.common.pixels import Mask, Pixels, cast_with_loss, holds
 from moco_accel.images.gdal import sample_windows
 from moco_accel.scenes.image_files import UnreadableImage
 
 WIDE_TYPES = ("int8", "int32", "uint32", "int64", "uint64", "float64")
-_EXACT_IN_FLOAT32 = 1 << 24  # whole numbers up to here
 
 Range = tuple[int, int]
 
@@ -51,24 +50,16 @@ def cast_pixels(pixels: Pixels, dtype: str, valid: Mask | None) -> Pixels:
     Raises:
         LossyCast: If a valid pixel does not fit: it is out of range, or a whole number that float32 would round.
     """
-    shown = pixels if valid is None else pixels[:, valid]
-    if dtype == "float32":
-        limit = np.finfo(np.float32).max if pixels.dtype.kind == "f" else _EXACT_IN_FLOAT32
-        low, high = -limit, limit
-    else:
-        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
-    if shown.size and not (low <= shown.min() and shown.max() <= high):
+    cast, lost = cast_with_loss(pixels, dtype)
+    if (lost if valid is None else lost & valid).any():
         raise LossyCast(f"values that {dtype} cannot hold")
-    with np.errstate(over="ignore", invalid="ignore"):
-        return pixels.astype(dtype)
+    return cast
 
 
 def fits_type(value: float | None, dtype: str) -> bool:
-    """Check whether `dtype` can hold a nodata number."""
-    if value is None or dtype.startswith("float"):
-        return value is not None and (not math.isfinite(value) or abs(value) <= float(np.finfo(dtype).max))
-    limits = np.iinfo(dtype)
-    return limits.min <= value <= limits.max and float(value).is_integer()
+    """Check whether `dtype` can hold a nodata number, which may be NaN or infinite in floats."""
+    is_unbounded = value is not None and dtype.startswith("float") and not math.isfinite(value)
+    return is_unbounded or holds(dtype, value)
 
 
 def check_nodata(nodata: float | None, dtype: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moco_accel.common.pixels import Mask, Pixels, valid_pixels
-from moco_accel.images.gdal import is_white_zero, to_brightness
+from moco_accel.images.gdal import has_mask, is_white_zero, to_brightness
 from moco_accel.scenes.grids import Grid
 from moco_accel.scenes.image_files import UnreadableImage, as_unreadable, open_raster, read_picture
 from moco_accel.scenes.layouts import Layout
@@ -22,7 +22,8 @@ class RasterReader:
 
     Args:
         grid: The grid of the windows.
-        nodata: The number that replaces pixels without data, in all bands; None keeps them.
+        nodata: The number that replaces pixels without data, in all bands; None keeps them. In 8 bits, those that a
+            mask or alpha hides become 0, and the others keep their number.
     """
 
     def __init__(self, layout: Layout, grid: Grid, nodata: float | None) -> None:
@@ -33,7 +34,8 @@ class RasterReader:
         self._files: list[tuple[AlignedRaster, list[int]]] = []
         try:
             for path, positions in by_file.items():
-                self._files.append((AlignedRaster(path, grid, layout.nodata[positions[0]]), positions))
+                file = AlignedRaster(path, grid, layout.nodata[positions[0]], has_alpha=layout.alpha)
+                self._files.append((file, positions))
         except UnreadableImage:
             self.close()
             raise
@@ -48,17 +50,20 @@ class RasterReader:
             UnreadableImage: If the file is damaged there, or holds values that the type of the tiles cannot hold.
         """
         pixels = np.empty((len(self.layout.sources), height, width), self.layout.stored_dtype or self.layout.dtype)
-        valid: Mask | None = None
+        shown: Mask | None = None
         for file, positions in self._files:
             numbers = [self.layout.sources[position][1] for position in positions]
             pixels[positions] = file.read(numbers, row, col, height, width)
             if self.layout.has_mask:
                 file_mask = file.mask(row, col, height, width)
-                valid = file_mask if valid is None else valid & file_mask
-        valid = _valid_mask(self.layout, pixels, valid)
+                shown = file_mask if shown is None else shown & file_mask
+        valid = _valid_mask(self.layout, pixels, shown)
         if self.layout.stored_dtype:
             pixels = cast_pixels(pixels, self.layout.dtype, valid)
-        if self._nodata is not None:
+        if self.layout.dtype == "uint8":  # as in place, numbers mark nothing there, and what is hidden is 0
+            if shown is not None:
+                pixels[:, ~shown] = 0
+        elif self._nodata is not None:
             put_nodata(self.layout, pixels, valid, self._nodata)
         return pixels, valid
 
@@ -97,10 +102,13 @@ class AlignedRaster:
     Args:
         nodata: The file's number for nodata, as `read` returns it.
         is_labels: Resample by nearest neighbour, not bilinearly.
+        has_alpha: The last band is alpha, and hides pixels where it is 0.
     """
 
-    def __init__(self, path: Path, grid: Grid, nodata: float | None = None, is_labels: bool = False) -> None:
-        self._path, self._grid, self._is_labels = path, grid, is_labels
+    def __init__(
+        self, path: Path, grid: Grid, nodata: float | None = None, is_labels: bool = False, has_alpha: bool = False
+    ) -> None:
+        self._path, self._grid, self._is_labels, self._has_alpha = path, grid, is_labels, has_alpha
         self._dataset = open_raster(path)
         try:
             with as_unreadable(path):
@@ -144,8 +152,19 @@ class AlignedRaster:
         with as_unreadable(self._path):
             if self._warped and not self._is_labels:
                 return self._nearest_mask(row, col, height, width)
-            source = self._warped or self._dataset
-            return np.asarray(source.dataset_mask(window=self._window(row, col, height, width)) > 0)
+            window = self._window(row, col, height, width)
+            if self._warped:
+                return np.asarray(self._warped.dataset_mask(window=window) > 0)
+            return self._stored_mask(window)
+
+    def _stored_mask(self, window: Any) -> Mask:
+        """Return the file's own mask on its own grid; GDAL forgets the alpha of files that also declare a number."""
+        if not self._has_alpha:
+            return np.asarray(self._dataset.dataset_mask(window=window) > 0)
+        shown = np.asarray(self._dataset.read(self._dataset.count, window=window) > 0)
+        if has_mask(self._dataset):
+            shown &= self._dataset.dataset_mask(window=window) > 0
+        return shown
 
     def _window(self, row: int, col: int, height: int, width: int) -> Any:
         from rasterio.windows import Window
@@ -164,7 +183,7 @@ class AlignedRaster:
         if not inside.any():
             return np.asarray(inside)
         left, right, top, bottom = cols[inside].min(), cols[inside].max(), rows[inside].min(), rows[inside].max()
-        file_mask = self._dataset.dataset_mask(window=((top, bottom + 1), (left, right + 1))) > 0
+        file_mask = self._stored_mask(((top, bottom + 1), (left, right + 1)))
         return np.asarray(inside & file_mask[rows.clip(top, bottom) - top, cols.clip(left, right) - left])
 
     def close(self) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
+import glob
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +11,19 @@ from typing import Any
 import datasets
 import numpy as np
 
+from moco_accel.common.console import print_note
 from moco_accel.common.errors import UserError
+from moco_accel.images.band_files import BandFiles, Tile, band_order, group_band_files
+from moco_accel.images.globs import any_matcher
 from moco_accel.images.headers import read_file
-from moco_accel.images.kinds import RASTER_SUFFIXES
-from moco_accel.recipe.bands import canonical_band
+from moco_accel.images.image_kinds import images_below
+from moco_accel.recipe.bands import format_bands
 from moco_accel.sources.base import PackedNames, Source, Store, checksum, read_folder_metadata
+from moco_accel.sources.image_choice import MIN_SHARE, count_images, offer_glob
 
-# B02.tif, NAME_B02.tif, NAME_B8A_20m.jp2
-_BAND_FILE = re.compile(r"(?:(?P<name>.+)[_.-])?(?P<band>B\d{1,2}A?)(?:[_.-]\d+m)?", re.I)
 _SAMPLED_SIZES = 1000
+_TRIED_TILES = 20  # to find a file that can be read
+_MOVE = "files of one kind in a folder of their own work"
 _IMAGE, _LABEL, _FILE = "image", "label", "file"
 
 
@@ -36,16 +39,18 @@ class FolderStore(Store):
 
     def __init__(self, root: Path, names: Sequence[str], source: Source) -> None:
         self.source, self.paths, self.metadata = source, [str(root)], read_folder_metadata(root, source)
-        self._root, self._files = root, PackedNames(names)
-        tiles = _group_band_files(names, source)
-        if tiles is None:
-            columns, self._file_numbers = [_IMAGE], np.arange(len(names))[:, None]
-            with_label = all(len(Path(name).parts) > 1 for name in names)
+        self._root = root
+        if found := find_band_files(root, names):
+            _check_band_files(root, names, found, source)
+            columns = sorted({band for bands in found.tiles.values() for band in bands}, key=band_order)
+            rows = np.array([[bands.get(band, -1) for band in columns] for bands in found.tiles.values()])
+            kept = np.unique(rows[rows >= 0])
+            self._file_numbers = np.where(rows < 0, -1, np.searchsorted(kept, rows))  # [tiles, columns]; -1: no file
+            self._files = PackedNames(names if len(kept) == len(names) else [names[number] for number in kept])
+            with_label = _has_class_folders([folder for folder, _ in found.tiles])
         else:
-            columns = sorted({band for by_band in tiles.values() for band in by_band}, key=_band_order)
-            numbers = [[by_band.get(band, -1) for band in columns] for by_band in tiles.values()]
-            self._file_numbers = np.array(numbers)  # [tiles, columns], of `names`; -1 if a tile lacks the file
-            with_label = _has_class_folders(list(tiles))
+            columns, self._file_numbers, self._files = [_IMAGE], np.arange(len(names))[:, None], PackedNames(names)
+            with_label = all("/" in name for name in names)
         self.shard_sizes = [len(self._file_numbers)]
         self._column_numbers = {name: number for number, name in enumerate(columns)}
         self.features: dict[str, Any] = {name: datasets.Value("binary") for name in columns}
@@ -96,39 +101,93 @@ def _size_of(path: Path) -> int:
         return -1
 
 
-def _group_band_files(names: Sequence[str], source: Source) -> dict[str, dict[str, int]] | None:
-    """Return the file number of each band, by tile; None if files hold whole tiles."""
-    tiles: dict[str, dict[str, int]] = {}
-    other = None
-    for number, name in enumerate(names):
-        folder, _, file = name.rpartition("/")
-        stem, suffix = os.path.splitext(file)  # noqa: PTH122 - called a million times
-        match = _BAND_FILE.fullmatch(stem) if suffix.lower() in RASTER_SUFFIXES else None
-        if match is None:
-            other = other or name
-            continue
-        bands = tiles.setdefault(f"{folder}/{match['name'] or ''}", {})
-        band = canonical_band(match["band"])
-        if band in bands:
-            raise UserError(f"{source}: {names[bands[band]]} and {name} are both {band} of one tile; keep one")
-        bands[band] = number
-    if all(len(bands) < 2 for bands in tiles.values()):
-        return None
-    if other is not None:
-        band_file = names[next(iter(next(iter(tiles.values())).values()))]
-        glob = f"{source.path.split('*')[0].rstrip('/')}/**/*B[0-9]*{Path(band_file).suffix}"
+def find_band_files(root: Path, names: Sequence[str]) -> BandFiles | None:
+    """Group the files below a folder whose names are those of bands; None if each file is a tile."""
+    found = group_band_files(names)
+    return found if _hold_bands(root, names, found) else None
+
+
+def _hold_bands(root: Path, names: Sequence[str], found: BandFiles) -> bool:
+    """Check that files of one tile are there, and that the first of them that can be read holds one band."""
+    if not found.has_tiles_of_bands:
+        return False
+    tiles = found.tiles.values()
+    firsts = [min(bands.values()) for bands in tiles if len(bands) > 1] or [min(bands.values()) for bands in tiles]
+    for number in firsts[:_TRIED_TILES]:
+        for kind in images_below(root, [names[number]]).kinds().values():
+            return kind.bands == 1
+    return True
+
+
+def _check_band_files(root: Path, names: Sequence[str], found: BandFiles, source: Source) -> None:
+    """Print which files are left out.
+
+    Raises:
+        UserError: If files of whole tiles are among those of bands, a band is there twice, or kinds of tiles compete.
+    """
+    if found.repeated:
+        first, second, band = found.repeated[0]
+        raise UserError(f"{source}: {names[first]} and {names[second]} are both {band} of one tile; keep one")
+    if found.others:
+        of_bands = [names[number] for bands in found.tiles.values() for number in bands.values()]
+        others = [names[number] for number in found.others]
+        offered = _offer(root, source, of_bands, others)
         raise UserError(
-            f"{source} mixes band files such as {band_file} with {other}, which holds no single band; "
-            f"{source.field}={glob!r} leaves it out"
+            f"{source} mixes band files such as {of_bands[0]} with {count_images(len(others))} of no single band, "
+            f"e.g. {others[0]}; {f'{offered} leaves them out' if offered else _MOVE}"
         )
-    return tiles
+    _check_one_kind(root, names, found, source)
+    coarser = "of a band that is there with smaller pixels"
+    for left, what in ((found.beside, "beside band files, which are no bands,"), (found.coarser, coarser)):
+        if left:
+            print_note(f"{source}: {count_images(len(left))} {what} are left out, e.g. {names[left[0]]}")
 
 
-def _has_class_folders(tiles: Sequence[str]) -> bool:
+def _check_one_kind(root: Path, names: Sequence[str], found: BandFiles, source: Source) -> None:
+    """Refuse kinds of tiles without a common band: another sensor's. Few tiles of another kind are damaged ones."""
+    least = MIN_SHARE * len(found.tiles)
+    kinds = [kind for kind in _kinds_of(found) if len(kind[1]) > least and (len(kind[0]) > 1 or len(kind[1]) > 1)]
+    if len(kinds) < 2:
+        return
+    files = [[names[number] for tile in tiles for number in found.tiles[tile].values()] for _, tiles in kinds]
+    texts = []
+    for (bands, tiles), wanted in zip(kinds, files, strict=True):
+        offered = _offer(root, source, wanted, [name for other in files if other is not wanted for name in other])
+        listed = format_bands(sorted(bands, key=band_order))
+        works = f"{offered} works" if offered else _MOVE
+        texts.append(f"{len(tiles):,} of [{listed}], e.g. {min(wanted)}: {works}")
+    raise UserError(
+        f"{source} holds {len(kinds)} kinds of tiles with a file per band, of which one can be read: {'; '.join(texts)}"
+    )
+
+
+def _kinds_of(found: BandFiles) -> list[tuple[frozenset[str], list[Tile]]]:
+    """Return sets of bands and the tiles that have some of each; no band is in two of them."""
+    by_bands: dict[frozenset[str], list[Tile]] = {}
+    for tile, files in found.tiles.items():
+        by_bands.setdefault(frozenset(files), []).append(tile)
+    kinds: list[tuple[frozenset[str], list[Tile]]] = []
+    for bands, tiles in by_bands.items():
+        joined = [kind for kind in kinds if kind[0] & bands]
+        kinds = [kind for kind in kinds if kind not in joined]
+        kinds.append((bands.union(*(kind[0] for kind in joined)), [x for kind in joined for x in kind[1]] + tiles))
+    return kinds
+
+
+def _offer(root: Path, source: Source, wanted: Sequence[str], others: Sequence[str]) -> str:
+    """Return a value of the source's field that reads some files and not others, tried on all of them."""
+    if offered := offer_glob(root, source)(wanted, others):
+        return offered
+    suffixes = {Path(name).suffix for name in wanted}
+    suffix = suffixes.pop() if len(suffixes) == 1 else ""
+    for letters in ("B[0-9]", "[bB][0-9]", "[vVhH][vVhH]"):
+        matches = any_matcher([pattern := f"**/*{letters}*{suffix}"])
+        if all(map(matches, wanted)) and not any(map(matches, others)):
+            return f"{source.field}={f'{glob.escape(str(root))}/{pattern}'!r}"
+    return ""
+
+
+def _has_class_folders(folders: Sequence[str]) -> bool:
     """Check that every topmost folder holds several tiles, not the bands of one."""
-    topmost = Counter(tile.split("/")[0] for tile in tiles if tile.count("/") and tile.split("/")[0])
-    return sum(topmost.values()) == len(tiles) > len(topmost)
-
-
-def _band_order(band: str) -> tuple[int, str]:
-    return int(re.sub(r"\D", "", band)), band
+    topmost = Counter(folder.split("/")[0] for folder in folders if folder)
+    return sum(topmost.values()) == len(folders) > len(topmost)

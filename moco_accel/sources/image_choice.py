@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moco_accel.common.errors import UserError
@@ -44,11 +44,14 @@ class ImageChoice:
     is_selected: bool = False
     all_images: str | None = None
 
-    def choose(self, images: Images) -> list[str]:
+    def choose(self, images: Images, has_band_names: bool = True) -> list[str]:
         """Return the names of the images that are tiles.
 
         Names tell masks and quick-looks, and the values of a sample tell label maps. `log` receives a line about those
-        left out, and about grey pictures beside colour.
+        left out, about grey pictures beside colour, and about products that a glob takes together.
+
+        Args:
+            has_band_names: Names of bands in the files must agree; files that are bands of one tile have one each.
 
         Raises:
             UserError: If kinds of images compete. The message has the count, an example and, where there is one, what
@@ -60,7 +63,11 @@ class ImageChoice:
         previews = [name for name in images.names if has_preview_name(name)]
         if len(previews) < len(images.names):
             images = self._leave_out(images, previews, "the names of quick-looks")
-        kinds = images.kinds(by_product=not self.is_selected)
+        kinds = images.kinds()
+        if not has_band_names:
+            kinds = {name: replace(kind, names=()) for name, kind in kinds.items()}
+        if self.is_selected:
+            kinds = self._join_products(kinds)
         labels = find_label_maps(list(kinds), kinds.__getitem__, images.pixels)
         if labels:
             maps = _spread(labels, [name for name in kinds if name not in set(labels)], images.names)
@@ -83,6 +90,14 @@ class ImageChoice:
             + (f"; {offered} reads such" if offered else "")
         )
         return left
+
+    def _join_products(self, kinds: dict[str, ImageKind]) -> dict[str, ImageKind]:
+        joined = {name: replace(kind, product="") for name, kind in kinds.items()}
+        for kind in set(joined.values()):
+            products = sorted({kinds[name].product for name, own in joined.items() if own == kind})
+            if len(products) > 1:
+                self.log(f"{self.source}: products of the same scenes are read together: {', '.join(products)}")
+        return joined
 
     def check_one_kind(self, kinds: dict[str, ImageKind]) -> None:
         """Raise UserError if the images of a sample are of several kinds; a few odd ones are damaged tiles."""

@@ -17,6 +17,7 @@ from moco_accel.images.kinds import IMAGE_SUFFIXES, is_hidden, list_images
 from moco_accel.images.other_formats import OTHER_SUFFIXES, SIDECAR_SUFFIXES, meaningful_sidecars, reading_command
 from moco_accel.images.splits import find_splits, folder_of_split, split_of_folder
 from moco_accel.sources.base import Source
+from moco_accel.sources.folder_store import find_band_files
 from moco_accel.sources.image_choice import ImageChoice, offer_glob
 from moco_accel.sources.shard_sets import (
     COMPRESSED_TAR,
@@ -186,7 +187,10 @@ class _Finder:
         """Return the images of the split that are tiles."""
         chosen = self.split_choice.choose_images(names, all_images)
         choice = ImageChoice(self.source, self.log, offer_glob(folder, self.source), all_images is None, all_images)
-        tiles = choice.choose(images_below(folder, chosen))
+        bands = find_band_files(folder, chosen)
+        aside = {chosen[number] for number in (*bands.beside, *bands.coarser)} if bands else set()  # left out later
+        images = images_below(folder, [name for name in chosen if name not in aside])
+        tiles = sorted([*choice.choose(images, has_band_names=bands is None), *aside])
         if len(chosen) < len(names):  # classes are the folders below the split's
             tops = {folder_of_split(name) for name in tiles}
             if len(tops) == 1 and (top := tops.pop()):

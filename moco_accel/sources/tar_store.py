@@ -18,6 +18,7 @@ import numpy as np
 
 from moco_accel.common.console import print_note
 from moco_accel.common.errors import UserError
+from moco_accel.images.band_files import is_band_name
 from moco_accel.images.globs import find_globs
 from moco_accel.images.headers import MAX_ENCODED_BYTES, DamagedTile
 from moco_accel.images.image_kinds import Images
@@ -31,7 +32,6 @@ from moco_accel.images.tar_members import (
     is_image_column,
     list_tar_members,
 )
-from moco_accel.recipe.bands import NUMBERED_BAND
 from moco_accel.sources.base import PackedNames, Source, Store, read_folder_metadata
 from moco_accel.sources.image_choice import ImageChoice, offer_glob
 from moco_accel.sources.split_choice import SplitChoice
@@ -147,7 +147,7 @@ def _merge_formats(shards: Sequence[dict[str, Tile]]) -> None:
     images = [[column for column in tile if is_image_column(column)] for shard in shards for tile in shard.values()]
     if len({columns[0] for columns in images}) < 2 or any(len(x) > 1 or "." in x[0] for x in images):
         return
-    if any(NUMBERED_BAND.fullmatch(columns[0]) for columns in images):
+    if any(is_band_name(columns[0]) for columns in images):
         return
     for tile in (tile for shard in shards for tile in shard.values()):
         column = next(filter(is_image_column, tile))

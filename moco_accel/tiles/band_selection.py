@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moco_accel.common.errors import UserError
-from moco_accel.recipe.bands import SENTINEL2, canonical_bands, picture_bands, select_bands
+from moco_accel.recipe.bands import canonical_bands, offer_bands, picture_bands, select_bands
 from moco_accel.recipe.data_sections import Data
 
-_LEVEL_2A = tuple(band for band in SENTINEL2 if band != "B10")
 _MAX_UNNAMED = 3  # more bands than these need names
 
 
@@ -52,7 +51,7 @@ def choose_bands(stored: list[str] | None, count: int, data: Data, num_bands: in
             if len(wanted) != count:
                 raise UserError(
                     f"data.bands=[{', '.join(wanted)}] selects bands of {source!r}, whose names are not stored; name "
-                    f"all {count}, in their order: data.stored_bands={example_band_names(count)}"
+                    f"all {count}, in their order: {example_band_names(count, 'data.stored_bands=')}"
                 )
             return BandSelection(wanted, None)
         select = select_bands(wanted, stored, "data.bands", source)
@@ -72,7 +71,7 @@ def _check_declared(declared: list[str], stored: list[str] | None, count: int, s
     if len(declared) != count:
         raise UserError(
             f"data.stored_bands=[{', '.join(declared)}] names {len(declared)} bands, but the tiles in {source!r} have "
-            f"{count}; name all, in their order: data.stored_bands={example_band_names(count)}"
+            f"{count}; name all, in their order: {example_band_names(count, 'data.stored_bands=')}"
         )
     return declared
 
@@ -81,14 +80,14 @@ def _check_count(stored: list[str] | None, count: int, num_bands: int, source: s
     if needs_band_names(stored, count):
         raise UserError(
             f"data.bands=null, but the tiles in {source!r} have {count} bands, whose names are not stored; name all, "
-            f"in their order, and data.bands selects among them: data.stored_bands={example_band_names(count)}"
+            f"in their order, and data.bands selects among them: {example_band_names(count, 'data.stored_bands=')}"
         )
     if count == num_bands:
         return
     names = f" [{', '.join(stored)}]" if stored else ""
     fewer = ""
     if not stored and num_bands < count:
-        fewer = f", or data.bands selects after all are named: data.stored_bands={example_band_names(count)}"
+        fewer = f", or data.bands selects after all are named: {example_band_names(count, 'data.stored_bands=')}"
     if stored and num_bands < count:
         indices = picture_bands(stored, count) if num_bands == 3 else range(num_bands)
         fewer = f", or data.bands=[{', '.join(stored[index] for index in indices)}]"
@@ -102,8 +101,6 @@ def needs_band_names(stored: list[str] | None, count: int) -> bool:
     return stored is None and count > _MAX_UNNAMED
 
 
-def example_band_names(count: int) -> str:
-    """Return plausible names for `count` bands, as the value of a recipe field."""
-    known = {len(SENTINEL2): SENTINEL2, len(_LEVEL_2A): _LEVEL_2A}
-    names = known.get(count) or tuple(f"B{number}" for number in range(1, count + 1))
-    return f"[{', '.join(names)}]" + (" if they are Sentinel-2's" if count in known else "")
+def example_band_names(count: int, field: str = "") -> str:
+    """Return every known order of `count` bands as `field` and a list, each with the data that it is of."""
+    return offer_bands(count, lambda names: f"{field}[{', '.join(names)}]")

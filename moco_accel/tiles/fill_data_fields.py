@@ -68,7 +68,8 @@ def fill_data_fields(recipe: Recipe, tiles: Tiles, log: Log) -> Recipe:
     is_measured = lacks_mean_or_std and not has_imagenet_statistics
     if is_measured or not (is_uint8 and tiles.is_remote):  # a look at pixels of 0 would fetch whole shards
         measured = measured or measure_statistics(tiles, SAMPLE if is_measured else _CHECKED_TILES)
-        for line in describe_unmarked(measured, f"data.source={tiles.source!r}", data.scaling):
+        source = f"data.source={tiles.source!r}"
+        for line in (*describe_unmarked(measured, source, data.scaling), *measured.units.describe(source)):
             log(f"[yellow]{escape(line)}[/]")
     if measured and not is_uint8:
         _check_range(recipe, tiles, measured, low, high, log)

@@ -11,10 +11,11 @@ import datasets
 from moco_accel.common.console import print_note
 from moco_accel.common.errors import UserError
 from moco_accel.common.pixels import Pixels
+from moco_accel.images.band_files import band_of, is_band_name
 from moco_accel.images.decoding import decode_image
 from moco_accel.images.headers import READABLE_TYPES, DamagedTile
 from moco_accel.images.label_maps import find_label_maps, has_mask_name
-from moco_accel.recipe.bands import NUMBERED_BAND, canonical_band, select_bands
+from moco_accel.recipe.bands import select_bands
 from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.base import Store
 from moco_accel.tiles.read_tile import TileColumns, encoded_bytes
@@ -56,7 +57,7 @@ def find_columns(store: Store, data: Data, num_bands: int | None) -> TileColumns
 
 def _without_masks(store: Store, names: Sequence[str]) -> list[str]:
     """Return the columns that are not named as masks and hold no label maps; all if none else is left."""
-    loose = [name for name in names if not NUMBERED_BAND.fullmatch(canonical_band(name))]
+    loose = [name for name in names if not is_band_name(name)]
     masks = {name for name in loose if has_mask_name(f"{name.removesuffix('.png').removesuffix('.tif')}.png")}
     if 1 < len(loose) - len(masks) <= _MAX_TRIED_COLUMNS:
         masks |= _label_map_columns(store, [name for name in loose if name not in masks])
@@ -147,10 +148,10 @@ def _find_band_columns(store: Store, candidates: Sequence[str], data: Data) -> d
     """Return the column of each wanted band, in that order; nothing if columns are not named after bands."""
     source = store.source.path
     encoded = [name for name in candidates if not isinstance(store.features[name], datasets.Array3D)]
-    by_band = {canonical_band(name): name for name in encoded}
-    numbered = {band: name for band, name in by_band.items() if NUMBERED_BAND.fullmatch(band)}
+    by_band = {band_of(name): name for name in encoded}
+    numbered = {band: name for band, name in by_band.items() if is_band_name(band)}
     if data.bands is not None:
-        wanted = [canonical_band(band) for band in data.bands]
+        wanted = [band_of(band) for band in data.bands]
         if not set(wanted) <= set(by_band) and len(numbered) > 1:
             select_bands(data.bands, list(numbered), "data.bands", source)  # raises, and names both lists
         return {band: by_band[band] for band in wanted} if set(wanted) <= set(by_band) else {}

@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from moco_accel.common.errors import UserError
-from moco_accel.common.pixels import Pixels
+from moco_accel.common.pixels import Pixels, holds
 from moco_accel.images.decoding import decode_image
 from moco_accel.images.gdal import looks_like_mask
 from moco_accel.images.headers import STORED_TYPES, DamagedTile
@@ -17,7 +17,7 @@ from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.base import Store
 from moco_accel.tiles.ask_files import AskedFile, sample_tiles
 from moco_accel.tiles.read_tile import TileColumns, encoded_bytes, read_images
-from moco_accel.tiles.stored_values import ValueRules, find_numbers, fits
+from moco_accel.tiles.stored_values import ValueRules, find_numbers
 
 _DECODED_FILES = 100  # to see what an alpha band hides
 _WHOLE_TYPES = ("uint32", "int32", "uint64", "int64")
@@ -104,7 +104,7 @@ def decide_values(
 
 
 def _check_nodata(nodata: float | None, own: float | None, dtype: str, store: Store) -> None:
-    if nodata is None or fits(nodata, dtype):
+    if nodata is None or holds(dtype, nodata):
         return
     limits = np.iinfo(dtype)
     works = own if own is not None else max(limits.min, -9999)
@@ -116,7 +116,7 @@ def _check_nodata(nodata: float | None, own: float | None, dtype: str, store: St
 
 def _most_frequent_number(asked: Sequence[AskedFile]) -> float | None:
     """Return the number that most files declare for no data, of several the smallest; None if none is declared."""
-    declared = Counter(file.facts.nodata for file in asked if fits(file.facts.nodata, file.facts.dtype))
+    declared = Counter(file.facts.nodata for file in asked if holds(file.facts.dtype, file.facts.nodata))
     most = max(declared.values(), default=0)
     return min((number for number, count in declared.items() if count == most and number is not None), default=None)
 
@@ -127,7 +127,7 @@ def _as_stored(number: float | None, dtype: str) -> float | None:
         return None
     if dtype != "float32":
         return float(number)
-    return float(np.float32(number)) if fits(number, dtype) else None
+    return float(np.float32(number)) if holds(dtype, number) else None
 
 
 def _cast_line(store: Store, stored: str, dtype: str) -> str:
@@ -159,7 +159,7 @@ def _nodata_lines(store: Store, asked: Sequence[AskedFile], rules: ValueRules, o
     """Return a line if files declare different numbers for no data, or some declare none."""
     by_number: dict[float | None, list[AskedFile]] = {}
     for file in asked:
-        number = file.facts.nodata if fits(file.facts.nodata, file.facts.dtype) else None
+        number = file.facts.nodata if holds(file.facts.dtype, file.facts.nodata) else None
         if number is not None or not (file.facts.has_mask or (file.facts.has_alpha and not rules.keep_alpha)):
             by_number.setdefault(number, []).append(file)
     if own is None or (len(by_number) < 2 and not rules.is_added):

@@ -8,13 +8,46 @@ from dataclasses import dataclass
 import numpy as np
 
 from moco_accel.common.errors import UserError
-from moco_accel.common.pixels import Pixels, valid_pixels
+from moco_accel.common.pixels import Mask, Pixels, valid_pixels
 from moco_accel.images.headers import DamagedTile
 from moco_accel.tiles.running_statistics import RunningStatistics
 from moco_accel.tiles.tiles import Tiles
-from moco_accel.tiles.unmarked_nodata import IN_ALL_BANDS, UnmarkedNodata
+from moco_accel.tiles.unmarked_nodata import HUGE, IN_ALL_BANDS, UnmarkedNodata
 
 SAMPLE = 1000
+_MAX_REFLECTANCE, _MIN_SCALED = 2, 100  # the highest value of a tile in either unit
+_MIN_SHARE_OF_UNIT = 0.05  # of tiles
+
+
+class MixedUnits:
+    """Finds tiles of reflectance from 0 to 1 beside tiles of the same bands in other units, such as 0 to 4,000."""
+
+    def __init__(self) -> None:
+        self._tiles = 0
+        self._ranges: dict[bool, list[tuple[float, float]]] = {True: [], False: []}  # by whether they are small
+
+    def add(self, tile: Pixels, valid: Mask | None) -> None:
+        """Note the lowest and highest value of a float tile [bands, height, width]; of one band, any unit may vary."""
+        if tile.dtype.kind != "f" or len(tile) < 2:
+            return
+        self._tiles += 1
+        values = tile if valid is None else tile[:, valid]
+        values = values[np.isfinite(values) & (np.abs(values) < HUGE)]
+        highest = float(values.max(initial=0))
+        if 0 < highest <= _MAX_REFLECTANCE or highest > _MIN_SCALED:
+            self._ranges[highest <= _MAX_REFLECTANCE].append((float(values.min()), highest))
+
+    def describe(self, source: str) -> list[str]:
+        """Return a line if tiles fall into two groups of units; `source` begins it."""
+        small, large = self._ranges[True], self._ranges[False]
+        if min(len(small), len(large)) < max(1, _MIN_SHARE_OF_UNIT * self._tiles):
+            return []
+        (low, high), (others_low, others_high) = ((min(x)[0], max(y for _, y in x)) for x in (small, large))
+        return [
+            f"{source}: {len(small):,} of {self._tiles:,} sampled tiles hold values from {low:.4g} to {high:.4g}, "
+            f"{len(large):,} from {others_low:.4g} to {others_high:.4g}, which looks like two units in one source; "
+            "rio convert --scale-ratio 10000 IN OUT multiplies files of reflectance from 0 to 1 by 10,000"
+        ]
 
 
 @dataclass(frozen=True)
@@ -26,12 +59,14 @@ class MeasuredStatistics:
         num_sampled: Number of tiles in the sample.
         damaged: Index and reason of the tiles that cannot be read.
         unmarked: Share of pixels by number, of numbers that look like no data and are not declared.
+        units: Ranges of values by tile.
     """
 
     running: RunningStatistics
     num_sampled: int
     damaged: list[tuple[int, str]]
     unmarked: dict[float, float]
+    units: MixedUnits
 
     @property
     def tiles(self) -> int:
@@ -56,7 +91,7 @@ def measure_statistics(
         UserError: If no tile of the sample can be read.
     """
     running: RunningStatistics | None = None
-    unmarked = UnmarkedNodata()
+    unmarked, units = UnmarkedNodata(), MixedUnits()
     damaged: list[tuple[int, str]] = []
     indices = sample_indices(len(tiles), sample)
     for done, index in enumerate(indices, start=1):
@@ -69,6 +104,7 @@ def measure_statistics(
             valid = valid_pixels(tile, tiles.nodata)
             running.add(tile, valid)
             unmarked.add(tile, valid)
+            units.add(tile, valid)
             if on_tile is not None:
                 on_tile(tile)
         if on_progress is not None:
@@ -79,7 +115,7 @@ def measure_statistics(
             f"data.source={tiles.source!r}: none of {len(damaged):,} sampled tiles can be read "
             f"(tile {index}: {reason}); rebuild them"
         )
-    return MeasuredStatistics(running, len(indices), damaged, unmarked.shares())
+    return MeasuredStatistics(running, len(indices), damaged, unmarked.shares(), units)
 
 
 def describe_unmarked(measured: MeasuredStatistics, source: str, scaling: str | None) -> list[str]:

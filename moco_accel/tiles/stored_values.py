@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from moco_accel.common.pixels import Mask, Pixels
+from moco_accel.common.pixels import Mask, Pixels, cast_with_loss, holds
 from moco_accel.images.decoded import DecodedImage
 from moco_accel.images.headers import STORED_TYPES, DamagedTile
 
@@ -46,7 +45,7 @@ class ValueRules:
             if image.valid is not None:
                 cast[:, ~image.valid] = 0
             return cast
-        own = image.nodata if fits(image.nodata, pixels.dtype.name) else None
+        own = image.nodata if holds(pixels.dtype.name, image.nodata) else None
         numbers: set[float | None] = {own} if own is not None else {self.nodata} if image.valid is None else set()
         if self.is_added:
             numbers = numbers | {self.nodata}
@@ -66,7 +65,7 @@ class ValueRules:
             cast = cast_values(np.where(empty, pixels.dtype.type(0), pixels), self.dtype)
         else:
             empty, cast = None, cast_values(pixels, self.dtype)
-        if not fits(self.nodata, self.dtype):
+        if not holds(self.dtype, self.nodata):
             if empty is not None:
                 raise DamagedTile("marks no data as no sampled tile does; data.nodata names the number for all tiles")
             return cast
@@ -93,21 +92,9 @@ def _read_floats(pixels: Pixels, empty: Mask | None) -> Pixels:
 
 def find_numbers(pixels: Pixels, numbers: set[float | None]) -> Mask | None:
     """Return a mask of the pixels that equal one of `numbers`; None if none of them fits the type."""
-    fitting = sorted(number for number in numbers if number is not None and fits(number, pixels.dtype.name))
+    fitting = sorted(number for number in numbers if number is not None and holds(pixels.dtype.name, number))
     found = [np.asarray(pixels == pixels.dtype.type(number)) for number in fitting]
     return np.logical_or.reduce(found) if found else None
-
-
-def fits(number: float | None, dtype: str) -> bool:
-    """Check whether a type holds a nodata number; infinity and NaN, which mark no data in any case, do not count."""
-    kind = np.dtype(dtype).kind
-    if number is None or not math.isfinite(number) or kind == "b":
-        return False
-    if kind == "f":
-        with np.errstate(over="ignore"):  # files round the largest float
-            return bool(np.isfinite(np.dtype(dtype).type(number)))
-    limits = np.iinfo(dtype)
-    return limits.min <= number <= limits.max and float(number).is_integer()
 
 
 def cast_values(pixels: Pixels, dtype: str) -> Pixels:
@@ -125,10 +112,7 @@ def cast_values(pixels: Pixels, dtype: str) -> Pixels:
         raise DamagedTile(f"is {name}, not {dtype}")
     if name == "bool":
         return np.where(pixels, np.uint8(255), np.uint8(0))
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = pixels.astype(dtype)
-        # floats are rounded, which training would not see; they must not become infinite
-        lost = np.isfinite(pixels) & ~np.isfinite(cast) if is_float else cast.astype(pixels.dtype) != pixels
+    cast, lost = cast_with_loss(pixels, dtype)
     if lost.any():
         raise DamagedTile(f"is {name} with values that {dtype} cannot hold, such as {pixels[lost][0]:g}")
     return cast

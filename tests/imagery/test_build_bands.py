@@ -1,5 +1,7 @@
 """Bands of rasters: alpha bands, polarisations, complex numbers."""
 
+import re
+
 import numpy as np
 import pytest
 import rasterio
@@ -18,7 +20,8 @@ def test_a_fourth_band_called_alpha_with_many_values_is_not_a_mask(tmp_path, crs
         build(tmp_path / "a.tif", tmp_path / "out")
     assert str(caught.value) == (
         f"{tmp_path}/a.tif has {dtype} bands without names (4: the last is called alpha but has too many values for "
-        f"a mask); name them in their order, e.g. --band-names red,green,blue,nir"
+        f"a mask); name them in their order, e.g. --band-names red,green,blue,nir for NAIP, or --band-names "
+        "blue,green,red,nir for PlanetScope"
     )
     built = build(tmp_path / "a.tif", tmp_path / "out", tile_size=200, band_names=("red", "green", "blue", "nir"))
     assert (built.num_tiles, built.metadata.statistics.nodata_share) == (1, 0)
@@ -65,3 +68,27 @@ def test_the_error_for_complex_pixels_recommends_their_magnitude(tmp_path, dtype
         f"a.tif: is {dtype}; tiles can be uint8, uint16, int16, float32: "
         f"its magnitude can: gdal_calc.py -A IN --calc='abs(A)' --type=Float32 --outfile=OUT"
     )
+
+
+@pytest.mark.parametrize(("name", "given"), [("thermal", "thermal"), ("depth", "depth"), ("pan", "pan")])
+def test_one_band_without_a_name_may_hold_anything(tmp_path, name, given):
+    save_raster(tmp_path / f"{name}.tif", noise(1, 32, 32))
+    with pytest.raises(UserError) as caught:
+        build(tmp_path / f"{name}.tif", tmp_path / "out")
+    assert str(caught.value).endswith(
+        "has uint16 bands without names (1); name them in their order, e.g. --band-names elevation for heights, or "
+        "--band-names thermal for temperatures, or --band-names pan for a panchromatic image"
+    )
+    assert build(tmp_path / f"{name}.tif", tmp_path / "out", band_names=[given]).metadata.bands == [given]
+
+
+@pytest.mark.parametrize(("count", "data"), [(7, "Landsat 5"), (8, "WorldView-2 and -3"), (12, "TreeSatAI")])
+def test_each_known_order_of_bands_is_offered_and_works(tmp_path, count, data):
+    save_raster(tmp_path / "a.tif", noise(count, 32, 32), photometric="minisblack")
+    with pytest.raises(UserError) as caught:
+        build(tmp_path / "a.tif", tmp_path / "out")
+    offers = re.findall(r"--band-names (\S+) for ([^;]*?)(?:, or|$)", str(caught.value))
+    assert any(data in named for _, named in offers)
+    for number, (names, _) in enumerate(offers):
+        built = build(tmp_path / "a.tif", tmp_path / f"out{number}", band_names=names.split(","))
+        assert built.metadata.bands == names.split(",")

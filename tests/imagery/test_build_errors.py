@@ -1,5 +1,6 @@
 """Errors of builds that keep no tile or have contradictory options: the reason, and what works."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -160,3 +161,67 @@ def test_paths_with_brackets_are_printed_whole_and_help_states_the_pairing_rule(
     assert f"{out} is complete" in run_moco_data("build", tmp_path / "src [out]", out, "--labels-from-folders").stderr
     text = " ".join(run_moco_data("build", "--help").stdout.split())
     assert "pair by place if both have a CRS, otherwise by the same path below SRC and SRC2" in text
+
+
+SPLITS = {
+    "folders": ({"test/0.png": 3, "train/0.png": 3}, ["train/*.png", "test/*.png", "*"]),
+    "folders with words": ({"val2017/0.png": 3, "train2017/0.png": 3}, ["train2017/*.png", "val2017/*.png", "*"]),
+    "file names": ({"a_train_0.png": 3, "a_test_0.png": 3}, ["a_test_*.png", "a_train_*.png", "*"]),
+    "words in the middle": (
+        {"x_train_0_a.png": 3, "y_train_0_b.png": 3, "x_test_0_a.png": 3, "y_test_0_b.png": 3},
+        ["*test*", "*train*", "*"],
+    ),
+    "many folders": (
+        {f"towns/{town}_{split}/0.png": 3 for town in "abcdef" for split in ("train", "test")},
+        ["**/*test*/**/*", "**/*train*/**/*", "*"],
+    ),
+    "a third folder": (
+        {"train_set/a/0.png": 3, "val_set/a/0.png": 3, "extra/0.png": 3},
+        ["extra/*.png", "train_set/a/*.png", "val_set/a/*.png", "*"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_splits_are_counted_and_each_option_builds_one(tmp_path, message, kind):
+    files, globs = SPLITS[kind]
+    for name, count in files.items():
+        for number in range(count):
+            save_picture(tmp_path / "s" / name.replace("0.png", f"{number}.png").replace("_0_", f"_{number}_"), 32, 32)
+    text = message(tmp_path / "s")
+    assert text.startswith(f"SRC='{tmp_path}/s' holds several splits, which are seldom built together; choose with the")
+    offered = re.findall(r"--only '([^']+)'", text)
+    assert sorted(offered) == sorted(globs)
+    counts = [int(count) for count in re.findall(r"(\d+) files of", text)]
+    for number, (pattern, count) in enumerate(zip(offered, [*counts, sum(counts)], strict=True)):
+        assert build(tmp_path / "s", tmp_path / f"out{number}", tile_size=32, only=[pattern]).num_tiles == count
+
+
+def test_splits_are_asked_for_before_the_headers_are_read_and_masks_are_none(tmp_path, message):
+    for name in ("train/0.png", "train/masks/0.png", "test_masks/0.png"):
+        save_picture(tmp_path / "s" / name, 32, 32, bands=1 + 2 * ("mask" not in name))
+    assert build(tmp_path / "s", tmp_path / "one", tile_size=32).num_tiles == 1
+    (tmp_path / "s/test").mkdir()
+    (tmp_path / "s/test/0.png").write_text("damaged")
+    assert message(tmp_path / "s").endswith(
+        "choose with the option behind it: 1 file of test, e.g. test/0.png: --only test/0.png; "
+        "1 file of train, e.g. train/0.png: --only train/0.png; --only '*' takes all"
+    )
+    assert build(tmp_path / "s", tmp_path / "all", tile_size=32, only=["*"]).num_tiles == 1
+
+
+def test_words_for_splits_in_unlike_names_are_no_splits(tmp_path):
+    for name in ("train_station/0.png", "test_track/0.png", "validation_of_x/0.png"):
+        save_picture(tmp_path / "s" / name, 32, 32)
+    assert build(tmp_path / "s", tmp_path / "out", tile_size=32, labels_from_folders=True).num_tiles == 3
+
+
+def test_an_option_for_a_kind_takes_no_file_that_only_left_out(tmp_path, message):
+    for town in ("rome", "oslo"):
+        for kind, dtype in (("a", "uint16"), ("b", "float32")):
+            for number in (1, 2):
+                save_raster(tmp_path / f"s/{town}/{kind}_{number}.tif", noise(1, 32, 32, dtype), names=["B8"])
+    offered = re.findall(r"--only '([^']+)'", message(tmp_path / "s", only=["*_1.tif"]))
+    assert sorted(offered) == ["**/*a_1.tif", "**/*b_1.tif"]
+    for number, pattern in enumerate(offered):
+        assert build(tmp_path / "s", tmp_path / f"out{number}", tile_size=32, only=[pattern]).num_tiles == 2

@@ -1,5 +1,6 @@
 """Formats: what is read through GDAL, and a command that works for what is not; many bands; known orders of bands."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
-from PIL import Image
+from PIL import Image, ImageCms
 from support.builds import build, run_moco_data, save_picture
-from support.geo_files import UTM, noise, rows_of, save_raster
+from support.geo_files import UTM, facts_of, noise, rows_of, save_raster
 
 from moco_accel.common.errors import UserError
 from moco_accel.recipe.bands import SENTINEL2
+from moco_accel.recipe.data_sections import Data
+from moco_accel.tiles.tiles import open_tiles
 
 NAMES = ["B4", "B8"]
 BIN = Path(sys.executable).parent
@@ -32,8 +35,8 @@ def save_as(path, driver, pixels):
 
 
 def follow(message):
-    """Run the command that a message names: everything behind the last semicolon, up to the verb."""
-    command = message.rpartition("; ")[2].partition(" makes a ")[0].partition(" unpacks it")[0]
+    """Run the command that a message names, up to the verb."""
+    command = re.search(r"; ((?:mkdir|python|rio) .*?)(?: makes a | unpacks it)", message)[1]
     for step in command.split(" && "):
         words = shlex.split(step)
         program = {"python": sys.executable, "rio": str(BIN / "rio")}.get(words[0], words[0])
@@ -50,7 +53,8 @@ def test_rasters_of_other_formats_are_refused_with_a_command_that_works(tmp_path
     built = build(tmp_path / "s", tmp_path / "out", band_names=("red", "green", "blue"))
     assert np.array_equal(rows_of(tmp_path / "out")[0]["image"], pixels)
     (note,) = [note for note in built.notes if "formats" in note]
-    assert note.startswith(f"left out, because their formats are not read: 1 file, e.g. {name}; rio convert ")
+    program = "python -c" if driver == "BMP" else "rio convert"
+    assert note.startswith(f"left out, because their formats are not read: 1 file, e.g. {name}; {program} ")
 
 
 def test_a_virtual_raster_is_left_out_beside_its_sources(tmp_path):
@@ -163,3 +167,63 @@ def test_a_text_file_is_no_image(tmp_path):
     save_picture(tmp_path / "s/a.png", 32, 32)
     (tmp_path / "s/a.dat").write_text("no raster: there is no header")
     assert build(tmp_path / "s", tmp_path / "out", tile_size=32).notes == []
+
+
+def in_place_and_built(folder, out, **options):
+    """Return the only tile of a folder as training reads it, and as the build stores it."""
+    tiles = open_tiles(str(folder), Data(), None)
+    build(folder, out, max_nodata=1, **options)
+    (row,) = rows_of(out)
+    return tiles[0].numpy(), row["image"]
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("crs", [None, "EPSG:32618"])
+def test_cmyk_becomes_rgb_and_black_is_no_alpha(tmp_path, capfd, compression, crs):
+    inks = np.random.default_rng(0).integers(0, 256, (4, 32, 32)).astype(np.uint8)
+    inks[3, :8] = 0  # no black: as alpha it would hide them
+    (tmp_path / "s").mkdir()
+    if crs:
+        save_raster(tmp_path / "s/a.tif", inks, crs, photometric="CMYK")
+    else:
+        Image.fromarray(inks.transpose(1, 2, 0), "CMYK").save(tmp_path / "s/a.tif", compression=compression)
+    expected = (255.0 - inks[:3]) * (255.0 - inks[3]) / 255
+    for tile in in_place_and_built(tmp_path / "s", tmp_path / "out"):
+        assert tile.shape == (3, 32, 32)
+        assert np.abs(tile - expected).max() <= 1
+    assert facts_of(tmp_path / "out")["bands"] == ["red", "green", "blue"]
+    assert "alpha" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_lab_becomes_rgb(tmp_path, compression):
+    colours = np.zeros((32, 32, 3), np.uint8)
+    colours[:16, :, 0], colours[16:, :, 2] = 200, 220
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.applyTransform(Image.fromarray(colours), ImageCms.buildTransform(*profiles, "RGB", "LAB"))
+    (tmp_path / "s").mkdir()
+    lab.save(tmp_path / "s/a.tif", compression=compression)
+    for tile in in_place_and_built(tmp_path / "s", tmp_path / "out"):
+        assert tile.shape == (3, 32, 32)
+        assert (tile[:, 0, 0].argmax(), tile[:, 31, 0].argmax()) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("photometric", "dtype", "bands", "what"),
+    [
+        ("CMYK", "uint16", 4, "CMYK of 16"),
+        ("CIELAB", "uint16", 3, "CIE Lab of 16"),
+        ("ICCLAB", "uint8", 3, "ICC Lab of 8"),
+        ("ITULAB", "uint8", 3, "ITU Lab of 8"),
+    ],
+)
+def test_colours_that_are_not_converted_are_refused(tmp_path, photometric, dtype, bands, what):
+    """Their numbers would pass for bands of an image."""
+    save_raster(tmp_path / "s/a.tif", noise(bands, 32, 32, dtype), photometric=photometric)
+    reason = f"stores {what} bits; CMYK and CIE Lab of 8 bits are read, and RGB of any type"
+    for read in (
+        lambda: open_tiles(str(tmp_path / "s"), Data(), None),
+        lambda: build(tmp_path / "s", tmp_path / "out"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            read()

@@ -1,91 +1,12 @@
-"""Masks, label maps and quick-looks beside imagery; kinds of imagery that compete, and the options that choose."""
-
-import re
-import shlex
+"""Kinds of imagery that compete, and the options that choose."""
 
 import numpy as np
 import pytest
-from PIL import Image
+from support.build_options import follow_each, refused
 from support.builds import build, save_picture
-from support.geo_files import noise, rows_of, save_raster
+from support.geo_files import noise, save_raster
 
 from moco_accel.common.errors import UserError
-
-PLANET = ("blue", "green", "red", "nir")
-
-
-def save_classes(path, values=2, seed=0, colours=None):
-    """Save a label map of 32 x 32 pixels with `values` values, or with colours."""
-    classes = np.random.default_rng(seed).integers(0, values, (32, 32), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(classes if colours is None else np.array(colours, np.uint8)[classes]).save(path)
-
-
-def options_in(message):
-    """Return the options that an error or a note names, each as arguments of `build`."""
-    found = []
-    for text in re.findall(r"(?:--(?:bands|band-names|only) (?:'[^']*'|[^ ;]+) ?)+", message):
-        words = shlex.split(text)
-        pairs = list(zip(words[::2], words[1::2], strict=True))
-        arguments = {"only": [word for flag, word in pairs if flag == "--only"]}
-        named = {flag[2:].replace("-", "_"): word.split(",") for flag, word in pairs}
-        arguments |= {name: value for name, value in named.items() if name != "only"}
-        found.append({name: value for name, value in arguments.items() if value})
-    return found
-
-
-def test_the_mask_beside_a_scene_is_left_out(tmp_path):
-    """It has as many windows as the scene."""
-    scene = save_raster(tmp_path / "p/1_3B_AnalyticMS_SR.tif", noise(4, 64, 64), nodata=0)
-    save_raster(tmp_path / "p/1_3B_AnalyticMS_DN_udm.tif", noise(1, 64, 64, "uint8", low=0, high=2))
-    built = build(tmp_path / "p", tmp_path / "out", band_names=PLANET)
-    assert np.array_equal(rows_of(tmp_path / "out")[0]["image"], scene)
-    (note,) = [note for note in built.notes if "masks" in note]
-    assert note == (
-        "left out, because they have names of masks or label maps: 1 file, e.g. 1_3B_AnalyticMS_DN_udm.tif; "
-        "--only '1_3B_AnalyticMS_DN_udm.tif' builds them"
-    )
-    assert build(tmp_path / "p", tmp_path / "masks", **options_in(note)[0]).metadata.bands == ["grey"]
-
-
-@pytest.mark.parametrize("folders", [("masks", "masks_b"), ("labels/a", "gt"), ("truth", "classes")])
-def test_folders_of_masks_are_left_out_by_name_or_by_value(tmp_path, folders):
-    """`truth` and `classes` are no usual names."""
-    for number in range(3):
-        save_picture(tmp_path / f"s/images/{number}.png", 32, 32, seed=number)
-        for folder in folders:
-            save_classes(tmp_path / f"s/{folder}/{number}.png", seed=number)
-    built = build(tmp_path / "s", tmp_path / "out", tile_size=32)
-    assert [row["path"] for row in rows_of(tmp_path / "out")] == [f"images/{number}.png" for number in range(3)]
-    (note,) = [note for note in built.notes if "label maps" in note]
-    assert "6 files" in note
-    masks = build(tmp_path / "s", tmp_path / "masks", tile_size=32, **options_in(note)[0])
-    assert (masks.num_tiles, masks.metadata.bands) == (6, ["grey"])
-    assert masks.notes[1:] == [f"the scenes have few values, as masks and label maps do, e.g. {min(folders)}/0.png"]
-
-
-def test_colours_of_classes_are_left_out(tmp_path):
-    """They have the bands and the type of the imagery."""
-    for number in range(3):
-        save_picture(tmp_path / f"s/sat/{number}.png", 32, 32, seed=number)
-        save_classes(tmp_path / f"s/truth/{number}.png", 3, number, [(255, 0, 0), (0, 0, 255), (20, 90, 30)])
-    built = build(tmp_path / "s", tmp_path / "out", tile_size=32)
-    assert {row["path"].split("/")[0] for row in rows_of(tmp_path / "out")} == {"sat"}
-    assert "3 files, e.g. truth/0.png; --only 'truth/*' builds them" in "".join(built.notes)
-
-
-def test_folders_of_classes_with_few_values_are_imagery(tmp_path):
-    """A dark sea has few values, and none of a label's."""
-    for number in range(3):
-        save_picture(tmp_path / f"s/town/{number}.png", 32, 32, bands=1, seed=number)
-        sea = np.random.default_rng(number).integers(40, 48, (32, 32), dtype=np.uint8)
-        (tmp_path / "s/sea").mkdir(exist_ok=True)
-        Image.fromarray(sea).save(tmp_path / f"s/sea/{number}.png")
-    assert build(tmp_path / "s", tmp_path / "out", tile_size=32).num_tiles == 6
-    for number in range(3):
-        save_classes(tmp_path / f"s/sea/{number}.png")
-    assert build(tmp_path / "s", tmp_path / "labelled", tile_size=32, labels_from_folders=True).num_tiles == 6
-    assert build(tmp_path / "s", tmp_path / "plain", tile_size=32).num_tiles == 3
 
 
 def competing(root, kind):
@@ -120,40 +41,71 @@ def competing(root, kind):
 @pytest.mark.parametrize("kind", ["grey and RGB", "types", "unnamed", "products", "resolutions", "scale tags"])
 def test_competing_kinds_are_refused_and_each_option_of_the_message_builds_one(tmp_path, kind):
     competing(tmp_path / "s", kind)
-    with pytest.raises(UserError, match="holds 2 kinds of imagery, of which one can be built; choose") as caught:
-        build(tmp_path / "s", tmp_path / "none")
-    options = options_in(str(caught.value))
-    assert len(options) == 2
-    paths = []
-    for index, option in enumerate(options):
-        build(tmp_path / "s", tmp_path / f"out{index}", **option)
-        paths.append({row["path"] for row in rows_of(tmp_path / f"out{index}")})
-    assert not paths[0] & paths[1]
-    assert len(paths[0] | paths[1]) == sum(1 for path in (tmp_path / "s").rglob("*.*"))
+    message = refused(tmp_path / "s")
+    assert "holds 2 kinds of imagery, of which one can be built; choose" in message
+    one, other = follow_each(tmp_path / "s", message)
+    assert not one & other
+    assert len(one | other) == sum(1 for path in (tmp_path / "s").rglob("*.*"))
+
+
+@pytest.mark.parametrize("kind", ["types", "scale tags"])
+def test_kinds_compete_among_scenes_that_have_the_bands_of_the_option(tmp_path, kind):
+    competing(tmp_path / "s", kind)
+    for given in ({"bands": ["B4"]}, {"band_names": ["x", "y"][: 1 + (kind == "types")]}):
+        one, other = follow_each(tmp_path / "s", refused(tmp_path / "s", **given), **given)
+        assert not one & other
+        assert len(one | other) == sum(1 for path in (tmp_path / "s").rglob("*.*"))
+
+
+def test_scenes_without_names_do_not_compete_with_those_of_the_bands_asked_for(tmp_path):
+    save_raster(tmp_path / "s/a.tif", noise(2, 32, 32), names=["B4", "B8"])
+    save_raster(tmp_path / "s/b.tif", noise(4, 320, 32), photometric="minisblack")
+    built = build(tmp_path / "s", tmp_path / "out", tile_size=32, bands=["B8"])
+    assert (built.num_tiles, [path for path, _ in built.left_out]) == (1, [f"{tmp_path}/s/b.tif"])
+
+
+SPACENET = {"MUL": (8, 32), "MUL-PanSharpen": (8, 64), "PAN": (1, 64), "RGB-PanSharpen": (3, 64)}
+
+
+def test_each_product_of_spacenet_is_counted_and_can_be_built(tmp_path):
+    for number in range(1, 4):
+        for product, (count, side) in SPACENET.items():
+            path = tmp_path / f"s/{product}/{product}_AOI_2_img{number}.tif"
+            save_raster(path, noise(count, side, side, seed=number), photometric="minisblack")
+    message = refused(tmp_path / "s")
+    assert "holds 4 kinds of imagery" in message
+    assert "3 files (12 windows) of [8 without names] uint16 (MUL PanSharpen), e.g. MUL-PanSharpen/" in message
+    paths = follow_each(tmp_path / "s", message)
+    assert sorted(sorted({path.split("/")[0] for path in found}) for found in paths) == [[name] for name in SPACENET]
+    assert sum(map(len, paths)) == 12
+
+
+def test_bigearthnet_v2_holds_two_kinds_beside_its_reference_maps(tmp_path):
+    s1, s2 = "S1A_IW_GRDH_1SDV_20170613T165043_33UUP", "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
+    for number in ("26_57", "61_39"):
+        for band in ("VV", "VH"):
+            path = tmp_path / f"s/BigEarthNet-S1/{s1}_{number}/{s1}_{number}_{band}.tif"
+            save_raster(path, noise(1, 32, 32, "float32"))
+        for band, metres in (("B02", 10), ("B05", 20), ("B8A", 20), ("B01", 60)):
+            side = 320 // metres
+            path = tmp_path / f"s/BigEarthNet-S2/{s2}/{s2}_{number}/{s2}_{number}_{band}.tif"
+            save_raster(path, noise(1, side, side), metres=metres)
+        classes = np.random.default_rng(0).choice([111, 211, 312], (1, 32, 32)).astype(np.uint16)
+        save_raster(tmp_path / f"s/Reference_Maps/{s2}/{s2}_{number}/{s2}_{number}_reference_map.tif", classes)
+    message = refused(tmp_path / "s", max_nodata=1.0)
+    assert "holds 2 kinds of imagery" in message
+    radar, optical = sorted(follow_each(tmp_path / "s", message), key=min)
+    assert {path.split("/")[0] for path in radar} == {"BigEarthNet-S1"}
+    assert {path.split("/")[0] for path in optical} == {"BigEarthNet-S2"}
+    assert len(radar) == len(optical) == 2
+    built = build(tmp_path / "s", tmp_path / "radar", tile_size=32, only=["BigEarthNet-S*/**/*_V?.tif"])
+    assert (built.num_tiles, built.metadata.bands, built.metadata.sensor) == (2, ["vv", "vh"], "sentinel1")
 
 
 def test_scenes_of_different_days_are_one_kind(tmp_path):
     for day in ("20200101", "20200601"):
         save_raster(tmp_path / f"s/T18_{day}_SR.tif", noise(2, 32, 32), names=["B4", "B8"])
     assert build(tmp_path / "s", tmp_path / "out").num_tiles == 2
-
-
-def test_quick_looks_are_left_out_beside_imagery_only(tmp_path):
-    save_raster(tmp_path / "s/a.tif", noise(2, 32, 32), names=["B4", "B8"])
-    for name in ("a-ql.jpg", "a_thumb_large.jpg", "preview.png"):
-        save_picture(tmp_path / f"s/{name}", 32, 32)
-    built = build(tmp_path / "s", tmp_path / "out")
-    assert built.metadata.bands == ["B4", "B8"]
-    assert "left out, because they have names of quick-looks: 3 files, e.g. a-ql.jpg; " in "".join(built.notes)
-    (tmp_path / "s/a.tif").unlink()
-    assert build(tmp_path / "s", tmp_path / "looks").num_tiles == 3
-
-
-def test_a_label_raster_in_the_folder_of_the_scenes_is_no_scene(tmp_path):
-    save_raster(tmp_path / "s/a.tif", noise(2, 32, 32), names=["B4", "B8"])
-    save_raster(tmp_path / "s/worldcover.tif", np.full((1, 32, 32), 10, np.uint8))
-    built = build(tmp_path / "s", tmp_path / "out", label_raster=tmp_path / "s/worldcover.tif")
-    assert (built.tiles_per_class, built.left_out) == ({"10": 1}, [])
 
 
 def test_only_must_match_something(tmp_path):

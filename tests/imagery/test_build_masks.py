@@ -110,13 +110,13 @@ def test_values_that_look_like_undeclared_nodata_are_noted(tmp_path, dtype, numb
     save_raster(tmp_path / "a.tif", pixels, names=["x", "y"])
     built = build(tmp_path / "a.tif", tmp_path / "out", tile_size=32, max_cloud=1.0)
     assert built.notes == [
-        f"1.1% of y is {text} and counts as data, because no nodata number is declared; "
-        f"pass --nodata={text} if it marks no data"
+        f"1.1% of the pixels are {number:g}, which nothing declares as no data; if they hold none: "
+        f"--nodata={text} --overwrite"
     ]
     assert (
         build(tmp_path / "a.tif", tmp_path / "declared", nodata=float(number), max_cloud=1.0).metadata.nodata == number
     )
-    pixels[1, 0, 10] = 100  # 0.98 %
+    pixels[1, 0, 1:11] = 100  # 0.098 % are left
     save_raster(tmp_path / "few.tif", pixels, names=["x", "y"])
     assert build(tmp_path / "few.tif", tmp_path / "few", tile_size=32, max_cloud=1.0).notes == []
 

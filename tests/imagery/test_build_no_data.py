@@ -2,12 +2,24 @@
 
 import numpy as np
 import pytest
+import rasterio
+from PIL import Image
 from support.builds import build
-from support.geo_files import noise, rows_of, save_raster
+from support.geo_files import UTM, facts_of, noise, rows_of, save_raster
 
+from moco_accel.recipe.data_sections import Data
 from moco_accel.scenes.layouts import LOWEST_FLOAT as LOWEST
+from moco_accel.tiles.tiles import open_tiles
 
 NAMES = ["B4", "B8"]
+
+
+def in_place_and_built(folder, out, **options):
+    """Return the only tile of a folder as training reads it, and as the build stores it."""
+    tiles = open_tiles(str(folder), Data(), None)
+    build(folder, out, max_nodata=1, **options)
+    (row,) = rows_of(out)
+    return tiles[0].numpy(), row["image"]
 
 
 def with_border(number, dtype="uint16", seed=0):
@@ -135,3 +147,68 @@ def test_pixels_that_a_mask_hides_get_a_number(tmp_path):
     built = build(tmp_path / "a.tif", tmp_path / "out")
     assert (built.metadata.nodata, built.metadata.statistics.pixels) == (0, [31 * 32] * 2)
     assert not rows_of(tmp_path / "out")[0]["image"][:, 0].any()
+
+
+@pytest.mark.parametrize("crs", [UTM, None])
+@pytest.mark.parametrize("names", [["red", "green", "blue"], ["red", "green", "blue", "nir"], ["grey"]])
+def test_black_of_8_bits_is_no_data_where_all_bands_are_0(tmp_path, names, crs):
+    pixels = np.random.default_rng(0).integers(0, 256, (len(names), 32, 32)).astype(np.uint8)
+    pixels[:, :3] = 0
+    save_raster(tmp_path / "a.tif", pixels, crs, nodata=0)
+    built = build(tmp_path / "a.tif", tmp_path / "out", band_names=tuple(names))
+    (row,) = rows_of(tmp_path / "out")
+    assert np.array_equal(row["image"], pixels)
+    empty = int((pixels == 0).all(axis=0).sum())
+    assert empty >= 96
+    assert (built.metadata.nodata, built.metadata.statistics.pixels) == (0, [32 * 32 - empty] * len(names))
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
+@pytest.mark.parametrize("compress", ["none", "deflate"])
+def test_what_a_mask_hides_in_8_bits_is_0_in_place_and_built(tmp_path, bands, compress):
+    pixels = noise(bands, 32, 32, "uint8")
+    pixels[:, :8] = 77
+    shown = np.full((32, 32), 255, np.uint8)
+    shown[:8] = 0
+    names = ["red", "green", "blue", "nir"][:bands]
+    for nodata, inside in ((None, True), (0, True), (255, True), (None, False)):
+        folder = tmp_path / f"{nodata} {inside}"
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside):
+            save_raster(folder / "s/a.tif", pixels, mask=shown, nodata=nodata, names=names, compress=compress)
+        assert (folder / "s/a.tif.msk").exists() != inside
+        if inside:
+            found = in_place_and_built(folder / "s", folder / "out")
+        else:  # in place, files beside are refused
+            build(folder / "s", folder / "out", max_nodata=1)
+            found = [row["image"] for row in rows_of(folder / "out")]
+        for tile in found:
+            assert not tile[:, :8].any()
+            assert np.array_equal(tile[:, 8:], pixels[:, 8:])
+        assert facts_of(folder / "out")["statistics"]["pixels"] == [24 * 32] * bands
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_a_mask_beside_a_picture_is_used(tmp_path, suffix):
+    pixels = np.full((32, 32, 3), 77, np.uint8)
+    (tmp_path / "s").mkdir()
+    Image.fromarray(pixels).save(tmp_path / f"s/a.{suffix}")
+    shown = np.full((1, 32, 32), 255, np.uint8)
+    shown[:, :8] = 0
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):
+        save_raster(tmp_path / "masked.tif", shown, None, mask=shown[0])
+    (tmp_path / "masked.tif.msk").rename(tmp_path / f"s/a.{suffix}.msk")
+    build(tmp_path / "s", tmp_path / "out", max_nodata=1)
+    (row,) = rows_of(tmp_path / "out")
+    assert not row["image"][:, :8].any()
+    assert np.unique(row["image"][:, 8:]).tolist() == [77]
+
+
+def test_alpha_beside_a_number_for_no_data_hides_pixels(tmp_path):
+    """GDAL forgets the alpha then."""
+    pixels = noise(4, 32, 32, "uint8")
+    pixels[3] = 255
+    pixels[3, :8] = 0
+    save_raster(tmp_path / "s/a.tif", pixels, photometric="rgb", alpha="yes", nodata=0)
+    for tile in in_place_and_built(tmp_path / "s", tmp_path / "out"):
+        assert not tile[:, :8].any()
+        assert np.array_equal(tile[:, 8:], pixels[:3, 8:])

@@ -114,8 +114,8 @@ def test_column_names_are_printed_in_one_line(tmp_path: Path) -> None:
 
 def test_a_tar_header_of_terabytes_is_not_read(tmp_path: Path) -> None:
     source = all_sources()["sparse tar size 1099511627776 of x"](tmp_path / "t")
+    named = Source(str(source), "data.source")
     with pytest.raises(UserError, match="a header of 1099511627776 bytes"):
-        named = Source(str(source), "data.source")
         TarStore([source / "part.tar"], named, SplitChoice(named, None, False, print))
 
 

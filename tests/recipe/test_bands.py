@@ -10,6 +10,7 @@ from moco_accel.recipe.bands import (
     SENTINEL2,
     canonical_band,
     canonical_bands,
+    example_bands,
     format_bands,
     offer_bands,
     parse_bands,
@@ -80,4 +81,12 @@ def test_known_orders_have_their_number_of_bands_once_each() -> None:
             assert len(canonical_bands(names)) == len(set(names)) == count, data
             assert list(names) == canonical_bands(names)
             assert f"--band-names {','.join(names)} for {data}" in offer_bands(count)
-    assert offer_bands(5) == "e.g. --band-names B1,B2,B3,B4,B5"
+            as_field = f"data.stored_bands=[{', '.join(names)}] for {data}"
+            assert as_field in offer_bands(count, lambda x: f"data.stored_bands=[{', '.join(x)}]")
+    assert offer_bands(5) == "--band-names B1,B2,B3,B4,B5"
+    assert offer_bands(224) == "--band-names B1..B224"
+
+
+def test_examples_name_every_band_once() -> None:
+    for count in range(1, 40):
+        assert len(canonical_bands(parse_bands(example_bands(count), "--band-names"))) == count

@@ -226,3 +226,53 @@ def test_near_infrared_that_gdal_calls_alpha_is_a_band(tmp_path: Path) -> None:
     assert tiles[0].shape == (4, SIDE, SIDE)
     named = open_tiles(str(tmp_path / "src"), Data(stored_bands=["red", "green", "blue", "nir"]), 4)
     assert np.array_equal(named[2].numpy(), pixels)
+
+
+LANDSAT = "LC08_L2SP_014034_20200101_20200113_02_T1"
+BAND_FILES: dict[str, tuple[list[str], list[str]]] = {  # files in a folder, and its bands in the order of tiles
+    "polarisations": (["x_VV.tif", "x_VH.tif"], ["vv", "vh"]),
+    "Sentinel-1": (["s1a-iw-grd-vv-2020-01-001.tiff", "s1a-iw-grd-vh-2020-01-002.tiff"], ["vv", "vh"]),
+    "words": (["x_red.tif", "x_nir.tif", "x_green.tif"], ["green", "red", "nir"]),
+    "words of STAC": (["blue.tif", "rededge1.tif", "swir16.tif"], ["blue", "rededge1", "swir16"]),
+    "Landsat": ([f"{LANDSAT}_{name}.TIF" for name in ("SR_B4", "SR_B5", "ST_B10")], ["B4", "B5", "B10"]),
+    "Landsat of ESPA": (["LT05_sr_band3.tif", "LT05_sr_band4.tif"], ["B3", "B4"]),
+    "numbers": (["0_B8A_20m.tif", "0_B11_20m.tif", "0_B02_20m.tif"], ["B2", "B8A", "B11"]),
+    "numbers and words": (["x.B2.tif", "x.thermal.tif", "x.VV.tif"], ["vv", "B2", "thermal"]),
+    "resolutions": (["g/R10m/x_B02_10m.tif", "g/R20m/x_B8A_20m.tif"], ["B2", "B8A"]),
+}
+
+
+@pytest.mark.parametrize("what", BAND_FILES)
+def test_band_files_make_the_same_tile(tmp_path: Path, what: str) -> None:
+    names, bands = BAND_FILES[what]
+    pixels = [np.random.default_rng(n).integers(1, 9000, (1, SIDE, SIDE), dtype=np.uint16) for n in range(len(names))]
+    for name, array in zip(names, pixels, strict=True):
+        save_raster(tmp_path / "src" / name, array)
+    wanted = sorted(array.tobytes() for array in pixels)
+    for found, tile in (
+        in_place(tmp_path / "src", bands=bands, scaling="percentiles"),
+        built(tmp_path / "src", tmp_path / "out"),
+    ):
+        assert (found, tile.shape) == (bands, (len(bands), SIDE, SIDE))
+        assert sorted(band.tobytes() for band in tile) == wanted
+    assert np.array_equal(tile, in_place(tmp_path / "src", bands=bands, scaling="percentiles")[1])
+
+
+@pytest.mark.parametrize("names", [("a_red", "a_green"), ("a_B1", "a_B2"), ("a_nir", "b_nir")])
+def test_pictures_named_as_bands_are_tiles_of_their_own(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        save_raster(tmp_path / f"src/{name}.tif", RGB.transpose(2, 0, 1))
+    tiles = open_tiles(str(tmp_path / "src"), Data(), None)
+    build(tmp_path / "src", tmp_path / "out", tile_size=SIDE, max_nodata=1)
+    assert (len(tiles), tiles.bands) == (2, facts_of(tmp_path / "out")["bands"]) == (2, ["red", "green", "blue"])
+    for row in rows_of(tmp_path / "out"):
+        assert np.array_equal(row["image"], tiles[0].numpy())
+
+
+def test_quality_files_beside_bands_are_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(("x_B4", "x_B8", "x_QA_PIXEL")):
+        pixels = np.random.default_rng(number).integers(1, 9000, (1, SIDE, SIDE), dtype=np.uint16)
+        save_raster(tmp_path / f"src/{name}.tif", pixels)
+    names, tile = in_place(tmp_path / "src", bands=["B4", "B8"], scaling="percentiles")
+    assert "x_QA_PIXEL.tif" in capfd.readouterr().err
+    assert (names, tile.tolist()) == (["B4", "B8"], built(tmp_path / "src", tmp_path / "out")[1].tolist())

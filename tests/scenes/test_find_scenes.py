@@ -1,10 +1,11 @@
+import shlex
 from pathlib import Path
 
 import pytest
 
 from moco_accel.common.errors import UserError
 from moco_accel.recipe.bands import canonical_band
-from moco_accel.scenes.find_scenes import find_scenes
+from moco_accel.scenes.find_scenes import find_images, find_scenes
 
 BANDS_OF_S1 = (("vh", 2), ("vv", 1))
 
@@ -126,3 +127,90 @@ def test_polarisations_of_one_scene_are_stacked(tmp_path, names, name, sensor):
     assert scene.file_bands == (("hh", "hv") if sensor is None else ("vv", "vh"))
     assert [path.name for path in scene.files] == (names if sensor is None else names[::-1])
     assert (photo.sensor, photo.file_bands) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("names", "bands"),
+    [
+        (["x_nir.tif", "x_red.tif", "x_green.tif"], ("green", "red", "nir")),
+        (["a/blue.jp2", "a/rededge2.jp2", "a/swir16.jp2"], ("blue", "rededge2", "swir16")),
+        (["x_VV.tif", "x_B2.tif", "x_thermal.tif"], ("vv", "B2", "thermal")),
+        (["LC08_L2SP_T1_SR_B4.TIF", "LC08_L2SP_T1_ST_B10.TIF"], ("B4", "B10")),
+        (["LT05_T1_sr_band4.tif", "LT05_T1_sr_band5.tif"], ("B4", "B5")),
+        (["MYD021_B31.tif", "MYD021_B32.tif"], ("B31", "B32")),
+        (["x_VV_10m.tif", "x_VH_10m.tif"], ("vv", "vh")),
+    ],
+)
+def test_named_bands_of_one_scene_are_stacked(tmp_path, names, bands):
+    touch(tmp_path, *names)
+    (scene,) = find_scenes(tmp_path).scenes
+    assert scene.file_bands == bands
+    assert len(scene.files) == len(names)
+
+
+@pytest.mark.parametrize("names", [["B02.tif", "B03.tif"], ["R10m/B02_10m.jp2", "R20m/B8A_20m.jp2"]])
+def test_bands_that_share_no_name_are_named_after_the_first(tmp_path, names):
+    touch(tmp_path, *names)
+    (scene,) = find_scenes(tmp_path).scenes
+    assert (scene.name, len(scene.file_bands)) == (names[0], 2)
+
+
+def test_a_word_alone_is_no_band(tmp_path):
+    touch(tmp_path, "x_red.tif", "y_blue.tif", "z_red.png", "z_nir.tif", "w_red_10m.tif", "w_red_20m.tif")
+    scenes = find_scenes(tmp_path).scenes
+    assert len(scenes) == 6
+    assert {scene.file_bands for scene in scenes} == {()}
+
+
+def test_one_band_twice_is_refused(tmp_path):
+    touch(tmp_path, "x_B2.tif", "x_B02.tif")
+    with pytest.raises(UserError, match=r"^SRC=.*: x_B02.tif and x_B2.tif are both B2 of one scene; keep one$"):
+        find_scenes(tmp_path)
+
+
+def test_masks_of_sentinel_2_have_names_of_bands_and_are_none(tmp_path):
+    touch(
+        tmp_path, *(f"S/IMG_DATA/T_B{n}.jp2" for n in ("02", "03")), *(f"S/QI_DATA/MSK_B{n}.jp2" for n in ("02", "03"))
+    )
+    found = find_scenes(tmp_path)
+    assert [scene.name for scene in found.scenes] == ["S/IMG_DATA/T"]
+    assert [path.name for path in found.non_band_files] == ["MSK_B02.jp2", "MSK_B03.jp2"]
+
+
+@pytest.mark.parametrize(
+    ("only", "chosen"),
+    [
+        (["a.tif"], ["a.tif", "d/a.tif", "d/e/a.tif"]),
+        (["d/*.tif"], ["d/a.tif"]),
+        (["d/**/*.tif"], ["d/a.tif", "d/e/a.tif"]),
+        (["**/e/*"], ["d/e/a.tif", "d/e/b.png"]),
+        (["*.png", "d/a.*"], ["b.png", "d/a.tif", "d/e/b.png"]),
+        (["?.[p]ng"], ["b.png", "d/e/b.png"]),
+    ],
+)
+def test_only_takes_names_or_paths(tmp_path, only, chosen):
+    touch(tmp_path, "a.tif", "b.png", "d/a.tif", "d/e/a.tif", "d/e/b.png")
+    found = find_images(tmp_path, only=only)
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == chosen
+
+
+@pytest.mark.parametrize(
+    ("only", "offered"),
+    [
+        ("d", "'d/**/*'"),
+        ("d/", "'d/**/*'"),
+        ("e", "'**/e/**/*'"),
+        ("e/*.tif", "'**/e/*.tif'"),
+        ("*.jp2", "'*.tif'"),
+        ("{src}/d/*.tif", "'d/*.tif'"),
+    ],
+)
+def test_a_pattern_that_takes_nothing_comes_with_one_that_works(tmp_path, only, offered):
+    touch(tmp_path, "d/a.tif", "d/e/a.tif")
+    only = only.format(src=tmp_path)
+    with pytest.raises(UserError) as caught:
+        find_images(tmp_path, only=[only])
+    assert str(caught.value) == (
+        f"--only={only!r} matches none of the 2 images in {str(tmp_path)!r}, e.g. d/a.tif; --only {offered} works"
+    )
+    assert find_images(tmp_path, only=shlex.split(offered))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -27,9 +28,11 @@ from moco_accel.tiles.tiles import open_tiles
 rasterio = pytest.importorskip("rasterio")
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 SIDE = 16
-FOLDERS = ("", "a", "b/c", "images", "train/forest", "2020.01")
+FOLDERS = ("", "a", "b/c", "images", "train/forest", "2020.01", "train/sea", "test/sea")
 HIDDEN = (".ipynb_checkpoints", "a/.cache", "__MACOSX", "images/__MACOSX", "@eaDir")
 MASK_FOLDERS = ("masks", "labels", "a/mask", "annotations")
+COLOUR_FOLDERS = ("gts_x", "classes", "a/colours", "semantic/2020")
+GREY_FOLDERS = ("sar", "grey/1", "pan")
 SIDE_FILES = ("readme.txt", "a.json", "images/x.xml", "x.png.aux.xml", "t.csv", "Thumbs.db", "a/y.pgw", "LICENSE")
 QUICK, LONG = 60, 2000
 
@@ -40,6 +43,7 @@ class Tree:
 
     Attributes:
         expected: Number of times that each picture should be read, by its number.
+        of_split: The pictures and damaged files below train/ and test/.
         damaged: Files that look like pictures and are none.
         refusal: True if two kinds of imagery compete.
     """
@@ -47,9 +51,14 @@ class Tree:
     root: Path
     outside: Path
     expected: Counter[int] = field(default_factory=Counter)
+    of_split: dict[str, Counter[int]] = field(default_factory=dict)
     damaged: int = 0
     refusal: bool = False
     files: int = 0
+
+    @property
+    def has_splits(self) -> bool:
+        return len(self.of_split) > 1
 
     def next_path(self, folder: str, ending: str) -> Path:
         self.files += 1
@@ -74,6 +83,13 @@ def add_picture(tree: Tree, path: Path, read: bool = True) -> None:
     Image.fromarray(picture(tree.files)).save(path)
     if read:
         tree.expected[tree.files] += 1
+        count_split(tree, path, tree.files)
+
+
+def count_split(tree: Tree, path: Path, number: int) -> None:
+    top = path.relative_to(tree.root).parts[0] if tree.root in path.parents else ""
+    if top in ("train", "test"):
+        tree.of_split.setdefault(top, Counter())[number] += 1
 
 
 def add_pictures(tree: Tree, folder: str, count: int, ending: str) -> None:
@@ -93,6 +109,26 @@ def add_masks_beside(tree: Tree, folder: str, count: int) -> None:
         add_picture(tree, path)
         values = np.random.default_rng(tree.files).integers(0, 2, (SIDE, SIDE), dtype=np.uint8)
         Image.fromarray(values).save(path.with_name(f"{path.stem}_mask.png"))
+
+
+def add_colour_maps(tree: Tree, folder: str, count: int) -> None:
+    colours = np.array([[255, 0, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
+    for _ in range(count):
+        values = np.random.default_rng(tree.files).integers(0, 3, (SIDE, SIDE))
+        Image.fromarray(colours[values]).save(tree.next_path(folder, ".png"))
+
+
+def add_quick_looks(tree: Tree, folder: str, count: int) -> None:
+    for _ in range(count):
+        path = tree.next_path(folder, ".png")
+        add_picture(tree, path)
+        Image.fromarray(picture(0)[::2, ::2]).save(path.with_name(f"{path.stem}_thumb.png"))
+
+
+def add_grey(tree: Tree, folder: str, count: int) -> None:
+    for _ in range(count):
+        Image.fromarray(picture(tree.files)[..., 1]).save(tree.next_path(folder, ".png"))
+    tree.refusal = True
 
 
 def add_hidden(tree: Tree, folder: str, count: int) -> None:
@@ -130,7 +166,9 @@ def add_loop(tree: Tree, folder: str) -> None:
 
 
 def add_empty(tree: Tree, folder: str) -> None:
-    tree.next_path(folder, ".png").write_bytes(b"")
+    path = tree.next_path(folder, ".png")
+    path.write_bytes(b"")
+    count_split(tree, path, -1)
     tree.damaged += 1
 
 
@@ -147,18 +185,25 @@ def add_other_kind(tree: Tree, folder: str, count: int) -> None:
 
 COUNT = st.integers(1, 4)
 ENDINGS = st.sampled_from([".png", ".PNG", ".tif", ".tiff"])
-PARTS = st.one_of(
+PARTS_OF_ALL = (
     st.tuples(st.just(add_pictures), st.sampled_from(FOLDERS), COUNT, ENDINGS),
     st.tuples(st.just(add_masks), st.sampled_from(MASK_FOLDERS), COUNT),
     st.tuples(st.just(add_masks_beside), st.sampled_from(FOLDERS), COUNT),
+    st.tuples(st.just(add_colour_maps), st.sampled_from(COLOUR_FOLDERS), COUNT),
+    st.tuples(st.just(add_quick_looks), st.sampled_from(FOLDERS), COUNT),
     st.tuples(st.just(add_hidden), st.sampled_from(HIDDEN), COUNT),
     st.tuples(st.just(add_apple_double), st.sampled_from(FOLDERS), COUNT),
     st.tuples(st.just(add_side_file), st.sampled_from(SIDE_FILES)),
-    st.tuples(st.just(add_link), st.sampled_from(["link", "a", "z"]), COUNT),
-    st.tuples(st.just(add_loop), st.sampled_from(FOLDERS)),
     st.tuples(st.just(add_empty), st.sampled_from(FOLDERS)),
     st.tuples(st.just(add_other_kind), st.sampled_from(FOLDERS), COUNT),
+    st.tuples(st.just(add_grey), st.sampled_from(GREY_FOLDERS), COUNT),
 )
+LINKS = (
+    st.tuples(st.just(add_link), st.sampled_from(["link", "a", "z"]), COUNT),
+    st.tuples(st.just(add_loop), st.sampled_from(FOLDERS)),
+)
+PARTS = st.one_of(*PARTS_OF_ALL, *LINKS)
+TAR_TREES = st.lists(st.one_of(*PARTS_OF_ALL), max_size=5)
 TREES = st.lists(PARTS, max_size=5)
 
 
@@ -180,15 +225,25 @@ def refusal(do: Callable[[], object]) -> str | None:
     return None
 
 
-def check_folder_source(tree: Tree) -> None:
-    data = Data(source=str(tree.root))
-    refused = refusal(lambda: open_tiles(data.source, data, 3))
-    assert bool(refused) == tree.refusal, refused
-    if refused:
-        assert "\n" not in refused
-        event("refused")
+def check_source(tree: Tree, source: Path) -> None:
+    """Compare what a source yields with what is expected of the tree, without a split and with one."""
+    refused = refusal(lambda: open_tiles(str(source), Data(source=str(source)), 3))
+    assert bool(refused) == (tree.refusal or tree.has_splits), refused
+    if not refused:
+        assert read_all(str(source), None) == (tree.expected, tree.damaged)
         return
-    tiles = open_tiles(data.source, data, 3)
+    assert "\n" not in refused
+    event("refused")
+    if tree.has_splits and not tree.refusal:
+        assert "several splits" in refused
+        for split, expected in tree.of_split.items():
+            found, damaged = read_all(str(source), split)
+            assert (found, damaged) == (Counter({n: k for n, k in expected.items() if n >= 0}), expected[-1])
+
+
+def read_all(source: str, split: str | None) -> tuple[Counter[int], int]:
+    """Return how often each picture is read, and the number of damaged tiles."""
+    tiles = open_tiles(source, Data(source=source, split=split), 3)
     found: Counter[int] = Counter()
     damaged = 0
     for index in range(len(tiles)):
@@ -196,14 +251,13 @@ def check_folder_source(tree: Tree) -> None:
             found[number_of(tiles[index])] += 1
         except DamagedTile:
             damaged += 1
-    assert found == tree.expected
-    assert damaged == tree.damaged
+    return found, damaged
 
 
 def check_build(tree: Tree, out: Path) -> None:
     options = BuildOptions(tile_size=SIDE, max_cloud=1.0)
     refused = refusal(lambda: build_tiles(tree.root, out, options, 1, False, lambda *_: None))
-    assert bool(refused) == tree.refusal, refused
+    assert bool(refused) == (tree.refusal or tree.has_splits), refused
     if refused:
         assert "\n" not in refused
         return
@@ -211,12 +265,18 @@ def check_build(tree: Tree, out: Path) -> None:
     assert Counter(number_of(tiles[index]) for index in range(len(tiles))) == tree.expected
 
 
-def check_tree(parts, also_build: bool) -> None:
+def check_tree(parts, what: str) -> None:
+    """Check one tree as a folder, packed in a tar, or built."""
     with tempfile.TemporaryDirectory() as folder:
         tree = make_tree(Path(folder), parts)
-        check_folder_source(tree)
-        if also_build:
+        if what == "tar":
+            with tarfile.open(Path(folder) / "tiles.tar", "w") as file:
+                file.add(tree.root, ".")
+            check_source(tree, Path(folder) / "tiles.tar")
+        elif what == "build":
             check_build(tree, Path(folder) / "built")
+        else:
+            check_source(tree, tree.root)
 
 
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None, "derandomize": True}
@@ -225,20 +285,46 @@ COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "databas
 @settings(max_examples=QUICK, **COMMON)
 @given(TREES)
 def test_a_folder_yields_its_pictures_and_nothing_else(parts) -> None:
-    check_tree(parts, also_build=False)
+    check_tree(parts, "folder")
+
+
+@settings(max_examples=QUICK, **COMMON)
+@given(TAR_TREES)
+def test_a_tar_yields_its_pictures_and_nothing_else(parts) -> None:
+    check_tree(parts, "tar")
 
 
 @settings(max_examples=QUICK // 3, **COMMON)
 @given(TREES)
 def test_a_build_yields_the_pictures_of_a_folder_and_nothing_else(parts) -> None:
-    check_tree(parts, also_build=True)
+    check_tree(parts, "build")
+
+
+RANDOM = settings(max_examples=LONG, **COMMON | {"derandomize": False})
 
 
 @pytest.mark.slow
-@settings(max_examples=LONG, **COMMON | {"derandomize": False})
+@pytest.mark.timeout(1800)
+@RANDOM
 @given(TREES)
 def test_two_thousand_folders_yield_their_pictures_and_nothing_else(parts) -> None:
-    check_tree(parts, also_build=False)
+    check_tree(parts, "folder")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@RANDOM
+@given(TAR_TREES)
+def test_two_thousand_tars_yield_their_pictures_and_nothing_else(parts) -> None:
+    check_tree(parts, "tar")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@RANDOM
+@given(TREES)
+def test_two_thousand_builds_yield_the_pictures_and_nothing_else(parts) -> None:
+    check_tree(parts, "build")
 
 
 SPLITS = ("train", "test", "validation")

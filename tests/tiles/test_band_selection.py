@@ -1,5 +1,7 @@
 """Selection of bands by name, and errors that list stored and wanted bands."""
 
+import re
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -7,6 +9,7 @@ import torch
 from support.source_files import error_message, random_array, tiff, tiles_of, write_array_shards, write_file
 from support.tile_files import SENTINEL2, metadata_of, npy, write_tiles
 
+from moco_accel.recipe.bands import KNOWN_ORDERS
 from moco_accel.recipe.data_sections import Data
 from moco_accel.sources.tile_metadata import TileMetadata
 from moco_accel.tiles.tiles import open_tiles
@@ -59,13 +62,17 @@ def test_wrong_bands_are_refused_with_both_lists(tmp_path, monkeypatch):
     arrays = np.ones((2, 12, 9, 9), np.uint16)
     write_array_shards(arrays, tmp_path / "unnamed")
     level_2a = "B1, B2, B3, B4, B5, B6, B7, B8, B8A, B9, B11, B12"
+    orders = (
+        f"data.stored_bands=[{level_2a}] for Sentinel-2 level 2A, or "
+        "data.stored_bands=[B2, B3, B4, B8, B5, B6, B7, B8A, B11, B12, B1, B9] for TreeSatAI"
+    )
     assert error_message("unnamed", 12, scaling="reflectance") == (
         "data.bands=null, but the tiles in 'unnamed' have 12 bands, whose names are not stored; name all, in their "
-        f"order, and data.bands selects among them: data.stored_bands=[{level_2a}] if they are Sentinel-2's"
+        f"order, and data.bands selects among them: {orders}"
     )
     assert error_message("unnamed", 2, scaling="reflectance", bands=["B2", "B3"]) == (
         "data.bands=[B2, B3] selects bands of 'unnamed', whose names are not stored; name all 12, in their order: "
-        f"data.stored_bands=[{level_2a}] if they are Sentinel-2's"
+        f"{orders}"
     )
     works = tiles_of("unnamed", 12, scaling="reflectance", bands=level_2a.split(", "))
     assert works.bands == level_2a.split(", ")
@@ -145,7 +152,8 @@ def test_unnamed_bands_are_named_by_the_recipe_and_selected(tmp_path, monkeypatc
     )
     write_array_shards(arrays[:, :3], tmp_path / "three")
     assert error_message("three", 2).endswith(
-        "encoder.bands=3 works, or data.bands selects after all are named: data.stored_bands=[B1, B2, B3]"
+        "encoder.bands=3 works, or data.bands selects after all are named: data.stored_bands=[red, green, blue] for "
+        "true colour, or data.stored_bands=[nir, red, green] for infrared false colour"
     )
 
 
@@ -167,3 +175,15 @@ def test_stored_bands_of_the_recipe_show_the_band_axis_of_an_npy(tmp_path, bands
         write_file(tmp_path / f"{index}.npy", npy(array.transpose(1, 2, 0) if bands_last else array))
     tiles = tiles_of(tmp_path, 2, stored_bands=SENTINEL2, bands=["B12", "B2"], scaling="reflectance")
     assert np.array_equal(tiles[1].numpy(), arrays[1][[12, 1]])
+
+
+@pytest.mark.parametrize("count", [6, 7, 8, 9, 10, 11, 12, 13])
+def test_every_order_that_a_message_offers_works(tmp_path, count):
+    arrays = random_array((2, count, 16, 16))
+    write_array_shards(arrays, tmp_path / "t")
+    message = error_message(tmp_path / "t", count, scaling="percentiles")
+    offers = re.findall(r"data\.stored_bands=\[([^]]*)\] for ", message)
+    assert len(offers) == len(KNOWN_ORDERS[count]) == message.count(" for ")
+    for names in offers:
+        tiles = tiles_of(tmp_path / "t", count, stored_bands=names.split(", "), scaling="percentiles")
+        assert tiles.bands == names.split(", ")

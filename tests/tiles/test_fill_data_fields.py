@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -170,6 +174,56 @@ def test_noise_that_is_large_for_a_band_is_logged(tiles13: Path) -> None:
     )
     _, logged = fill(recipe)
     assert "augment.noise_std=0.01 is more than 25% of the standard deviation of B2; data.scaling=perc" in logged[1]
+
+
+def save_reflectance(folder: Path, highest: list[float], bands: int = 2, dtype: str = "float32") -> None:
+    """A tile for each of `highest`, with values from 0 to that; the first row holds a huge number."""
+    for number, high in enumerate(highest):
+        tile = np.random.default_rng(number).random((bands, 16, 16)) * high
+        tile[:, 0] = 1e20 if dtype == "float32" else 0
+        write_file(folder / f"{number:03d}.tif", tiff(tile.astype(dtype)))
+
+
+@pytest.mark.parametrize(
+    ("highest", "bands", "dtype", "counts"),
+    [
+        ([1.0] * 3 + [4000.0] * 5, 2, "float32", (3, 5)),
+        ([4000.0] * 19 + [1.5], 2, "float32", (1, 19)),  # 5 %
+        ([1.0] * 38 + [10_000.0] * 2, 2, "float64", (38, 2)),
+        ([4000.0] * 20 + [1.0], 2, "float32", None),  # less
+        ([1.0] * 8, 2, "float32", None),
+        ([4000.0] * 8, 2, "float32", None),
+        ([1.0] * 4 + [50.0] * 4, 2, "float32", None),  # one range that grows
+        ([0.0] * 4 + [4000.0] * 4, 2, "float32", None),  # black
+        ([1.0] * 4 + [4000.0] * 4, 1, "float32", None),  # lowland and mountains
+        ([1.0] * 4 + [4000.0] * 4, 2, "uint16", None),
+    ],
+)
+def test_two_units_in_one_source_are_logged(
+    tmp_path: Path, highest: list[float], bands: int, dtype: str, counts: tuple[int, int] | None
+) -> None:
+    save_reflectance(tmp_path / "t", highest, bands, dtype)
+    _, logged = fill(
+        recipe_for(tmp_path / "t", bands, scaling="percentiles", nodata=1e20 if dtype != "uint16" else None)
+    )
+    lines = [line for line in logged if "two units" in line]
+    assert len(lines) == (counts is not None)
+    if counts:
+        (line,), (few, many) = lines, counts
+        assert line.startswith(f"[yellow]data.source='{tmp_path / 't'}': {few} of {len(highest)} sampled tiles hold")
+        assert f", {many} from " in line
+
+
+def test_the_command_that_unifies_units_works(tmp_path: Path) -> None:
+    save_reflectance(tmp_path / "t", [1.0, 4000.0])
+    _, logged = fill(recipe_for(tmp_path / "t", 2, scaling="percentiles", nodata=1e20))
+    (command,) = [found[0] for line in logged if (found := re.search(r"rio convert \S+ \S+ IN OUT", line))]
+    source = tmp_path / "t/000.tif"
+    words = shlex.split(command.replace("IN", str(source)).replace("OUT", str(tmp_path / "out.tif")))
+    subprocess.run([str(Path(sys.executable).parent / words[0]), *words[1:]], check=True)
+    (tmp_path / "out.tif").replace(source)
+    _, logged = fill(recipe_for(tmp_path / "t", 2, scaling="percentiles"))
+    assert not [line for line in logged if "two units" in line]
 
 
 def test_8_bit_rgb_gets_imagenet_statistics_and_a_line(tiles_folder: Path) -> None:

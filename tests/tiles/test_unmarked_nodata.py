@@ -9,16 +9,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.builds import run_moco_data
+from support.builds import build, run_moco_data
+from support.geo_files import noise, save_raster
 from support.recipes import small_recipe
 from support.source_files import random_array, random_pixels, tiff, write_file
 
+from moco_accel.recipe.data_sections import Data
 from moco_accel.recipe.load import recipe_from_dict
 from moco_accel.recipe.overrides import apply_overrides
 from moco_accel.recipe.schema import Recipe
 from moco_accel.tiles.fill_data_fields import fill_data_fields
+from moco_accel.tiles.statistics import measure_statistics
+from moco_accel.tiles.tiles import open_tiles
 from moco_accel.training.loader import open_training_tiles
 from moco_accel.views.crops import scale_stored
+
+LOWEST = float(np.finfo(np.float32).min)
 
 
 def filled(source: Path, bands: int, *changes: str, **data: object) -> tuple[Recipe, list[str]]:
@@ -116,3 +122,41 @@ def test_a_few_black_pixels_are_not_printed(tmp_path: Path) -> None:
         pixels[0, :16] = 0
         Image.fromarray(pixels).save(tmp_path / f"t/{index}.png")
     assert filled(tmp_path / "t", 3)[1] == []
+
+
+FILLS = {
+    "float32": (LOWEST, -LOWEST, 1e20, 9.96921e36, 1.70141e38, -3.4e38, -1e32, -9999, -99999, -9999.9, -32768, -32767),
+    "int16": (-9999, -32768, -32767),
+    "uint16": (0, 65535),
+    "uint8": (0,),
+}
+
+
+@pytest.mark.parametrize(("dtype", "number"), [(dtype, number) for dtype, found in FILLS.items() for number in found])
+def test_the_build_and_inspect_name_the_same_fills_and_the_option_works(
+    tmp_path: Path, dtype: str, number: float
+) -> None:
+    pixels = noise(3, 32, 32, dtype)
+    pixels[:, 0] = number
+    save_raster(tmp_path / "s/a.tif", pixels)
+    built = build(tmp_path / "s", tmp_path / "out", band_names=("red", "green", "blue"), max_cloud=1)
+    (note,) = [note for note in built.notes if "nothing declares" in note]
+    assert re.match(r"3\.1% of the pixels are \S+( in all bands)?, which nothing declares as no data; if they", note)
+    in_place = measure_statistics(open_tiles(str(tmp_path / "s"), Data(), None))
+    (found,) = in_place.unmarked.items()
+    assert found == (float(np.dtype(dtype).type(number)), 1 / 32)
+    given = float(re.search(r"--nodata=(\S+)", note)[1])
+    again = build(tmp_path / "s", tmp_path / "again", band_names=("red", "green", "blue"), max_cloud=1, nodata=given)
+    assert (again.metadata.nodata, again.metadata.statistics.pixels) == (given, [31 * 32] * 3)
+    assert not [note for note in again.notes if "nothing declares" in note]
+
+
+def test_two_units_of_reflectance_are_noted(tmp_path: Path) -> None:
+    for number in range(6):
+        scale = 4000 if number < 4 else 1
+        pixels = np.random.default_rng(number).random((2, 32, 32), np.float32) * scale
+        save_raster(tmp_path / f"s/{number}.tif", pixels, names=["B4", "B8"])
+    lines = measure_statistics(open_tiles(str(tmp_path / "s"), Data(), None)).units.describe(str(tmp_path / "s"))
+    assert [note for note in build(tmp_path / "s", tmp_path / "out", overwrite=True).notes if "units" in note] == lines
+    assert "2 of 6 sampled tiles hold values from" in lines[0]
+    assert not [note for note in build(tmp_path / "s/0.tif", tmp_path / "one").notes if "two units" in note]

@@ -1,19 +1,27 @@
-"""Types that are no stored ones are cast, if all values fit, and each tile is checked; so are scale and offset tags."""
+"""Types that are no stored ones are cast, if all values fit; each tile is checked, as are scale tags and pages."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 from rasterio.transform import Affine
+from support.builds import build
+from support.geo_files import rows_of, save_raster
 from support.source_files import error_message, random_array, tiff, tiles_of, write_file, write_tar
 from support.tile_files import npy
 
+from moco_accel.images.decoding import image_facts
 from moco_accel.images.headers import DamagedTile
+from moco_accel.scenes.pixel_types import LossyCast, cast_pixels
 from moco_accel.sources.shard_writer import write_shards
+from moco_accel.tiles.stored_values import cast_values
 
 SIDE = 12
 
@@ -114,6 +122,49 @@ def scaled(folder: Path, name: str, scale: float, offset: float = 0.0) -> None:
         file.scales, file.offsets = (scale,), (offset,)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "is_kept"),
+    [
+        ("uint32", 1 << 25, True),  # float32 holds it
+        ("uint32", (1 << 24) + 1, False),  # it would be rounded
+        ("uint32", (1 << 32) - 1, False),
+        ("int32", -(1 << 31), True),
+        ("int32", (1 << 31) - 1, False),
+        ("int64", (1 << 62) + 1, False),
+        ("float64", 1e300, False),
+        ("float64", 0.1, True),  # rounding of floats is not seen
+    ],
+)
+def test_tiles_in_place_and_built_lose_the_same_values(tmp_path: Path, dtype: str, value: float, is_kept: bool) -> None:
+    for number in range(3):
+        tile = sample(dtype, seed=number)
+        tile[0, 0, 0] = 70_000  # tiles become float32
+        tile[0, 0, 1] = value if number == 2 else 0
+        save_raster(tmp_path / f"t/{number}.tif", tile, names=["x", "y"])
+    tiles = tiles_of(tmp_path / "t", 2, scaling="percentiles")
+    built = build(tmp_path / "t", tmp_path / "out")
+    assert built.metadata.dtype == "float32"
+    assert (built.num_tiles, sum(built.skipped.values())) == (2 + is_kept, 1 - is_kept)
+    if is_kept:
+        assert tiles[2][0, 0, 1].item() == np.float32(value)
+        assert rows_of(tmp_path / "out")[2]["image"][0, 0, 1] == np.float32(value)
+    else:
+        assert built.skipped == {"values that float32 cannot hold": 1}
+        with pytest.raises(DamagedTile, match=f"is {dtype} with values that float32 cannot hold"):
+            tiles[2]
+
+
+def test_numbers_do_not_wrap_there_and_back() -> None:
+    """As int16 the largest uint32 is -1, which is that uint32 again."""
+    for dtype in ("uint32", "uint64"):
+        pixels = np.array([[[np.iinfo(dtype).max, 5]]], dtype)
+        with pytest.raises(DamagedTile, match="values that int16 cannot hold"):
+            cast_values(pixels, "int16")
+        with pytest.raises(LossyCast):
+            cast_pixels(pixels, "int16", None)
+        assert cast_pixels(pixels, "int16", np.array([[False, True]]))[0, 0, 1] == 5
+
+
 def test_scale_tags_that_differ_are_refused(tmp_path: Path) -> None:
     scaled(tmp_path / "t", "a.tif", 1e-4)
     scaled(tmp_path / "t", "b.tif", 2.75e-5, -0.2)
@@ -148,3 +199,27 @@ def test_tags_in_a_tar_are_asked_too(tmp_path: Path) -> None:
     write_tar(tmp_path / "t/x.tar", [(f"{n}.tif", (tmp_path / f"{n}.tif").read_bytes()) for n in ("a", "b")])
     message = error_message(tmp_path / "t", 1, scaling="percentiles")
     assert "x.tar has no scale and offset, b in" in message
+
+
+def tiff_of(pages: list[tuple[np.ndarray, dict[str, Any]]], **options: Any) -> bytes:
+    """A TIFF of several directories, each with its tags."""
+    file = io.BytesIO()
+    first, *rest = [Image.fromarray(pixels) for pixels, _ in pages]
+    for image, (_, tags) in zip(rest, pages[1:], strict=True):
+        image.encoderinfo = {"tiffinfo": tags}
+    first.save(file, "TIFF", save_all=True, append_images=rest, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_pages_are_images_of_full_size(depth: type, big: bool) -> None:
+    whole, half = np.random.default_rng(0).integers(0, 255, (16, 16)).astype(depth), np.zeros((8, 8), depth)
+    kinds = {"overview": (half, {254: 1}), "mask": (whole, {254: 4}), "page": (whole, {254: 2}), "plain": (whole, {})}
+    kinds["unmarked overview"] = (half, {})
+    for names, count in (
+        ((), 1), (("page",), 2), (("plain", "page"), 3), (("overview",), 1), (("unmarked overview",), 1),
+        (("plain", "overview", "unmarked overview"), 2),
+    ):  # fmt: skip
+        raw = tiff_of([(whole, {}), *(kinds[name] for name in names)], big_tiff=big)
+        assert image_facts(raw).pages == count, names
