@@ -232,7 +232,8 @@ def _notes(layouts: Sequence[Layout], options: BuildOptions) -> Iterator[str]:
     if cast := [layout for layout in layouts if layout.stored_dtype]:
         yield (
             f"cast from {cast[0].stored_dtype}: {count_of(len(cast), 'scene')}, e.g. {cast[0].scene.name}, to "
-            f"{first.dtype}; windows with values that {first.dtype} cannot hold are skipped"
+            f"{first.dtype}; windows with values that {first.dtype} cannot hold are skipped "
+            "unless --nodata says that they mark no data"
         )
     if first.scales:
         tags = "; ".join(dict.fromkeys(f"scale {scale:g}, offset {offset:g}" for scale, offset in first.scales))

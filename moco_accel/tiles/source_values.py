@@ -99,6 +99,8 @@ def decide_values(
     own = _as_stored(own, dtype)
     _check_nodata(data.nodata, own, dtype, store)
     nodata = own if data.nodata is None else _as_stored(data.nodata, dtype)
+    if data.nodata is not None and stored in _WHOLE_TYPES and holds(stored, data.nodata):
+        nodata = data.nodata  # compared before the cast, which may round it
     rules = ValueRules(dtype, nodata, nodata != own, keep_alpha)
     return rules, lines + _nodata_lines(store, asked, rules, own)
 

@@ -114,5 +114,8 @@ def cast_values(pixels: Pixels, dtype: str) -> Pixels:
         return np.where(pixels, np.uint8(255), np.uint8(0))
     cast, lost = cast_with_loss(pixels, dtype)
     if lost.any():
-        raise DamagedTile(f"is {name} with values that {dtype} cannot hold, such as {pixels[lost][0]:g}")
+        value = pixels[lost][0]
+        raise DamagedTile(
+            f"is {name} with values that {dtype} cannot hold, such as {value}; if it marks no data, data.nodata={value}"
+        )
     return cast

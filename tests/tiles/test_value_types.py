@@ -223,3 +223,19 @@ def test_pages_are_images_of_full_size(depth: type, big: bool) -> None:
     ):  # fmt: skip
         raw = tiff_of([(whole, {}), *(kinds[name] for name in names)], big_tiff=big)
         assert image_facts(raw).pages == count, names
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"),
+    [("uint32", 4294967295), ("int32", 2147483647), ("int32", -2147483647), ("int32", -999_999_999)],
+)
+def test_an_unmarked_number_at_the_edge_of_a_type_can_be_named(tmp_path, dtype, number):
+    """The error names the number, and `data.nodata` is compared before the cast would round it."""
+    array = random_array((1, SIDE, SIDE)).astype(dtype)
+    array[0, 0, :5] = number
+    write_file(tmp_path / "0.tif", tiff(array, ["x"]))
+    with pytest.raises(DamagedTile, match=f"if it marks no data, data.nodata={number}"):
+        tiles_of(tmp_path, 1, scaling="percentiles")[0]
+    tile = tiles_of(tmp_path, 1, scaling="percentiles", nodata=float(number))[0]
+    assert tile.isnan().sum() == 5
+    assert np.array_equal(tile[0, 1:], array[0, 1:].astype(np.float32))
