@@ -92,7 +92,7 @@ class Images:
             return decode_image(raw, keep_alpha=False).pixels if len(raw) <= _MAX_DECODED_BYTES else None
         return None
 
-    def kinds(self) -> dict[str, ImageKind]:
+    def kinds(self, are_tiles: bool = True) -> dict[str, ImageKind]:
         """Return the kind of each image in a sample, spread evenly; those that cannot be read are left out."""
         found: dict[str, ImageKind] = {}
         read = 0
@@ -103,7 +103,7 @@ class Images:
                 raw = self.read(name)
                 read += len(raw)
                 found[name] = kind_of_facts(image_facts(raw)) or _kind_of_pixels(decode_image(raw).pixels)
-        return with_products(found)
+        return with_products(found, are_tiles)
 
     def _sample(self) -> list[str]:
         """Return up to 1,000 names, spread evenly, in an order whose beginning is spread evenly, too."""
@@ -113,13 +113,19 @@ class Images:
         return chosen
 
 
-def with_products(kinds: dict[str, ImageKind]) -> dict[str, ImageKind]:
-    """Return the kinds with the products that the names of images of each kind tell."""
+def with_products(kinds: dict[str, ImageKind], are_tiles: bool = True) -> dict[str, ImageKind]:
+    """Return the kinds with the products that the names of images of each kind tell.
+
+    Args:
+        are_tiles: Each image is a tile, and not a band of one.
+    """
     by_kind: dict[ImageKind, list[str]] = {}
     for name, kind in kinds.items():
         by_kind.setdefault(kind, []).append(name)
     products = {
-        name: product for names in by_kind.values() for name, product in zip(names, products_of(names), strict=True)
+        name: product
+        for kind, names in by_kind.items()
+        for name, product in zip(names, products_of(names, are_tiles and kind.bands == 1), strict=True)
     }
     return {name: replace(kind, product=products[name]) for name, kind in kinds.items()}
 

@@ -55,7 +55,9 @@ def sort_kinds(layouts: Sequence[Layout], windows: Sequence[int], by_product: bo
         groups.setdefault((*layout.key, layout.scales), []).append((layout, count))
     kinds = []
     for group in groups.values():
-        products = products_of([layout.scene.name for layout, _ in group]) if by_product else [""] * len(group)
+        of_one_band = len(group[0][0].bands) == 1 or group[0][0].unnamed == 1
+        names = [layout.scene.name for layout, _ in group]
+        products = products_of(names, of_one_band) if by_product else [""] * len(group)
         for product in dict.fromkeys(products):
             members = [member for member, own in zip(group, products, strict=True) if own == product]
             kinds.append(SceneKind([layout for layout, _ in members], sum(count for _, count in members), product))

@@ -44,14 +44,14 @@ class ImageChoice:
     is_selected: bool = False
     all_images: str | None = None
 
-    def choose(self, images: Images, has_band_names: bool = True) -> list[str]:
+    def choose(self, images: Images, are_tiles: bool = True) -> list[str]:
         """Return the names of the images that are tiles.
 
         Names tell masks and quick-looks, and the values of a sample tell label maps. `log` receives a line about those
         left out, about grey pictures beside colour, and about products that a glob takes together.
 
         Args:
-            has_band_names: Names of bands in the files must agree; files that are bands of one tile have one each.
+            are_tiles: Each image is a tile, and not a band of one, which has a name of its own.
 
         Raises:
             UserError: If kinds of images compete. The message has the count, an example and, where there is one, what
@@ -63,8 +63,8 @@ class ImageChoice:
         previews = [name for name in images.names if has_preview_name(name)]
         if len(previews) < len(images.names):
             images = self._leave_out(images, previews, "the names of quick-looks")
-        kinds = images.kinds()
-        if not has_band_names:
+        kinds = images.kinds(are_tiles)
+        if not are_tiles:
             kinds = {name: replace(kind, names=()) for name, kind in kinds.items()}
         if self.is_selected:
             kinds = self._join_products(kinds)

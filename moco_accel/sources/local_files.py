@@ -190,7 +190,7 @@ class _Finder:
         bands = find_band_files(folder, chosen)
         aside = {chosen[number] for number in (*bands.beside, *bands.coarser)} if bands else set()  # left out later
         images = images_below(folder, [name for name in chosen if name not in aside])
-        tiles = sorted([*choice.choose(images, has_band_names=bands is None), *aside])
+        tiles = sorted([*choice.choose(images, are_tiles=bands is None), *aside])
         if len(chosen) < len(names):  # classes are the folders below the split's
             tops = {folder_of_split(name) for name in tiles}
             if len(tops) == 1 and (top := tops.pop()):

@@ -95,6 +95,18 @@ def test_two_products_compete(tmp_path):
     assert [len(tiles_of(source, None)) for source in sources] == [4, 2]
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("red/x{}.tif", "nir/x{}.tif"), ("train_red/red_p{}.tif", "train_nir/nir_p{}.tif"), ("B04/{}.tif", "B08/{}.tif")],
+)
+def test_folders_of_one_band_each_compete(tmp_path, first, second):
+    write_images(tmp_path, first, WIDE[:, :1])
+    write_images(tmp_path, second, WIDE[:, 1:2])
+    message = error_message(tmp_path, None)
+    sources = re.findall(r"data\.source='([^']*)' works", message)
+    assert [len(tiles_of(source, None, scaling="percentiles")) for source in sources] == [4, 4]
+
+
 @pytest.mark.parametrize(("name", "form"), [("a.bmp", "BMP"), ("a.webp", "WEBP"), ("x/a.gif", "GIF")])
 def test_other_formats_are_printed(tmp_path, capfd, name, form):
     write_images(tmp_path, "{}.png")
