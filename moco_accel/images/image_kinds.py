@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,11 +12,13 @@ from pathlib import Path
 from moco_accel.common.pixels import Pixels
 from moco_accel.images.decoded import ImageFacts
 from moco_accel.images.decoding import decode_image, image_facts
+from moco_accel.images.gdal import looks_like_mask
 from moco_accel.images.headers import DamagedTile, read_file
+from moco_accel.images.kinds import image_kind
 from moco_accel.images.products import products_of
 from moco_accel.recipe.bands import RGB, canonical_band, format_bands
 
-_ASKED_FILES, _ASKED_BYTES = 1000, 1 << 29
+_ASKED_FILES, _ASKED_BYTES, _COMPARED_BYTES = 1000, 1 << 29, 1 << 28
 _MAX_DECODED_BYTES = 1 << 24  # of a file; larger ones are scenes, whose names are believed
 _READ_AS = {"float64": "float32", "float16": "float32"}
 
@@ -102,8 +105,25 @@ class Images:
             with suppress(DamagedTile, FileNotFoundError):
                 raw = self.read(name)
                 read += len(raw)
-                found[name] = kind_of_facts(image_facts(raw)) or _kind_of_pixels(decode_image(raw).pixels)
+                found[name] = _kind_of(raw)
         return with_products(found, are_tiles)
+
+    def copies(self) -> list[tuple[str, str]]:
+        """Return pairs of images of the same bytes, if there are few enough to read them all."""
+        if len(self.names) > _ASKED_FILES:
+            return []
+        first_of: dict[bytes, str] = {}
+        found, read = [], 0
+        for name in self.names:
+            with suppress(DamagedTile, FileNotFoundError):
+                raw = self.read(name)
+                read += len(raw)
+                first = first_of.setdefault(hashlib.sha256(raw).digest(), name)
+                if first != name and raw:
+                    found.append((first, name))
+            if read > _COMPARED_BYTES:
+                return []
+        return found
 
     def _sample(self) -> list[str]:
         """Return up to 1,000 names, spread evenly, in an order whose beginning is spread evenly, too."""
@@ -133,6 +153,17 @@ def with_products(kinds: dict[str, ImageKind], are_tiles: bool = True) -> dict[s
 def images_below(root: Path, names: Sequence[str]) -> Images:
     """Return the images in the files `names` below a folder."""
     return Images(names, lambda name: read_file(root / name))
+
+
+def _kind_of(raw: bytes) -> ImageKind:
+    facts = image_facts(raw)
+    kind = kind_of_facts(facts)
+    if kind is None:
+        return _kind_of_pixels(decode_image(raw).pixels)
+    if facts.has_alpha and facts.bands > 1 and image_kind(raw) == "tiff":  # GDAL calls a fourth band so, often infrared
+        last = decode_image(raw).pixels[-1]
+        return kind if looks_like_mask(last) else replace(kind, bands=facts.bands)
+    return kind
 
 
 def _kind_of_pixels(pixels: Pixels) -> ImageKind:

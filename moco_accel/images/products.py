@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from moco_accel.images.band_files import is_band_name
 
 _WORD = re.compile(
-    r"sr|boa|toa|toar|dn|rad|radiance|reflectance|visual|analytic|analyticms|pan|mul|ms|harmoni[sz]ed|udm2?"
+    r"sr|boa|toa|toar|dn|rad|radiance|reflectance|visual|analytic|analyticms|pan|mul|ms|harmoni[sz]ed|udm2?|(?:un)?masked"
     r"|pan-?sharp(?:en(?:ed|ing)?)?|psh?|(?:msi)?l[12][abc]|l[12](?:tp|gt|gs|sp|sr)|\d{1,4}(?:\.\d+)?m",
     re.I,
 )

@@ -21,6 +21,7 @@ from moco_accel.images.label_maps import (
 from moco_accel.sources.base import Source
 
 MIN_SHARE = 0.01  # of the files: fewer of another kind are damaged tiles, which a run counts
+MAX_COPIES = 0.05  # of the files: a few may be empty sea
 _MAX_NAMED = 5
 
 Log = Callable[[str], None]
@@ -74,6 +75,12 @@ class ImageChoice:
             images = self._leave_out(images, maps, "few values, which masks and label maps have,")
             kinds = {name: kind for name, kind in kinds.items() if name not in set(maps)}
         self.check_one_kind(kinds)
+        copies = images.copies()
+        if len(copies) > MAX_COPIES * len(images.names):
+            self.log(
+                f"{self.source}: {len(copies):,} of {len(images.names):,} images are copies of others, byte for byte, "
+                f"e.g. {copies[0][1]} of {copies[0][0]}"
+            )
         if have_few_values(list(kinds), images.pixels):
             self.log(f"{self.source}: its images have few values, as masks and label maps do, e.g. {min(kinds)}")
         return list(images.names)

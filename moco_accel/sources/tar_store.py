@@ -18,7 +18,7 @@ import numpy as np
 
 from moco_accel.common.console import print_note
 from moco_accel.common.errors import UserError
-from moco_accel.images.band_files import is_band_name
+from moco_accel.images.band_files import group_band_files, is_band_name
 from moco_accel.images.globs import find_globs
 from moco_accel.images.headers import MAX_ENCODED_BYTES, DamagedTile
 from moco_accel.images.image_kinds import Images
@@ -170,6 +170,7 @@ def _choose_tiles(
                 return shards
             images[by_place[places[0][1]]] = places[0]
     source = split_choice.source
+    _refuse_band_files(files, list(images), source)
 
     def read(name: str) -> bytes:
         shard, offset, size = images[name]
@@ -184,6 +185,23 @@ def _choose_tiles(
     ]
 
 
+def _refuse_band_files(files: Sequence[Path], names: Sequence[str], source: Source) -> None:
+    """Refuse members such as x_B02.tif: in a tar, only a dot before the band tells that they are one tile."""
+    bands = group_band_files(names)
+    if not bands.has_tiles_of_bands:
+        return
+    first = names[min(next(tile for tile in bands.tiles.values() if len(tile) > 1).values())]
+    raise UserError(
+        f"{source} holds one file per band, e.g. {first}, and a tar tells bands by a dot (x.B02.tif); they work "
+        f"unpacked: {_unpack(files[0])} and {source.field}={str(files[0].with_suffix(''))!r}"
+    )
+
+
+def _unpack(file: Path) -> str:
+    target = str(file.with_suffix(""))
+    return f"{shlex.join(['mkdir', '-p', target])} && {shlex.join(['tar', '-xf', str(file), '-C', target])}"
+
+
 def _offer_shards(folder: Path, source: Source, wanted: Sequence[str], others: Sequence[str]) -> str:
     """Offer the shards that hold all the wanted members and no others; else to unpack those."""
     shards = [sorted({name.split("/")[0] for name in names}) for names in (wanted, others)]
@@ -194,11 +212,7 @@ def _offer_shards(folder: Path, source: Source, wanted: Sequence[str], others: S
     if not found or len(shards[0]) > 1:
         return ""
     file = folder / shards[0][0]
-    target = file.with_suffix("")
-    unpack = (
-        shlex.join(["mkdir", "-p", str(target)]) + " && " + shlex.join(["tar", "-xf", str(file), "-C", str(target)])
-    )
-    return f"{unpack} and {source.field}={f'{target}/{found[0]}'!r}"
+    return f"{_unpack(file)} and {source.field}={str(file.with_suffix('')) + '/' + found[0]!r}"
 
 
 def _log_passed_over(members: Sequence[Sequence[TarMember]], shards: Sequence[dict[str, Tile]], source: Source) -> None:

@@ -87,9 +87,19 @@ def test_bands_in_another_order_compete(tmp_path, first, second):
     assert [len(tiles_of(source, None, scaling="percentiles")) for source in sources] == [6, 1]
 
 
-def test_two_products_compete(tmp_path):
-    write_images(tmp_path, "MUL/MUL_AOI_2_img{}.tif", WIDE)
-    write_images(tmp_path, "MUL-PanSharpen/MUL-PanSharpen_AOI_2_img{}.tif", WIDE, 2)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("MUL/MUL_AOI_2_img{}.tif", "MUL-PanSharpen/MUL-PanSharpen_AOI_2_img{}.tif"),
+        ("images/m_{}.tif", "images_masked/m_{}.tif"),
+        ("{}_L1C.tif", "{}_L2A.tif"),
+    ],
+)
+def test_two_products_compete(tmp_path, capfd, first, second):
+    write_images(tmp_path, first, WIDE)
+    write_images(tmp_path, second, WIDE, 2)
+    assert len(tiles_of(tmp_path / "**" / "*.tif", None)) == 6
+    assert "products of the same scenes are read together: " in capfd.readouterr().err
     message = error_message(tmp_path, None)
     sources = re.findall(r"data\.source='([^']*)' works", message)
     assert [len(tiles_of(source, None)) for source in sources] == [4, 2]
@@ -162,6 +172,27 @@ def test_further_pages_are_printed(tmp_path, capfd):
     printed = capfd.readouterr().err
     assert "only the first page of 1 of 5 sampled files is read" in printed
     assert "pages.tif (3)" in printed
+
+
+@pytest.mark.parametrize("copy", ["a - Copy/{}.png", "a/{} (1).png", "b/other{}.png"])
+def test_copies_of_images_are_printed(tmp_path, capfd, copy):
+    write_images(tmp_path, "a/{}.png")
+    write_images(tmp_path, copy)
+    assert len(tiles_of(tmp_path)) == 8
+    assert "4 of 8 images are copies of others, byte for byte, e.g. " in capfd.readouterr().err
+
+
+def test_a_fourth_band_that_is_called_alpha_competes_with_colour(tmp_path):
+    """GDAL calls the near infrared of four 8-bit bands alpha; a mask in its place makes no other kind."""
+    infrared = random_array((8, 4, 24, 24), "uint8")
+    write_images(tmp_path / "two", "rgb/{}.tif", infrared[:, :3])
+    write_images(tmp_path / "two", "nir_rgb/{}.tif", infrared, photometric="RGB", alpha="YES")
+    sources = re.findall(r"data\.source='([^']*)' works", error_message(tmp_path / "two", None))
+    assert [tiles_of(source, None, scaling="percentiles")[0].shape[0] for source in sources] == [4, 3]
+    infrared[:, 3] = 255
+    write_images(tmp_path / "one", "rgb/{}.tif", infrared[:, :3])
+    write_images(tmp_path / "one", "rgba/x{}.tif", infrared, photometric="RGB", alpha="YES")
+    assert len(tiles_of(tmp_path / "one")) == 8
 
 
 @pytest.mark.parametrize(

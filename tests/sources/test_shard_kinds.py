@@ -101,6 +101,21 @@ def test_kinds_in_tars_compete(tmp_path, first, second):
     assert [len(tiles_of(source, None, scaling="percentiles")) for source in found] == [4, 2]
 
 
+@pytest.mark.parametrize(
+    "names", [("a_B02.tif", "a_B03.tif"), ("x_VV.tif", "x_VH.tif"), ("s/p_red.tif", "s/p_nir.tif")]
+)
+def test_files_of_one_band_in_a_tar_are_to_be_unpacked(tmp_path, names):
+    write_tar(tmp_path / "t.tar", [(name, tiff(WIDE[0, :1])) for name in names])
+    message = error_message(tmp_path / "t.tar", None)
+    command, source = re.search(r"unpacked: (mkdir .*) and data\.source='(.*)'$", message).groups()
+    subprocess.run(command, shell=True, check=True)
+    assert len(tiles_of(source, 2, bands=[re.split(r"[_.]", name)[1] for name in names], scaling="percentiles")) == 1
+    dotted = [(name.replace("_", "."), tiff(WIDE[0, :1])) for name in names]
+    write_tar(tmp_path / "dots.tar", dotted)
+    bands = [re.split(r"[_.]", name)[1] for name in names]
+    assert len(tiles_of(tmp_path / "dots.tar", 2, bands=bands, scaling="percentiles")) == 1
+
+
 def write_rows(path, files, named=False):
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"bytes": raw, "path": name if named else None} for name, raw in files]
