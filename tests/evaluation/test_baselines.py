@@ -133,7 +133,7 @@ def test_labels_that_do_not_fit_are_refused(labelled_run):
 
 
 def test_labelled_tiles_are_read_from_the_column_of_the_run_or_the_only_one(tmp_path):
-    two = datasets.Features({name: datasets.Array3D((3, 8, 8), "uint8") for name in ("image", "mask")})
+    two = datasets.Features({name: datasets.Array3D((3, 8, 8), "uint8") for name in ("image", "night")})
     one = datasets.Features({"photo": datasets.Array3D((3, 8, 8), "uint8")})
     for features, folder in ((two, "two"), (one, "one")):
         features["label"] = datasets.ClassLabel(names=CLASSES)
@@ -145,9 +145,9 @@ def test_labelled_tiles_are_read_from_the_column_of_the_run_or_the_only_one(tmp_
         sources = {f"{side}_source": str(tmp_path / folder / side) for side in ("train", "test")}
         return open_labelled_tiles(make_recipe(evaluation=sources, data={"image_column": column})).sources[1]
 
-    assert opened("mask", "two").image_column == "mask"
+    assert opened("night", "two").image_column == "night"
     assert opened("image", "one").image_column == "photo"
-    with pytest.raises(UserError, match=r"has several image columns \(image, mask\)"):
+    with pytest.raises(UserError, match=r"has several image columns \(image, night\)"):
         opened("photo", "two")
     with pytest.raises(UserError, match=r"^data.image_column='label' of .* is ClassLabel"):
         opened("label", "one")  # although another column works
