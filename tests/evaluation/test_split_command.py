@@ -4,6 +4,7 @@ import json
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -154,8 +155,8 @@ def test_spatial_blocks_from_end_to_end_are_deterministic(run, labelled):
 def test_warnings_of_a_random_split_and_of_duplicates(run, labelled, tmp_path):
     (tmp_path / "twice").mkdir()
     shards = sorted((labelled / "bare").glob("*.parquet"))
-    for copy in range(2):
-        (tmp_path / "twice" / f"{copy}.parquet").write_bytes(shards[0].read_bytes())
+    for compression in ("none", "snappy"):  # a copy of the file would be left out
+        pq.write_table(pq.read_table(shards[0]), tmp_path / "twice" / f"{compression}.parquet", compression=compression)
     arguments = ["--data", str(tmp_path / "twice"), "--split", "random", "--probe", "none", "--seeds", "1", "--json"]
     result = CliRunner().invoke(app, [run, *arguments])
     assert result.exit_code == 0, result.stderr
