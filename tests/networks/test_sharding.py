@@ -70,6 +70,7 @@ def test_sharded_features_equal_replicated_ones() -> None:
     assert found["loss_after"] == pytest.approx(found["replicated_loss_after"], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_sharded_run_resumes_replicated(tiles_folder: Path, tmp_path: Path) -> None:
     """Train on two sharded ranks with evaluation, resume on one; the end is that of a run on one rank."""
     recipe = small_recipe(

@@ -86,13 +86,14 @@ def test_result_depends_only_on_recipe_and_data(recipe_file: Path, tmp_path: Pat
         assert worst < 1e-5, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param(["moco.queue_size=24"], marks=pytest.mark.slow),
+        ["moco.queue_size=24"],
         ["optimizer.name=adamw_8bit"],
         # weights and optimizer state of a ResNet are channels_last
-        pytest.param(["encoder.name=resnet10", "encoder.freeze_patch_projection=false"], marks=pytest.mark.slow),
+        ["encoder.name=resnet10", "encoder.freeze_patch_projection=false"],
     ],
     ids=["vit queue", "8-bit", "resnet"],
 )
