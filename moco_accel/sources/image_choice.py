@@ -92,10 +92,9 @@ class ImageChoice:
         first = min(names)
         group = next(group for group in group_by_name(names).values() if first in group)
         offered = self.offer(group, left.names)
-        self.log(
-            f"{self.source}: {count_images(len(names))} with {with_what} are left out, e.g. {first}"
-            + (f"; {offered} reads such" if offered else "")
-        )
+        verb = "is" if len(names) == 1 else "are"
+        reads = f"; {offered} reads such" if offered else ""
+        self.log(f"{self.source}: {count_images(len(names))} with {with_what} {verb} left out, e.g. {first}{reads}")
         return left
 
     def _join_products(self, kinds: dict[str, ImageKind]) -> dict[str, ImageKind]:

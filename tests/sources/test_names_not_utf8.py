@@ -23,7 +23,7 @@ def test_files_and_folders(tmp_path, capfd):
         write_file(folder / os.fsdecode(b"c\xe9" if number else b"a") / f"{number}{NAME}", encode_image(array))
     write_file(folder / "masks" / NAME, encode_image(ARRAYS[0, :, :, 0]))
     tiles = tiles_of(folder)
-    assert "1 image with the names of masks are left out, e.g. masks/zz" in capfd.readouterr().err
+    assert "1 image with the names of masks is left out, e.g. masks/zz" in capfd.readouterr().err
     assert tiles.labels("label") == ([0, 1, 1], ["a", "c\udce9"])
     assert np.array_equal(tiles[2].numpy(), ARRAYS[2].transpose(2, 0, 1))
     assert len(tiles.digest) == 16
