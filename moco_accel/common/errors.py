@@ -27,6 +27,11 @@ def short_repr(value: object, limit: int = MAX_NAME_CHARACTERS) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def count_of(number: int, what: str) -> str:
+    """Return `1 file`, or `1,200 files`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def error_reason(error: BaseException, limit: int = 500) -> str:
     """Return an error's message in one line of at most `limit` characters; its type if it has no message."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

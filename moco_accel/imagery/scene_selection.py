@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from moco_accel.common.errors import UserError
+from moco_accel.common.errors import UserError, count_of
 from moco_accel.imagery.options import BuildOptions
 from moco_accel.imagery.windows import scene_windows, window_notes
 from moco_accel.imagery.workers import map_in_order
@@ -21,7 +21,6 @@ from moco_accel.scenes.clouds import OFFSET_BASELINE, cloud_rule
 from moco_accel.scenes.competing_kinds import (
     check_one_kind,
     check_one_split,
-    count_of,
     files_of,
     sort_kinds,
     unify_types,

@@ -18,9 +18,9 @@ from moco_accel.images.kinds import image_kind
 from moco_accel.images.products import products_of
 from moco_accel.recipe.bands import RGB, canonical_band, format_bands
 
-_ASKED_FILES, _ASKED_BYTES, _COMPARED_BYTES = 1000, 1 << 29, 1 << 28
+_ASKED_FILES, _ASKED_BYTES = 1000, 1 << 29
 _MAX_DECODED_BYTES = 1 << 24  # of a file; larger ones are scenes, whose names are believed
-_READ_AS = {"float64": "float32", "float16": "float32"}
+_READ_AS = {"bool": "uint8", "float64": "float32", "float16": "float32"}
 
 
 @dataclass(frozen=True)
@@ -39,37 +39,49 @@ class ImageKind:
     names: tuple[str, ...] = ()
     product: str = ""
 
-    @property
-    def is_grey(self) -> bool:
-        """Whether it is a picture of 8 bits without colour."""
-        return self == ImageKind(1, "uint8")
-
-    @property
-    def is_colour(self) -> bool:
-        """Whether it is a picture of 8 bits in red, green and blue."""
-        return self == ImageKind(3, "uint8")
-
     def has_other_names(self, other: ImageKind) -> bool:
         """Check whether only the names of the bands differ, which no reader of a tile would notice."""
         return (self.bands, self.dtype) == (other.bands, other.dtype) and self.names != other.names
 
     def __str__(self) -> str:
+        if self in (GREY, COLOUR):
+            return f"8-bit {'grey' if self == GREY else 'colour'}"
         product = f" ({self.product})" if self.product else ""
-        if self.is_grey or self.is_colour:
-            return f"8-bit {'grey' if self.is_grey else 'colour'}{product}"
         names = f" [{format_bands(self.names)}]" if self.names else ""
         return f"{self.bands} band{'s' * (self.bands > 1)}{names} of {self.dtype}{product}"
+
+
+GREY, COLOUR = ImageKind(1, "uint8"), ImageKind(3, "uint8")  # pictures of 8 bits
 
 
 def kind_of_facts(facts: ImageFacts) -> ImageKind | None:
     """Return the kind that an image's header tells; None if it does not tell the number of bands."""
     if not facts.bands or not facts.dtype:
         return None
-    bands, dtype = facts.bands - facts.has_alpha, "uint8" if facts.dtype == "bool" else facts.dtype
+    bands, dtype = facts.bands - facts.has_alpha, _READ_AS.get(facts.dtype, facts.dtype)
     names = tuple(map(canonical_band, facts.band_names[:bands]))
     if dtype == "uint8" and names in (RGB, ("grey",)):
         names = ()
-    return ImageKind(bands, _READ_AS.get(dtype, dtype), names)
+    return ImageKind(bands, dtype, names)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was found in a sample of images, by name.
+
+    Attributes:
+        digests: Digest of each file's bytes; empty unless all images were read.
+    """
+
+    kinds: dict[str, ImageKind]
+    digests: dict[str, bytes]
+
+    def copies_among(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """Return pairs of images of the same bytes, the first of `names` and another."""
+        first_of: dict[bytes, str] = {}
+        known = [name for name in names if name in self.digests]
+        pairs = ((first_of.setdefault(self.digests[name], name), name) for name in known)
+        return [(first, name) for first, name in pairs if first != name]
 
 
 @dataclass(frozen=True)
@@ -95,35 +107,26 @@ class Images:
             return decode_image(raw, keep_alpha=False).pixels if len(raw) <= _MAX_DECODED_BYTES else None
         return None
 
-    def kinds(self, are_tiles: bool = True) -> dict[str, ImageKind]:
-        """Return the kind of each image in a sample, spread evenly; those that cannot be read are left out."""
+    def look(self, are_tiles: bool = True) -> Sample:
+        """Read up to 1,000 images, spread evenly; those that cannot be read have no kind.
+
+        Args:
+            are_tiles: Each image is a tile, and not a band of one.
+        """
         found: dict[str, ImageKind] = {}
-        read = 0
+        digests: dict[str, bytes] = {}
+        is_whole, read = len(self.names) <= _ASKED_FILES, 0
         for name in self._sample():
             if read > _ASKED_BYTES:
+                is_whole = False
                 break
             with suppress(DamagedTile, FileNotFoundError):
                 raw = self.read(name)
                 read += len(raw)
+                if is_whole and raw:
+                    digests[name] = hashlib.sha256(raw).digest()
                 found[name] = _kind_of(raw)
-        return with_products(found, are_tiles)
-
-    def copies(self) -> list[tuple[str, str]]:
-        """Return pairs of images of the same bytes, if there are few enough to read them all."""
-        if len(self.names) > _ASKED_FILES:
-            return []
-        first_of: dict[bytes, str] = {}
-        found, read = [], 0
-        for name in self.names:
-            with suppress(DamagedTile, FileNotFoundError):
-                raw = self.read(name)
-                read += len(raw)
-                first = first_of.setdefault(hashlib.sha256(raw).digest(), name)
-                if first != name and raw:
-                    found.append((first, name))
-            if read > _COMPARED_BYTES:
-                return []
-        return found
+        return Sample(with_products(found, are_tiles), digests if is_whole else {})
 
     def _sample(self) -> list[str]:
         """Return up to 1,000 names, spread evenly, in an order whose beginning is spread evenly, too."""
@@ -159,13 +162,9 @@ def _kind_of(raw: bytes) -> ImageKind:
     facts = image_facts(raw)
     kind = kind_of_facts(facts)
     if kind is None:
-        return _kind_of_pixels(decode_image(raw).pixels)
+        pixels = decode_image(raw).pixels
+        return ImageKind(len(pixels), _READ_AS.get(pixels.dtype.name, pixels.dtype.name))
     if facts.has_alpha and facts.bands > 1 and image_kind(raw) == "tiff":  # GDAL calls a fourth band so, often infrared
         last = decode_image(raw).pixels[-1]
         return kind if looks_like_mask(last) else replace(kind, bands=facts.bands)
     return kind
-
-
-def _kind_of_pixels(pixels: Pixels) -> ImageKind:
-    dtype = "uint8" if pixels.dtype.name == "bool" else pixels.dtype.name
-    return ImageKind(len(pixels), _READ_AS.get(dtype, dtype))

@@ -40,7 +40,6 @@ KNOWN_ORDERS: dict[int, list[tuple[str, tuple[str, ...]]]] = {
 }
 _MAX_LISTED = 16  # names in a message
 _MAX_RANGE = 1024
-NUMBERED_BAND = re.compile(r"B\d+A?")  # a canonical name
 
 _NUMBERED = re.compile(r"(?:(?:SR|ST)_)?B(?:AND)?[ _-]?0*(\d+)(A?)(_VCID_[12])?")  # Landsat 7 stores B6 in two gains
 _SYNONYMS = {"r": "red", "g": "green", "b": "blue", "grey": "grey", "gray": "grey", "near infrared": "nir"}

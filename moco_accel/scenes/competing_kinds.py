@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moco_accel.common.errors import UserError
+from moco_accel.common.errors import UserError, count_of
 from moco_accel.images.globs import any_matcher, find_globs
 from moco_accel.images.products import products_of
 from moco_accel.images.splits import find_splits
@@ -86,11 +86,6 @@ def check_one_kind(source: Path, kinds: Sequence[SceneKind], excluded: Sequence[
 def _count(kind: SceneKind) -> str:
     files = sum(len(layout.scene.files) for layout in kind.layouts)
     return f"{count_of(files, 'file')} ({count_of(kind.windows, 'window')})"
-
-
-def count_of(number: int, what: str) -> str:
-    """Return `1 file`, or `1,200 files`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _option(source: Path, kind: SceneKind, kinds: Sequence[SceneKind], excluded: Sequence[str]) -> str:

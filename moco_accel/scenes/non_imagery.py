@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from moco_accel.common.errors import count_of
 from moco_accel.common.pixels import Pixels
 from moco_accel.images import label_maps
 from moco_accel.images.image_kinds import images_below
 from moco_accel.recipe.bands import example_bands
-from moco_accel.scenes.competing_kinds import count_of, files_of, only_option
+from moco_accel.scenes.competing_kinds import files_of, only_option
 from moco_accel.scenes.find_scenes import Scene
 from moco_accel.scenes.image_files import UnreadableImage
 from moco_accel.scenes.layouts import Layout

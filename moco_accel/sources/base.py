@@ -76,9 +76,14 @@ class Store(Protocol):
 
     def location(self, index: int) -> str:
         """Return the file and the row in it, for messages."""
+        shard, row = self.place(index)
+        return f"row {row} of {self.paths[shard]}"
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Return the number of the shard that holds a row, and the row's number in it."""
         ends = list(accumulate(self.shard_sizes))
         shard = bisect_right(ends, index)
-        return f"row {index - ends[shard] + self.shard_sizes[shard]} of {self.paths[shard]}"
+        return shard, index - ends[shard] + self.shard_sizes[shard]
 
     def files(self) -> list[Path]:
         """Return the files that hold the tiles; none for a source that is not on this machine."""

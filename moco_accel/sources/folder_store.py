@@ -12,14 +12,14 @@ import datasets
 import numpy as np
 
 from moco_accel.common.console import print_note
-from moco_accel.common.errors import UserError
+from moco_accel.common.errors import UserError, count_of
 from moco_accel.images.band_files import BandFiles, Tile, band_order, group_band_files
 from moco_accel.images.globs import any_matcher
 from moco_accel.images.headers import read_file
 from moco_accel.images.image_kinds import images_below
 from moco_accel.recipe.bands import format_bands
 from moco_accel.sources.base import PackedNames, Source, Store, checksum, read_folder_metadata
-from moco_accel.sources.image_choice import MIN_SHARE, count_images, offer_glob
+from moco_accel.sources.image_choice import MIN_SHARE, offer_glob
 
 _SAMPLED_SIZES = 1000
 _TRIED_TILES = 20  # to find a file that can be read
@@ -114,7 +114,7 @@ def _hold_bands(root: Path, names: Sequence[str], found: BandFiles) -> bool:
     tiles = found.tiles.values()
     firsts = [min(bands.values()) for bands in tiles if len(bands) > 1] or [min(bands.values()) for bands in tiles]
     for number in firsts[:_TRIED_TILES]:
-        for kind in images_below(root, [names[number]]).kinds().values():
+        for kind in images_below(root, [names[number]]).look().kinds.values():
             return kind.bands == 1
     return True
 
@@ -133,14 +133,14 @@ def _check_band_files(root: Path, names: Sequence[str], found: BandFiles, source
         others = [names[number] for number in found.others]
         offered = _offer(root, source, of_bands, others)
         raise UserError(
-            f"{source} mixes band files such as {of_bands[0]} with {count_images(len(others))} of no single band, "
+            f"{source} mixes band files such as {of_bands[0]} with {count_of(len(others), 'image')} of no single band, "
             f"e.g. {others[0]}; {f'{offered} leaves them out' if offered else _MOVE}"
         )
     _check_one_kind(root, names, found, source)
     coarser = "of a band that is there with smaller pixels"
     for left, what in ((found.beside, "beside band files, which are no bands,"), (found.coarser, coarser)):
         if left:
-            print_note(f"{source}: {count_images(len(left))} {what} are left out, e.g. {names[left[0]]}")
+            print_note(f"{source}: {count_of(len(left), 'image')} {what} are left out, e.g. {names[left[0]]}")
 
 
 def _check_one_kind(root: Path, names: Sequence[str], found: BandFiles, source: Source) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moco_accel.common.errors import UserError
+from moco_accel.common.errors import UserError, count_of
 from moco_accel.images.globs import find_globs
-from moco_accel.images.image_kinds import ImageKind, Images
+from moco_accel.images.image_kinds import COLOUR, GREY, ImageKind, Images
 from moco_accel.images.label_maps import (
     confirm_masks,
     find_label_maps,
@@ -21,7 +21,7 @@ from moco_accel.images.label_maps import (
 from moco_accel.sources.base import Source
 
 MIN_SHARE = 0.01  # of the files: fewer of another kind are damaged tiles, which a run counts
-MAX_COPIES = 0.05  # of the files: a few may be empty sea
+_MAX_COPIES = 0.05  # of the files: a few may be empty sea
 _MAX_NAMED = 5
 
 Log = Callable[[str], None]
@@ -64,19 +64,19 @@ class ImageChoice:
         previews = [name for name in images.names if has_preview_name(name)]
         if len(previews) < len(images.names):
             images = self._leave_out(images, previews, "the names of quick-looks")
-        kinds = images.kinds(are_tiles)
+        sample = images.look(are_tiles)
+        kinds = sample.kinds
         if not are_tiles:
             kinds = {name: replace(kind, names=()) for name, kind in kinds.items()}
         if self.is_selected:
             kinds = self._join_products(kinds)
-        labels = find_label_maps(list(kinds), kinds.__getitem__, images.pixels)
-        if labels:
-            maps = _spread(labels, [name for name in kinds if name not in set(labels)], images.names)
+        if labels := set(find_label_maps(list(kinds), kinds.__getitem__, images.pixels)):
+            maps = _spread(labels, kinds.keys() - labels, images.names)
             images = self._leave_out(images, maps, "few values, which masks and label maps have,")
-            kinds = {name: kind for name, kind in kinds.items() if name not in set(maps)}
+            kinds = {name: kind for name, kind in kinds.items() if name not in labels}
         self.check_one_kind(kinds)
-        copies = images.copies()
-        if len(copies) > MAX_COPIES * len(images.names):
+        copies = sample.copies_among(images.names)
+        if len(copies) > _MAX_COPIES * len(images.names):
             self.log(
                 f"{self.source}: {len(copies):,} of {len(images.names):,} images are copies of others, byte for byte, "
                 f"e.g. {copies[0][1]} of {copies[0][0]}"
@@ -94,7 +94,9 @@ class ImageChoice:
         offered = self.offer(group, left.names)
         verb = "is" if len(names) == 1 else "are"
         reads = f"; {offered} reads such" if offered else ""
-        self.log(f"{self.source}: {count_images(len(names))} with {with_what} {verb} left out, e.g. {first}{reads}")
+        self.log(
+            f"{self.source}: {count_of(len(names), 'image')} with {with_what} {verb} left out, e.g. {first}{reads}"
+        )
         return left
 
     def _join_products(self, kinds: dict[str, ImageKind]) -> dict[str, ImageKind]:
@@ -110,16 +112,13 @@ class ImageChoice:
         groups: dict[ImageKind, list[str]] = {}
         for name, kind in sorted(kinds.items()):
             groups.setdefault(kind, []).append(name)
-        grey = [name for kind, names in groups.items() if kind.is_grey for name in names]
-        colour = next((kind for kind in groups if kind.is_colour), None)
-        is_mixed = bool(grey and colour) and (self.is_selected or not _are_apart(grey, groups[colour]))  # type: ignore[index]
-        if is_mixed and colour:
+        grey, colour = groups.get(GREY, []), groups.get(COLOUR, [])
+        if grey and colour and (self.is_selected or not _are_apart(grey, colour)):
             self.log(
-                f"{self.source}: {len(grey):,} of {len(grey) + len(groups[colour]):,} sampled images are grey, and are "
-                f"read as colour; e.g. {min(grey)}"
+                f"{self.source}: {len(grey):,} of {len(grey) + len(colour):,} sampled images are grey, and are "
+                f"read as colour; e.g. {grey[0]}"
             )
-            groups = {kind: names for kind, names in groups.items() if not kind.is_grey}
-            groups[colour] = sorted([*groups[colour], *grey])
+            groups[COLOUR] = sorted([*colour, *groups.pop(GREY)])
         least = MIN_SHARE * len(kinds)
         competing = {
             kind: names
@@ -136,7 +135,7 @@ class ImageChoice:
             offered = self.offer(names, others)
             works = f": {offered} works" if offered else ", which need a source of their own"
             texts.append(f"{len(names):,} of {kind}, e.g. {names[0]}{works}")
-        can_be_mixed = self.all_images and all(kind.is_grey or kind.is_colour for kind in competing)
+        can_be_mixed = self.all_images and competing.keys() <= {GREY, COLOUR}
         more = f"; {self.source.field}={self.all_images!r} reads all, grey as colour" if can_be_mixed else ""
         return (
             f"{self.source} holds {len(competing)} kinds of images, of which one can be read "
@@ -155,24 +154,22 @@ def offer_glob(folder: Path, source: Source) -> Offer:
     return offer
 
 
-def _spread(labels: Sequence[str], others: Sequence[str], names: Sequence[str]) -> list[str]:
+def offer_shards(folder: Path, source: Source, wanted: Sequence[str], others: Sequence[str]) -> str:
+    """Offer the shards below a folder that hold all the wanted images, `SHARD/…`, and no others; or ""."""
+    shards, rest = ({name.split("/")[0] for name in names} for names in (wanted, others))
+    return "" if shards & rest else offer_glob(folder, source)(sorted(shards), sorted(rest))
+
+
+def _spread(labels: set[str], pictures: set[str], names: Sequence[str]) -> list[str]:
     """Return the label maps among all names: those of the sample, and those whose group of names holds no others."""
-    known, pictures = set(labels), set(others)
-    return [
-        name
-        for group in group_by_name(names).values()
-        for is_map in [not known.isdisjoint(group) and pictures.isdisjoint(group)]
-        for name in group
-        if is_map or name in known
-    ]
+    spread = set(labels)
+    for group in group_by_name(names).values():
+        if not labels.isdisjoint(group) and pictures.isdisjoint(group):
+            spread.update(group)
+    return [name for name in names if name in spread]
 
 
 def _are_apart(grey: Sequence[str], colour: Sequence[str]) -> bool:
     """Check whether the names of two kinds differ by more than numbers."""
     groups = group_by_name([*grey, *colour]).values()
     return all(set(group).isdisjoint(grey) or set(group).isdisjoint(colour) for group in groups)
-
-
-def count_images(number: int) -> str:
-    """Return `1 image`, or `1,200 images`."""
-    return f"{number:,} image{'' if number == 1 else 's'}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moco_accel.common.errors import UserError
+from moco_accel.common.errors import UserError, count_of
 from moco_accel.images.globs import glob_matcher, split_glob
 from moco_accel.images.image_kinds import images_below
 from moco_accel.images.kinds import IMAGE_SUFFIXES, is_hidden, list_images
@@ -160,7 +160,7 @@ class _Finder:
         if commands := {name: command for name in others if (command := reading_command(folder / name))}:
             name = min(commands)
             self.log(
-                f"{self.source}: {len(commands):,} file{'s' * (len(commands) > 1)} of formats that are not read are "
+                f"{self.source}: {count_of(len(commands), 'file')} of formats that are not read are "
                 f"left out, e.g. {name}; {commands[name]}"
             )
 
@@ -172,9 +172,7 @@ class _Finder:
 
     def _split_of_shards(self, folder: Path, names: list[str], kind: str, all_shards: str | None) -> LocalFiles:
         """Return the shards of the split; all of them if no name tells a split. Copies of others are left out."""
-        names = [
-            str(file.relative_to(folder)) for file in without_copies([folder / x for x in names], self.source, self.log)
-        ]
+        names = without_copies(folder, names, self.source, self.log)
         splits = [split_of_shard(name) for name in names]
         if not any(splits):
             splits = find_splits(names)

@@ -63,21 +63,24 @@ def check_complete_sets(files: Sequence[Path], source: Source) -> None:
                 )
 
 
-def without_copies(files: Sequence[Path], source: Source, log: Log) -> list[Path]:
-    """Return the shards without those that are a copy of another, by size and by both ends; `log` names these.
+def without_copies(folder: Path, names: Sequence[str], source: Source, log: Log) -> list[str]:
+    """Return the shards below a folder without copies of others, told by size and both ends; `log` names these.
 
     Shards `-of-N` belong to a set in which each has its place.
     """
+    files = [folder / name for name in names]
+    sizes = {file: file.stat().st_size for file in files}
+    of_size = Counter(sizes.values())
     kept: dict[tuple[int, bytes], Path] = {}
-    sizes = Counter(file.stat().st_size for file in files)
-    copies = []
+    copies = set()
     for file in sorted(files, key=lambda file: (len(file.name), file.name)):  # a copy's name is longer
-        size = file.stat().st_size
-        ends = _ends(file, size) if sizes[size] > 1 else b""
-        if kept.setdefault((size, ends), file) is not file and ends and not _SHARD_NAME.fullmatch(file.stem):
-            copies.append(file)
-            log(f"{source}: {file.name} is a copy of {kept[size, ends].name} and is left out")
-    return [file for file in files if file not in copies]
+        if of_size[size := sizes[file]] == 1:
+            continue
+        first = kept.setdefault((size, _ends(file, size)), file)
+        if first is not file and not _SHARD_NAME.fullmatch(file.stem):
+            copies.add(file)
+            log(f"{source}: {file.name} is a copy of {first.name} and is left out")
+    return [name for name, file in zip(names, files, strict=True) if file not in copies]
 
 
 def _ends(file: Path, size: int) -> bytes:

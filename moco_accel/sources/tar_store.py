@@ -33,7 +33,7 @@ from moco_accel.images.tar_members import (
     list_tar_members,
 )
 from moco_accel.sources.base import PackedNames, Source, Store, read_folder_metadata
-from moco_accel.sources.image_choice import ImageChoice, offer_glob
+from moco_accel.sources.image_choice import ImageChoice, offer_shards
 from moco_accel.sources.split_choice import SplitChoice
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
@@ -177,7 +177,7 @@ def _choose_tiles(
         return _read_member(files[shard], offset, size)
 
     names = split_choice.choose_images(list(images), "", [name.split("/", 1)[1] for name in images])
-    choice = ImageChoice(source, split_choice.log, partial(_offer_shards, files[0].parent, source))
+    choice = ImageChoice(source, split_choice.log, partial(_offer, files[0].parent, source))
     chosen = {images[name][:2] for name in choice.choose(Images(names, read))}
     return [
         {key: tile for key, tile in shard.items() if any(place[:2] in chosen for place in tile.values())}
@@ -202,16 +202,16 @@ def _unpack(file: Path) -> str:
     return f"{shlex.join(['mkdir', '-p', target])} && {shlex.join(['tar', '-xf', str(file), '-C', target])}"
 
 
-def _offer_shards(folder: Path, source: Source, wanted: Sequence[str], others: Sequence[str]) -> str:
+def _offer(folder: Path, source: Source, wanted: Sequence[str], others: Sequence[str]) -> str:
     """Offer the shards that hold all the wanted members and no others; else to unpack those."""
-    shards = [sorted({name.split("/")[0] for name in names}) for names in (wanted, others)]
-    if set(shards[0]).isdisjoint(shards[1]):
-        return offer_glob(folder, source)(*shards)
+    if offered := offer_shards(folder, source, wanted, others):
+        return offered
+    shards = {name.split("/")[0] for name in wanted}
     members, rest = ([name.split("/", 1)[1] for name in names] for names in (wanted, others))
     found = find_globs(members, rest)
-    if not found or len(shards[0]) > 1:
+    if not found or len(shards) > 1:
         return ""
-    file = folder / shards[0][0]
+    file = folder / shards.pop()
     return f"{_unpack(file)} and {source.field}={str(file.with_suffix('')) + '/' + found[0]!r}"
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from moco_accel.images.kinds import image_kind
 from moco_accel.images.label_maps import find_label_maps, find_masks
 from moco_accel.sources.arrow_store import ArrowStore
 from moco_accel.sources.base import Store
-from moco_accel.sources.image_choice import ImageChoice, offer_glob
+from moco_accel.sources.image_choice import ImageChoice, offer_shards
 from moco_accel.sources.parquet_store import ParquetStore
 from moco_accel.tiles.read_tile import TileColumns, encoded_bytes
 
@@ -97,7 +96,10 @@ def check_rows(store: Store, columns: TileColumns, asked: Sequence[AskedFile]) -
     if columns.bands is not None or not isinstance(store, ParquetStore | ArrowStore):
         return
     has_paths = len({file.path for file in asked}) == len(asked)
-    files = {f"{_shard_of(store, x.index)}/{x.path if has_paths else f'row {x.index}'}": x for x in asked}
+    files = {
+        f"{Path(store.paths[store.place(x.index)[0]]).name}/{x.path if has_paths else f'row {x.index}'}": x
+        for x in asked
+    }
     kinds = {name: kind for name, file in files.items() if (kind := kind_of_facts(file.facts)) is not None}
 
     def read(name: str) -> Pixels | None:
@@ -108,12 +110,7 @@ def check_rows(store: Store, columns: TileColumns, asked: Sequence[AskedFile]) -
 
     masks = {*find_masks(list(kinds)), *find_label_maps(list(kinds), kinds.__getitem__, read)}
     kinds = with_products(kinds) | {name: replace(kinds[name], product="masks or label maps") for name in masks}
-    folder = Path(store.paths[0]).parent
-
-    def offer(wanted: Sequence[str], others: Sequence[str]) -> str:
-        shards = [sorted({name.split("/")[0] for name in names}) for names in (wanted, others)]
-        return offer_glob(folder, store.source)(*shards) if set(shards[0]).isdisjoint(shards[1]) else ""
-
+    offer = partial(offer_shards, Path(store.paths[0]).parent, store.source)
     by_type: dict[tuple[int, str], list[str]] = {}
     for name, kind in kinds.items():
         bands = 3 if (kind.bands, kind.dtype) == (1, "uint8") else kind.bands  # grey is read as colour
@@ -124,11 +121,6 @@ def check_rows(store: Store, columns: TileColumns, asked: Sequence[AskedFile]) -
     for name in itertools.chain.from_iterable(odd):
         kinds.pop(name, None)
     ImageChoice(store.source, print_note, offer).check_one_kind(kinds)
-
-
-def _shard_of(store: Store, index: int) -> str:
-    ends = list(accumulate(store.shard_sizes))
-    return Path(store.paths[bisect_right(ends, index)]).name
 
 
 def describe_pages(store: Store, asked: Sequence[AskedFile]) -> list[str]:
