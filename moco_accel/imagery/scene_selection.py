@@ -25,7 +25,7 @@ from moco_accel.scenes.competing_kinds import (
     sort_kinds,
     unify_types,
 )
-from moco_accel.scenes.find_scenes import FoundScenes, Scene, find_images, find_scenes, single_file
+from moco_accel.scenes.find_scenes import FoundScenes, Scene, find_scenes, single_file
 from moco_accel.scenes.image_files import UnreadableImage
 from moco_accel.scenes.layouts import Layout, SeparateScenes, read_layout
 from moco_accel.scenes.non_imagery import find_label_maps, left_out_notes, looks_like_labels, split_by_name
@@ -78,14 +78,12 @@ def select_scenes(
     label_maps = find_label_maps(layouts, options.labels_from_folders)
     not_imagery = {scene.name for scene in label_maps}
     imagery = [layout for layout in layouts if layout.scene.name not in not_imagery]
-    is_asked = options.only or masks or label_maps or previews
-    found_files = find_images(source, log=lambda line: None) if is_asked else []
-    every = [path.relative_to(root).as_posix() for path in found_files]
-    is_taken = any_matcher(options.only or ["*"])
-    selected, others = _select_kind(source, imagery, options, [name for name in every if not is_taken(name)])
+    is_taken = any_matcher(options.only or ())
+    excluded = [name for name in found.names if not is_taken(name)] if options.only else []
+    selected, others = _select_kind(source, imagery, options, excluded)
     check_nodata(options.nodata, selected[0].stored_dtype or selected[0].dtype)
     notes = [*_notes(selected, options), *_notes_on_other_files(root, found)]
-    notes += _notes_on_left_out(root, options, masks, label_maps, previews, every)
+    notes += _notes_on_left_out(root, options, masks, label_maps, previews, found.names)
     if looks_like_labels(selected):
         notes.append(f"the scenes have few values, as masks and label maps do, e.g. {selected[0].scene.name}")
     return selected, left_out + others, notes
@@ -99,7 +97,8 @@ def _notes_on_left_out(
     previews: list[Scene],
     every: list[str],
 ) -> Iterator[str]:
-    no_masks = sorted({*every} - {*files_of(root, masks)})  # beside others, masks are left out again
+    # beside others, masks are left out again
+    no_masks = sorted({*every} - {*files_of(root, masks)}) if label_maps or previews else []
     for scenes, what, files in (
         (masks, "have names of masks or label maps", every),
         (label_maps, "have few values, as masks and label maps do", no_masks),

@@ -57,12 +57,14 @@ class FoundScenes:
         non_band_files: Files beside band files that are no bands.
         other_formats: Files that hold imagery in a format that a build does not read.
         unnameable: Files whose names are no UTF-8, which neither GDAL nor parquet can hold.
+        names: Paths of all images relative to SRC, of those that were not asked for, too.
     """
 
     scenes: list[Scene]
     non_band_files: list[Path]
     unnameable: list[Path]
     other_formats: list[Path]
+    names: list[str]
 
 
 def find_scenes(
@@ -78,7 +80,8 @@ def find_scenes(
     Raises:
         UserError: If `source` does not exist or holds no images; the message names `field`.
     """
-    found = find_images(source, field, only)
+    every = find_images(source, field)
+    found = _choose(source, every, only) if only and source.is_dir() else every
     labels = label_raster.resolve() if label_raster and source.is_dir() else None
     unnameable = [path for path in found if not is_utf8(path)]
     files = [path for path in found if is_utf8(path) and (labels is None or path.resolve() != labels)]
@@ -95,7 +98,11 @@ def find_scenes(
     scenes += [single_file(root, files[number]) for number in grouped.others]
     non_band_files = [files[number] for number in grouped.beside]
     return FoundScenes(
-        sorted(scenes, key=lambda scene: scene.name), non_band_files, unnameable, [] if only else _other_formats(source)
+        sorted(scenes, key=lambda scene: scene.name),
+        non_band_files,
+        unnameable,
+        [] if only else _other_formats(source),
+        [path.relative_to(root).as_posix() for path in every],
     )
 
 
