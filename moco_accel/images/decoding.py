@@ -28,6 +28,7 @@ from moco_accel.images.headers import (
     check_scans,
     check_size,
     is_plain_tiff,
+    plain_tiff_bands,
     tiff_pages,
     tiff_tags,
 )
@@ -96,7 +97,8 @@ def image_facts(raw: bytes) -> ImageFacts:
 def _read_facts(raw: bytes) -> ImageFacts:
     kind = _check_kind(raw)
     if kind == "jpeg":
-        return ImageFacts("uint8")
+        colours = simplejpeg.decode_jpeg_header(raw)[2]
+        return ImageFacts("uint8", bands=1 if colours == "Gray" else 3)
     if kind == "npy":
         return ImageFacts(_read_npy_header(io.BytesIO(raw))[2].name)
     if kind == "png":
@@ -105,7 +107,7 @@ def _read_facts(raw: bytes) -> ImageFacts:
     if kind == "tiff" and is_plain_tiff(tags := tiff_tags(raw)) and _GDAL_METADATA not in tags:
         pages, has_mask = tiff_pages(raw)
         if not has_mask:
-            return ImageFacts("uint8", pages=pages)
+            return ImageFacts("uint8", bands=plain_tiff_bands(tags), pages=pages)
     if kind == "jpeg2000":
         check_jpeg2000(raw)
     return raster_facts(raw)

@@ -33,7 +33,7 @@ _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _ROWS = 256, 257, 258, 262, 277,
 _KIND, _TILE_WIDTH, _TILE_HEIGHT, _INK_SET, _SAMPLE_FORMAT = 254, 322, 323, 332, 339
 _IS_REDUCED, _IS_MASK = 1, 4  # flags of a directory's kind
 _MAX_DIRECTORIES = 1024
-_CMYK, _OTHER_INKS = 5, 2
+_COLOUR_TABLE, _CMYK, _OTHER_INKS = 3, 5, 2
 _COLOURS = {_CMYK: "CMYK", 8: "CIE Lab", 9: "ICC Lab", 10: "ITU Lab"}
 _CONVERTED = (_CMYK, 8)  # to RGB, by GDAL
 # (samples, photometric) of white-is-zero and black-is-zero grey, a colour table, RGB
@@ -209,6 +209,11 @@ def is_plain_tiff(tags: Mapping[int, tuple[int, ...]]) -> bool:
     """Check whether Pillow reads a TIFF without loss: unsigned 8-bit grey, RGB, or a colour table."""
     is_8_bit = set(tags.get(_BITS, (1,))) == {8} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
     return is_8_bit and (tags.get(_SAMPLES, (1,)), tags.get(_PHOTOMETRIC, ())) in _PLAIN_TIFFS
+
+
+def plain_tiff_bands(tags: Mapping[int, tuple[int, ...]]) -> int:
+    """Return the number of bands that a plain TIFF decodes to: a colour table becomes RGB."""
+    return 3 if tags[_PHOTOMETRIC] == (_COLOUR_TABLE,) else tags.get(_SAMPLES, (1,))[0]
 
 
 def _parse_values(raw: Raw, order: str, kind: int, count: int, at: int, room: int) -> tuple[int, ...]:

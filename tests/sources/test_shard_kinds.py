@@ -146,6 +146,16 @@ def test_rows_with_names_of_masks_are_refused(tmp_path):
     assert "4 of 1 band of uint8 (masks or label maps), e.g. all.parquet/masks/0.png" in error_message(tmp_path)
 
 
+@pytest.mark.parametrize("form", ["jpeg", "tiff", "png"])
+def test_rows_of_every_format_are_asked(tmp_path, form):
+    rows = [(f"images/{n}.x", encode_image(COLOUR[n], form)) for n in range(4)]
+    rows += [(f"masks/{n}.x", encode_image(LABELS[n] * 100, form)) for n in range(4)]
+    write_rows(tmp_path / "all.parquet", rows, named=True)
+    message = error_message(tmp_path)
+    assert "4 of 8-bit colour, e.g. all.parquet/images/0.x" in message
+    assert "4 of 1 band of uint8 (masks or label maps), e.g. all.parquet/masks/0.x" in message
+
+
 def test_grey_rows_among_colour_are_printed(tmp_path, capfd):
     write_rows(tmp_path / "all.parquet", members("{}.png") + members("{}.png", COLOUR[..., 0], 2))
     assert len(tiles_of(tmp_path, streaming=True)) == 6
