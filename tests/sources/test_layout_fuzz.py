@@ -8,15 +8,14 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.file_trees import SIDE, TAR_TREES, TREES, Tree, make_tree, number_of, picture
 
 from moco_accel.common.errors import UserError
 from moco_accel.imagery.build import build_tiles
@@ -25,195 +24,7 @@ from moco_accel.images.headers import DamagedTile
 from moco_accel.recipe.data_sections import Data
 from moco_accel.tiles.tiles import open_tiles
 
-rasterio = pytest.importorskip("rasterio")
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-SIDE = 16
-FOLDERS = ("", "a", "b/c", "images", "train/forest", "2020.01", "train/sea", "test/sea")
-HIDDEN = (".ipynb_checkpoints", "a/.cache", "__MACOSX", "images/__MACOSX", "@eaDir")
-MASK_FOLDERS = ("masks", "labels", "a/mask", "annotations")
-COLOUR_FOLDERS = ("gts_x", "classes", "a/colours", "semantic/2020")
-GREY_FOLDERS = ("sar", "grey/1", "pan")
-SIDE_FILES = ("readme.txt", "a.json", "images/x.xml", "x.png.aux.xml", "t.csv", "Thumbs.db", "a/y.pgw", "LICENSE")
-QUICK, LONG = 60, 2000
-
-
-@dataclass
-class Tree:
-    """A folder under construction, and what should be read of it.
-
-    Attributes:
-        expected: Number of times that each picture should be read, by its number.
-        of_split: The pictures and damaged files below train/ and test/.
-        damaged: Files that look like pictures and are none.
-        refusal: True if two kinds of imagery compete.
-    """
-
-    root: Path
-    outside: Path
-    expected: Counter[int] = field(default_factory=Counter)
-    of_split: dict[str, Counter[int]] = field(default_factory=dict)
-    damaged: int = 0
-    refusal: bool = False
-    files: int = 0
-
-    @property
-    def has_splits(self) -> bool:
-        return len(self.of_split) > 1
-
-    def next_path(self, folder: str, ending: str) -> Path:
-        self.files += 1
-        path = self.root / folder / f"tile{self.files}{ending}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-
-def picture(number: int) -> np.ndarray:
-    """Return a colourful picture [SIDE, SIDE, 3] that holds its number in the first pixel."""
-    pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    pixels[0, 0] = number >> 8, number & 255, 77
-    return pixels
-
-
-def number_of(tile) -> int:
-    return int(tile[0, 0, 0]) << 8 | int(tile[1, 0, 0])
-
-
-def add_picture(tree: Tree, path: Path, read: bool = True) -> None:
-    tree.files += 1
-    Image.fromarray(picture(tree.files)).save(path)
-    if read:
-        tree.expected[tree.files] += 1
-        count_split(tree, path, tree.files)
-
-
-def count_split(tree: Tree, path: Path, number: int) -> None:
-    top = path.relative_to(tree.root).parts[0] if tree.root in path.parents else ""
-    if top in ("train", "test"):
-        tree.of_split.setdefault(top, Counter())[number] += 1
-
-
-def add_pictures(tree: Tree, folder: str, count: int, ending: str) -> None:
-    for _ in range(count):
-        add_picture(tree, tree.next_path(folder, ending))
-
-
-def add_masks(tree: Tree, folder: str, count: int) -> None:
-    for _ in range(count):
-        values = np.random.default_rng(tree.files).integers(0, 3, (SIDE, SIDE), dtype=np.uint8)
-        Image.fromarray(values).save(tree.next_path(folder, ".png"))
-
-
-def add_masks_beside(tree: Tree, folder: str, count: int) -> None:
-    for _ in range(count):
-        path = tree.next_path(folder, ".png")
-        add_picture(tree, path)
-        values = np.random.default_rng(tree.files).integers(0, 2, (SIDE, SIDE), dtype=np.uint8)
-        Image.fromarray(values).save(path.with_name(f"{path.stem}_mask.png"))
-
-
-def add_colour_maps(tree: Tree, folder: str, count: int) -> None:
-    colours = np.array([[255, 0, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
-    for _ in range(count):
-        values = np.random.default_rng(tree.files).integers(0, 3, (SIDE, SIDE))
-        Image.fromarray(colours[values]).save(tree.next_path(folder, ".png"))
-
-
-def add_quick_looks(tree: Tree, folder: str, count: int) -> None:
-    for _ in range(count):
-        path = tree.next_path(folder, ".png")
-        add_picture(tree, path)
-        Image.fromarray(picture(0)[::2, ::2]).save(path.with_name(f"{path.stem}_thumb.png"))
-
-
-def add_grey(tree: Tree, folder: str, count: int) -> None:
-    for _ in range(count):
-        Image.fromarray(picture(tree.files)[..., 1]).save(tree.next_path(folder, ".png"))
-    tree.refusal = True
-
-
-def add_hidden(tree: Tree, folder: str, count: int) -> None:
-    for _ in range(count):
-        add_picture(tree, tree.next_path(folder, ".png"), read=False)
-
-
-def add_apple_double(tree: Tree, folder: str, count: int) -> None:
-    for _ in range(count):
-        path = tree.next_path(folder, ".png")
-        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7" + bytes(60))
-
-
-def add_side_file(tree: Tree, name: str) -> None:
-    path = tree.root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("text")
-
-
-def add_link(tree: Tree, name: str, count: int) -> None:
-    target = tree.outside / f"target{tree.files}"
-    target.mkdir(parents=True)
-    for number in range(count):
-        add_picture(tree, target / f"{number}.png")
-    link = tree.root / f"{name}{tree.files}"
-    link.symlink_to(target)
-
-
-def add_loop(tree: Tree, folder: str) -> None:
-    parent = tree.root / folder
-    parent.mkdir(parents=True, exist_ok=True)
-    link = parent / "loop"
-    if not link.exists():
-        link.symlink_to(tree.root)
-
-
-def add_empty(tree: Tree, folder: str) -> None:
-    path = tree.next_path(folder, ".png")
-    path.write_bytes(b"")
-    count_split(tree, path, -1)
-    tree.damaged += 1
-
-
-def add_other_kind(tree: Tree, folder: str, count: int) -> None:
-    """Add TIFFs of four named 16-bit bands with many values."""
-    for _ in range(count):
-        path = tree.next_path(folder, ".tif")
-        pixels = np.random.default_rng(tree.files).integers(1, 9000, (4, SIDE, SIDE)).astype(np.uint16)
-        with rasterio.open(path, "w", driver="GTiff", width=SIDE, height=SIDE, count=4, dtype="uint16") as file:
-            file.write(pixels)
-            file.descriptions = ("B2", "B3", "B4", "B8")
-    tree.refusal = True
-
-
-COUNT = st.integers(1, 4)
-ENDINGS = st.sampled_from([".png", ".PNG", ".tif", ".tiff"])
-PARTS_OF_ALL = (
-    st.tuples(st.just(add_pictures), st.sampled_from(FOLDERS), COUNT, ENDINGS),
-    st.tuples(st.just(add_masks), st.sampled_from(MASK_FOLDERS), COUNT),
-    st.tuples(st.just(add_masks_beside), st.sampled_from(FOLDERS), COUNT),
-    st.tuples(st.just(add_colour_maps), st.sampled_from(COLOUR_FOLDERS), COUNT),
-    st.tuples(st.just(add_quick_looks), st.sampled_from(FOLDERS), COUNT),
-    st.tuples(st.just(add_hidden), st.sampled_from(HIDDEN), COUNT),
-    st.tuples(st.just(add_apple_double), st.sampled_from(FOLDERS), COUNT),
-    st.tuples(st.just(add_side_file), st.sampled_from(SIDE_FILES)),
-    st.tuples(st.just(add_empty), st.sampled_from(FOLDERS)),
-    st.tuples(st.just(add_other_kind), st.sampled_from(FOLDERS), COUNT),
-    st.tuples(st.just(add_grey), st.sampled_from(GREY_FOLDERS), COUNT),
-)
-LINKS = (
-    st.tuples(st.just(add_link), st.sampled_from(["link", "a", "z"]), COUNT),
-    st.tuples(st.just(add_loop), st.sampled_from(FOLDERS)),
-)
-PARTS = st.one_of(*PARTS_OF_ALL, *LINKS)
-TAR_TREES = st.lists(st.one_of(*PARTS_OF_ALL), max_size=5)
-TREES = st.lists(PARTS, max_size=5)
-
-
-def make_tree(folder: Path, parts) -> Tree:
-    """Write a tree with at least four pictures: more than its damaged files can hide."""
-    tree = Tree(folder / "source", folder / "outside")
-    add_pictures(tree, "images", 4, ".png")
-    for add, *arguments in parts:
-        add(tree, *arguments)
-    return tree
 
 
 def refusal(do: Callable[[], object]) -> str | None:
@@ -285,49 +96,28 @@ def check_tree(parts, what: str) -> None:
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None, "derandomize": True}
 
 
-@settings(max_examples=QUICK, **COMMON)
-@given(TREES)
-def test_a_folder_yields_its_pictures_and_nothing_else(parts) -> None:
-    check_tree(parts, "folder")
+WHAT = {"folder": (TREES, 60), "tar": (TAR_TREES, 60), "build": (TREES, 20)}
 
 
-@settings(max_examples=QUICK, **COMMON)
-@given(TAR_TREES)
-def test_a_tar_yields_its_pictures_and_nothing_else(parts) -> None:
-    check_tree(parts, "tar")
+def fuzz(what: str, count: int, **options) -> None:
+    @settings(max_examples=count, **COMMON | options)
+    @given(WHAT[what][0])
+    def check(parts) -> None:
+        check_tree(parts, what)
+
+    check()
 
 
-@settings(max_examples=QUICK // 3, **COMMON)
-@given(TREES)
-def test_a_build_yields_the_pictures_of_a_folder_and_nothing_else(parts) -> None:
-    check_tree(parts, "build")
-
-
-RANDOM = settings(max_examples=LONG, **COMMON | {"derandomize": False})
+@pytest.mark.parametrize("what", WHAT)
+def test_pictures_and_nothing_else_are_read(what: str) -> None:
+    fuzz(what, WHAT[what][1])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@RANDOM
-@given(TREES)
-def test_two_thousand_folders_yield_their_pictures_and_nothing_else(parts) -> None:
-    check_tree(parts, "folder")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@RANDOM
-@given(TAR_TREES)
-def test_two_thousand_tars_yield_their_pictures_and_nothing_else(parts) -> None:
-    check_tree(parts, "tar")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@RANDOM
-@given(TREES)
-def test_two_thousand_builds_yield_the_pictures_and_nothing_else(parts) -> None:
-    check_tree(parts, "build")
+@pytest.mark.parametrize("what", WHAT)
+def test_pictures_and_nothing_else_are_read_of_two_thousand_trees(what: str) -> None:
+    fuzz(what, 2000, derandomize=False)
 
 
 SPLITS = ("train", "test", "validation")
